@@ -1,0 +1,241 @@
+//! `mnemon bench`: how fast a device computes LSTMs, as JSON lines.
+
+use crate::options::DeviceOptions;
+use crate::output::say;
+use clap::{Args, ValueEnum};
+use mnemon::config::{Bias, GATES, LstmConfig};
+use mnemon::device::{Device, Executable, Session};
+use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::graph::builder::LstmWeights;
+use mnemon::graph::{Expr, Graph, N, Value};
+use mnemon::params::{Initializer, Tensor, lstm_parameters};
+use mnemon::scheduler::{Batch, Capacity};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const BUILT_IN: &str = include_str!("../../../benches/configs.json");
+/// The timing rule shared with the other implementations: see the fields' uses in [`time`].
+const TIMED_CALLS: usize = 5;
+const TIMED_CALLS_IF_SLOW: usize = 3;
+const SLOW: Duration = Duration::from_secs(10);
+const TIMED_FOR: Duration = Duration::from_secs(2);
+const MOST_CALLS: usize = 200;
+
+const EXAMPLES: &str = "\
+Example:
+  mnemon bench --only small,med --modes infer --device cpu
+
+A line holds milliseconds a call (the median; the least; the first with all it compiles) and GFLOP/s by one count for
+everyone: 2*4*B*T*H*(I+H) a layer, three times that for training.";
+
+/// Time LSTMs, one JSON line a configuration and mode
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// A JSON list of {"name", "B", "T", "I", "H", "layers"} instead of the built-in configurations
+    #[arg(long, value_name = "FILE")]
+    configs: Option<PathBuf>,
+
+    /// Names of configurations, with commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+
+    /// What to time: infer is a forward pass, train is loss and gradients of all weights and of the input
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "infer,train")]
+    modes: Vec<Mode>,
+
+    /// Skip what takes longer than this many seconds a call
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    limit: f64,
+
+    #[command(flatten)]
+    device: DeviceOptions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    Infer,
+    Train,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[allow(non_snake_case, reason = "the sizes have these names in the file")]
+struct Config {
+    name: String,
+    B: usize,
+    T: usize,
+    I: usize,
+    H: usize,
+    layers: usize,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    peer: &'static str,
+    version: &'static str,
+    device: &'static str,
+    adapter: String,
+    config: &'a str,
+    mode: Mode,
+    #[serde(flatten)]
+    result: Outcome,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Times { ms: f64, gflops: f64, min_ms: f64, iters: usize, first_ms: f64 },
+    Failed { error: String },
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let configs = configs(arguments)?;
+    let device = arguments.device.open()?;
+    let mut failed = false;
+    for config in &configs {
+        for &mode in &arguments.modes {
+            let result = measure(&device, config, mode, arguments.limit)
+                .unwrap_or_else(|error| Outcome::Failed { error: error.to_string() });
+            failed |= matches!(&result, Outcome::Failed { error } if !error.starts_with("skipped"));
+            let (version, adapter) = (env!("CARGO_PKG_VERSION"), device.name());
+            let device = device.label();
+            let line = Line { peer: "mnemon", version, device, adapter, config: &config.name, mode, result };
+            let line = serde_json::to_string(&line).map_err(|e| Error::new(ErrorKind::Internal, e))?;
+            say!("{line}");
+        }
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn configs(arguments: &Arguments) -> Result<Vec<Config>> {
+    let (text, from) = match &arguments.configs {
+        Some(path) => (crate::read_text(path)?, path.display().to_string()),
+        None => (BUILT_IN.to_string(), "the built-in configurations".to_string()),
+    };
+    let all: Vec<Config> =
+        serde_json::from_str(&text).map_err(|e| Error::new(ErrorKind::File, format!("{from}: {e}")))?;
+    if let Some(name) = arguments.only.iter().find(|n| all.iter().all(|c| c.name != **n)) {
+        let names: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
+        return Err(Error::new(ErrorKind::Argument, format!("bench: {from} hold {}, not `{name}`", names.join(", "))));
+    }
+    Ok(all.into_iter().filter(|c| arguments.only.is_empty() || arguments.only.contains(&c.name)).collect())
+}
+
+/// Floating-point operations of one call.
+fn operations(config: &Config, mode: Mode) -> f64 {
+    let layer = |l: usize| {
+        let input = if l == 0 { config.I } else { config.H };
+        2.0 * 4.0 * (config.B * config.T) as f64 * config.H as f64 * (input + config.H) as f64
+    };
+    (0..config.layers).map(layer).sum::<f64>() * if mode == Mode::Train { 3.0 } else { 1.0 }
+}
+
+fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<Outcome> {
+    let batch = Batch::dense(config.T, config.B)?;
+    let mut session = device.session()?;
+    let graph = build(config, mode, &mut session)?;
+    session.wait()?;
+    let begin = Instant::now();
+    let mut executable = session.load(&graph, &Capacity::exactly(&batch))?;
+    let mut call = || call(&mut session, &mut executable, &batch);
+    call()?;
+    let first = begin.elapsed();
+    if first.as_secs_f64() > limit {
+        return Ok(Outcome::Failed { error: format!("skipped: first call took {:.1} s", first.as_secs_f64()) });
+    }
+    let mut times = time(&mut call)?;
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    let round = |value: f64, places: i32| (value * 10f64.powi(places)).round() / 10f64.powi(places);
+    Ok(Outcome::Times {
+        ms: round(median, 4),
+        gflops: round(operations(config, mode) / median / 1e6, 3),
+        min_ms: round(times[0], 4),
+        iters: times.len(),
+        first_ms: round(first.as_secs_f64() * 1e3, 1),
+    })
+}
+
+/// One call: everything stays on the device, and the call ends when the device is done.
+fn call(session: &mut Session, executable: &mut Executable, batch: &Batch) -> Result<Duration> {
+    let begin = Instant::now();
+    session.run(executable, batch, &[])?;
+    session.wait()?;
+    Ok(begin.elapsed())
+}
+
+/// A second warm-up call, then at least five timed ones (three where a call takes over ten seconds), going on for about
+/// two seconds; milliseconds.
+fn time(call: &mut impl FnMut() -> Result<Duration>) -> Result<Vec<f64>> {
+    let least = if call()? > SLOW { TIMED_CALLS_IF_SLOW } else { TIMED_CALLS };
+    let (mut times, begin) = (Vec::new(), Instant::now());
+    while times.len() < least || (begin.elapsed() < TIMED_FOR && times.len() < MOST_CALLS) {
+        times.push(call()?.as_secs_f64() * 1e3);
+    }
+    Ok(times)
+}
+
+/// The stack of layers over an x that stays on the device; for training with mean(y²)/2 and its gradients.
+fn build(config: &Config, mode: Mode, session: &mut Session) -> Result<Graph> {
+    let lstm = LstmConfig::new(config.I, config.H).layers(config.layers).bias(Bias::Two);
+    lstm.validate()?;
+    let mut graph = Graph::new();
+    let rows = config.T.saturating_mul(config.B);
+    if rows.saturating_mul(config.I.max(config.H)) > u32::MAX as usize {
+        return Err(Error::new(ErrorKind::Argument, "bench: T*B*I and T*B*H must be below 2^32"));
+    }
+    let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX);
+    session.set("x", &Tensor::new(&[rows, config.I], values)?)?;
+    let x = graph.persistent("x", [N, config.I.into()])?;
+    let (mut y, mut by) = (x, vec![("x".to_string(), x)]);
+    for layer in 0..config.layers {
+        let weights = parameters(&lstm, layer, session, &mut graph, &mut by)?;
+        let out = graph.lstm(y, None, &weights)?;
+        graph.output(&format!("h_n_{layer}"), out.h_n)?;
+        graph.output(&format!("c_n_{layer}"), out.c_n)?;
+        y = out.y;
+    }
+    graph.output("y", y)?;
+    if mode == Mode::Train {
+        let sum = graph.sum_of_squares(&[y])?;
+        let half_mean = Expr::Input(0) * Expr::Const(0.5 / (rows * config.H) as f32);
+        let loss = graph.elementwise(half_mean, &[sum])?;
+        graph.output("loss", loss)?;
+        let values: Vec<Value> = by.iter().map(|b| b.1).collect();
+        for ((name, _), gradient) in by.iter().zip(graph.gradients(loss, &values)?) {
+            graph.output(&format!("d{name}"), gradient)?;
+        }
+    }
+    Ok(graph)
+}
+
+fn parameters(
+    config: &LstmConfig,
+    layer: usize,
+    session: &mut Session,
+    graph: &mut Graph,
+    by: &mut Vec<(String, Value)>,
+) -> Result<LstmWeights> {
+    let limit = 1.0 / (config.hidden_size as f32).sqrt();
+    let shapes = lstm_parameters(config.layer_input(layer), config.hidden_size, config.bias);
+    debug_assert_eq!(shapes.len(), GATES, "two weights and two biases");
+    let mut values = Vec::new();
+    for (at, (name, shape)) in shapes.iter().enumerate() {
+        let name = format!("{name}_l{layer}");
+        let first = Initializer::Uniform(limit).values(shape, 0, (layer * shapes.len() + at) as u64);
+        session.set(&name, &Tensor::new(shape, first)?)?;
+        let value = graph.persistent(&name, shape)?;
+        by.push((name, value));
+        values.push(value);
+    }
+    Ok(LstmWeights {
+        weight_ih: values[0],
+        weight_hh: values[1],
+        bias_ih: values.get(2).copied(),
+        bias_hh: values.get(3).copied(),
+    })
+}

@@ -1,0 +1,70 @@
+//! The command `mnemon`: a thin command line over the library.
+
+mod bench;
+mod devices;
+//mod generate;
+mod options;
+mod output;
+#[cfg(feature = "gpu")]
+mod shaders;
+//mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use mnemon::error::{Error, ErrorKind, Result};
+use std::process::ExitCode;
+
+/// LSTMs, trained and run fast on any GPU, and on the CPU
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  mnemon train src --output model.safetensors\n\n\
+    MNEMON_LOG=info (or debug) says more on standard error."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Devices(devices::Arguments),
+    //Train(train::Arguments),
+    //Generate(generate::Arguments),
+    Verify(verify::Arguments),
+    Bench(bench::Arguments),
+    #[cfg(feature = "gpu")]
+    Shaders(shaders::Arguments),
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("MNEMON_LOG", "warn")).init();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Devices(a) => devices::run(&a),
+        //Command::Train(a) => train::run(&a),
+        //Command::Generate(a) => generate::run(&a),
+        Command::Verify(a) => verify::run(&a),
+        Command::Bench(a) => bench::run(&a),
+        #[cfg(feature = "gpu")]
+        Command::Shaders(a) => shaders::run(&a),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        exit_code(&error)
+    })
+}
+
+/// 2 where the command line asks for what cannot be, 1 for all else.
+fn exit_code(error: &Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::Argument | ErrorKind::Unsupported => ExitCode::from(2),
+        _ => ExitCode::from(1),
+    }
+}
+
+/// The contents of a file of text that the command line names.
+fn read_text(path: &std::path::Path) -> Result<String> {
+    std::fs::read_to_string(path)
+        .map_err(|e| Error::new(ErrorKind::File, format!("{}: cannot read: {e}", path.display())))
+}

@@ -1,0 +1,345 @@
+//! Prepares and runs programs: where values are, which operation runs, what persists.
+
+use super::call::{Cached, Call, Operand};
+use super::dropout::{RowKind, dropout};
+use super::elementwise::elementwise;
+use super::lstm_backward::lstm_backward;
+use super::lstm_forward::lstm_forward;
+use super::storage::{self, Buffer, Memory, Persistent, Place};
+use super::tape::Tape;
+use super::{products, reduce, rows, softmax};
+use crate::error::{Error, Result};
+use crate::graph::{Dim, Op, Symbol, broadcast};
+use crate::params::{DType, Tensor};
+use crate::scheduler::program::{Storage, root};
+use crate::scheduler::strategy::row_axis;
+use crate::scheduler::{Batch, Executor, Program, Step};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The host processor: its threads, and the values that outlive runs.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: ThreadPool,
+    names: HashMap<String, usize>,
+    persistents: Vec<Persistent>,
+    versions: u64,
+}
+
+/// A program with its memory; runs on the [`Cpu`] that prepared it.
+#[derive(Debug)]
+pub struct Prepared {
+    program: Arc<Program>,
+    arenas: Vec<Vec<f32>>,
+    /// For each value the buffer and first element of its storage.
+    places: Vec<Option<(Buffer, usize)>>,
+    /// For each step its compiled expressions.
+    tapes: Vec<Option<Tape>>,
+    packs: Vec<[Cached; 2]>,
+    /// The sizes of every value in the last run; empty before the first.
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Cpu {
+    /// A processor with `threads` threads, or as many as the system offers.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        if threads == Some(0) {
+            return Err(Error::argument("cpu: at least 1 thread is needed, got 0"));
+        }
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let name = |i| format!("mnemon-cpu-{i}");
+        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
+        let pool = pool.map_err(|e| Error::device(format!("cpu: cannot start {threads} threads: {e}")))?;
+        Ok(Self { pool, names: HashMap::new(), persistents: Vec::new(), versions: 0 })
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    fn version(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    fn find(&self, name: &str) -> Result<usize> {
+        let at = self.names.get(name).copied();
+        at.ok_or_else(|| Error::argument(format!("cpu: no value called `{name}` is declared")))
+    }
+
+    /// Makes room for the persistent value `name`, filled by zeros; replaces an older one of that name.
+    pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) {
+        let data = vec![0.0; shape.iter().product()];
+        let value = Persistent { shape: shape.to_vec(), dtype, data, version: self.version() };
+        match self.names.get(name) {
+            Some(&at) => self.persistents[at] = value,
+            None => {
+                self.names.insert(name.to_string(), self.persistents.len());
+                self.persistents.push(value);
+            }
+        }
+    }
+
+    /// Sets the first values of the persistent value `name` to those of `tensor`.
+    pub fn write(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let at = self.find(name)?;
+        let version = self.version();
+        let value = &mut self.persistents[at];
+        if tensor.len() > value.data.len() || tensor.dtype() != value.dtype {
+            return Err(Error::shape(format!(
+                "cpu: `{name}` holds {:?} of {:?}, cannot take {:?} of {:?}",
+                value.dtype,
+                value.shape,
+                tensor.dtype(),
+                tensor.shape()
+            )));
+        }
+        value.version = version;
+        storage::store(tensor, &mut value.data)
+    }
+
+    /// The persistent value `name`, whole.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let value = &self.persistents[self.find(name)?];
+        storage::load(&value.data, &value.shape, value.dtype)
+    }
+
+    /// Makes room for the values of `program`, whose persistent values must be declared, and compiles its expressions.
+    pub fn prepare(&mut self, program: &Arc<Program>) -> Result<Prepared> {
+        if program.target.executor != Executor::Cpu {
+            return Err(Error::argument(format!("cpu: the program is compiled for {:?}", program.target.executor)));
+        }
+        let mut places = Vec::with_capacity(program.values.len());
+        for at in 0..program.values.len() {
+            let root = program.root(at);
+            places.push(match (program.values[root].storage, program.placement.places.get(&root)) {
+                (Storage::Persistent, _) => Some((Buffer::Persistent(self.find(&program.values[root].name)?), 0)),
+                (_, None) => None,
+                (_, Some(place)) => match place.pieces.as_slice() {
+                    [(arena, offset)] => Some((Buffer::Arena(*arena), *offset as usize / size_of::<f32>())),
+                    pieces => {
+                        let name = &program.values[root].name;
+                        return Err(Error::unsupported(format!("cpu: `{name}` has {} pieces", pieces.len())));
+                    }
+                },
+            });
+        }
+        let arenas = program.placement.arenas.iter().map(|b| vec![0.0; (*b as usize).div_ceil(size_of::<f32>())]);
+        let tapes = program.steps.iter().map(|step| compile(program, step)).collect::<Result<_>>()?;
+        let packs = program.steps.iter().map(|_| Default::default()).collect();
+        let program = Arc::clone(program);
+        Ok(Prepared { arenas: arenas.collect(), program, places, tapes, packs, shapes: Vec::new() })
+    }
+
+    /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
+    pub fn run(&mut self, prepared: &mut Prepared, batch: &Batch, inputs: &[Tensor]) -> Result<()> {
+        let program = Arc::clone(&prepared.program);
+        program.capacity.admits(batch)?;
+        let scalars = program.scalar_values(batch)?;
+        prepared.shapes.clear();
+        let shapes = program.values.iter().map(|v| batch.resolve(&v.shape)).collect::<Result<Vec<_>>>()?;
+        self.check(prepared, &shapes, inputs)?;
+        let changes = self.version();
+        let Prepared { arenas, places, tapes, packs, .. } = prepared;
+        let memory = Memory { arenas, persistents: &mut self.persistents };
+        let mut run = Run { program: &program, batch, scalars, shapes: &shapes, places, memory };
+        let result = self.pool.install(|| {
+            run.give(inputs)?;
+            for (at, step) in program.steps.iter().enumerate() {
+                run.step(step, tapes[at].as_ref(), &mut packs[at]).map_err(|e| e.within(step.op.name()))?;
+            }
+            run.copy()
+        });
+        for &value in &program.updated {
+            if let Some((Buffer::Persistent(at), _)) = prepared.places[value] {
+                self.persistents[at].version = changes;
+            }
+        }
+        result?;
+        prepared.shapes = shapes;
+        Ok(())
+    }
+
+    /// Refuses inputs and persistent values that do not fit, and integers out of bounds, before anything has changed.
+    fn check(&self, prepared: &Prepared, shapes: &[Vec<usize>], inputs: &[Tensor]) -> Result<()> {
+        let program = &*prepared.program;
+        if inputs.len() != program.inputs.len() {
+            return Err(Error::argument(format!(
+                "cpu: expected {} inputs, got {}",
+                program.inputs.len(),
+                inputs.len()
+            )));
+        }
+        for ((name, value), tensor) in program.inputs.iter().zip(inputs) {
+            let dtype = program.values[*value].dtype;
+            if tensor.shape() != shapes[*value] || tensor.dtype() != dtype {
+                return Err(Error::shape(format!(
+                    "cpu: input `{name}`: expected {dtype:?} of {:?}, got {:?} of {:?}",
+                    shapes[*value],
+                    tensor.dtype(),
+                    tensor.shape()
+                )));
+            }
+            for bound in program.bounds.iter().filter(|b| program.root(b.value) == *value) {
+                let wrong = tensor.u32s()?.iter().find(|&&x| x as usize >= bound.below && Some(x) != bound.except);
+                if let Some(wrong) = wrong {
+                    return Err(Error::argument(format!(
+                        "{}: `{name}` must be below {}, got {wrong}",
+                        bound.reader, bound.below
+                    )));
+                }
+            }
+        }
+        for (value, place) in program.values.iter().zip(&prepared.places).zip(shapes).map(|((v, p), s)| ((v, s), *p)) {
+            let ((value, shape), Some((Buffer::Persistent(at), _))) = (value, place) else { continue };
+            let held = &self.persistents[at];
+            if held.data.len() < shape.iter().product() || held.dtype != value.dtype {
+                return Err(Error::shape(format!(
+                    "cpu: `{}` needs {:?} of {shape:?}, declared are {:?} of {:?}",
+                    value.name, value.dtype, held.dtype, held.shape
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Output number `index` of the last run, packed.
+    pub fn output(&self, prepared: &Prepared, index: usize) -> Result<Tensor> {
+        let program = &prepared.program;
+        let (name, value) = program
+            .outputs
+            .get(index)
+            .ok_or_else(|| Error::argument(format!("cpu: the program has no output {index}")))?;
+        let shape = prepared
+            .shapes
+            .get(*value)
+            .ok_or_else(|| Error::argument(format!("cpu: output `{name}` is read before a run has succeeded")))?;
+        let (buffer, offset) =
+            prepared.places[*value].ok_or_else(|| Error::internal(format!("cpu: output `{name}` has no place")))?;
+        let data = match buffer {
+            Buffer::Arena(a) => &prepared.arenas[a],
+            Buffer::Persistent(p) => &self.persistents[p].data,
+        };
+        storage::load(&data[offset..], shape, program.values[*value].dtype)
+    }
+}
+
+/// The compiled expressions of an elementwise step, of those outputs that are wanted.
+fn compile(program: &Program, step: &Step) -> Result<Option<Tape>> {
+    let Op::Elementwise { exprs } = &step.op else { return Ok(None) };
+    let Some(&shape) = step.outputs.iter().flatten().next() else { return Ok(Some(Tape::default())) };
+    let shape = &program.values[shape].shape;
+    let spreads = step.inputs.iter().map(|input| {
+        let input = input.map(|i| &program.values[i].shape);
+        input.and_then(|i| broadcast(shape, i)).ok_or_else(|| Error::internal("an input does not spread"))
+    });
+    let wanted: Vec<_> = exprs.iter().zip(&step.outputs).filter(|(_, o)| o.is_some()).map(|(e, _)| e).collect();
+    Tape::compile(&wanted, &spreads.collect::<Result<Vec<_>>>()?, &|e| program.scalar_index(e)).map(Some)
+}
+
+/// One run.
+struct Run<'a> {
+    program: &'a Program,
+    batch: &'a Batch,
+    scalars: Vec<f32>,
+    shapes: &'a [Vec<usize>],
+    places: &'a [Option<(Buffer, usize)>],
+    memory: Memory<'a>,
+}
+
+impl Run<'_> {
+    fn place(&self, value: usize) -> Result<Place> {
+        let (buffer, offset) = self.places[value]
+            .ok_or_else(|| Error::internal(format!("cpu: `{}` has no place", self.program.values[value].name)))?;
+        Ok(Place { buffer, offset, len: self.shapes[value].iter().product() })
+    }
+
+    /// Stores the inputs.
+    fn give(&mut self, inputs: &[Tensor]) -> Result<()> {
+        for ((_, value), tensor) in self.program.inputs.iter().zip(inputs) {
+            let place = self.place(*value)?;
+            storage::store(tensor, self.memory.write(place)?)?;
+        }
+        Ok(())
+    }
+
+    /// Gives persistent values what they take at the end of a run.
+    fn copy(&mut self) -> Result<()> {
+        // All sources are read before any is overwritten: values may change places.
+        let mut copies = Vec::with_capacity(self.program.copies.len());
+        for &(persistent, source) in &self.program.copies {
+            copies.push((persistent, self.memory.read(self.place(source)?)?.to_vec()));
+        }
+        for (persistent, values) in copies {
+            let place = self.place(persistent)?;
+            self.memory.write(place)?.copy_from_slice(&values);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step, tape: Option<&Tape>, packs: &mut [Cached; 2]) -> Result<()> {
+        if matches!(step.op, Op::View { .. }) {
+            return Ok(());
+        }
+        let places = step.outputs.iter().map(|o| o.map(|o| self.place(o)).transpose()).collect::<Result<Vec<_>>>()?;
+        let mut taken = self.memory.take(&places);
+        let result = storage::carve(&mut taken, &places).and_then(|outputs| {
+            let inputs = step.inputs.iter().map(|i| i.map(|i| self.operand(i, step)).transpose());
+            let inputs = inputs.collect::<Result<Vec<_>>>()?;
+            let mut call = Call { inputs, outputs, batch: self.batch, scalars: &self.scalars, packs };
+            self.dispatch(step, tape, &mut call)
+        });
+        self.memory.put(taken);
+        result
+    }
+
+    /// The input `value` of `step`, whose outputs' buffers are taken.
+    fn operand(&self, value: usize, step: &Step) -> Result<Operand<'_>> {
+        let root = |v: usize| root(&self.program.values, v);
+        let same = |o: &Option<usize>| o.is_some_and(|o| root(o) == root(value));
+        let in_place_of = step.outputs.iter().position(same);
+        let place = self.place(value)?;
+        let data = if in_place_of.is_some() { None } else { Some(self.memory.read(place)?) };
+        let version = match place.buffer {
+            Buffer::Persistent(at) => Some(self.memory.persistents[at].version),
+            Buffer::Arena(_) => None,
+        };
+        let axis = row_axis(&self.program.values[value].shape);
+        Ok(Operand { data, shape: self.shapes[value].clone(), axis, version, in_place_of })
+    }
+
+    fn dispatch(&self, step: &Step, tape: Option<&Tape>, call: &mut Call<'_>) -> Result<()> {
+        let kind = || {
+            let rows = step.inputs[0].and_then(|x| self.program.values[x].shape.rows().cloned());
+            match rows {
+                Some(Dim::Symbol(Symbol::Rows(axis))) => RowKind::Axis(axis),
+                Some(Dim::Symbol(Symbol::Batch)) => RowKind::Batch,
+                _ => RowKind::Fixed,
+            }
+        };
+        match &step.op {
+            Op::Lstm => lstm_forward(call),
+            Op::LstmBackward => lstm_backward(call),
+            Op::LstmWeightGradient(part) => products::lstm_weight_gradient(call, *part),
+            Op::Linear => products::linear(call),
+            Op::MatMul | Op::LstmInputGradient => products::matmul(call),
+            Op::WeightGradient => products::weight_gradient(call),
+            Op::Embedding => rows::embedding(call),
+            Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),
+            Op::Dropout { rate, operation } => dropout(call, *rate, *operation, kind()),
+            Op::Elementwise { .. } => {
+                let output = step.outputs.iter().flatten().next().copied();
+                let columns = output.map_or(1, |o| self.shapes[o].iter().skip(1).product());
+                let tape = tape.ok_or_else(|| Error::internal("the expressions are not compiled"))?;
+                elementwise(call, tape, columns)
+            }
+            Op::Reduce { kind, over } => reduce::reduce(call, *kind, *over),
+            Op::CrossEntropy { ignore } => softmax::cross_entropy(call, *ignore),
+            Op::CrossEntropyBackward { ignore } => softmax::cross_entropy_backward(call, *ignore),
+            Op::ArgMax => rows::argmax(call),
+            Op::View { .. } => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The fast executor for host processors: packed weights, vector registers, threads over rows and over the batch.
+//!
+//! It obeys the placement of a [`crate::scheduler::Program`] that is compiled for [`crate::scheduler::Target::CPU`].
+//! Every output is one chain of sums in an order that depends on its own row alone, so results do not depend on the
+//! number of threads, nor a row's result on the rows beside it.
+
+mod call;
+mod dropout;
+mod elementwise;
+mod executor;
+mod lstm_backward;
+mod lstm_forward;
+mod math;
+mod matmul;
+mod products;
+mod reduce;
+mod rows;
+mod softmax;
+mod storage;
+mod tape;
+#[cfg(test)]
+mod tests;
+
+pub use executor::{Cpu, Prepared};

@@ -1,0 +1,81 @@
+//! Sums: of everything, over rows, over columns.
+
+use super::call::Call;
+use super::math;
+use super::matmul::BLOCK_K;
+use super::rows::over_rows;
+use crate::error::Result;
+use crate::graph::{Over, ReduceKind};
+use crate::scheduler::strategy::REDUCE_BLOCK;
+use pulp::Arch;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The sum of a block by `kind`, in float64.
+fn block_sum(kind: ReduceKind, values: &[f32]) -> f64 {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || match kind {
+            ReduceKind::Sum => math::sum(values, |x| x),
+            ReduceKind::SumOfSquares => math::sum(values, |x| x * x),
+        },
+    )
+}
+
+/// A sum over everything `[1]`, over rows `[F]`, or over columns `[R, 1]`.
+pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Result<()> {
+    match over {
+        Over::All => {
+            let mut total = 0.0;
+            for at in 0..call.inputs.len() {
+                let values = call.input(at)?;
+                let blocks = values.par_chunks(REDUCE_BLOCK).with_min_len(16);
+                let partial: Vec<f64> = blocks.map(|block| block_sum(kind, block)).collect();
+                total += partial.iter().sum::<f64>();
+            }
+            call.output(0)?[0] = total as f32;
+        }
+        Over::Columns => {
+            let (x, columns) = (call.input(0)?, call.operand(0)?.columns());
+            over_rows(call.output(0)?, 1, columns, |first, out| {
+                for (r, to) in out.iter_mut().enumerate() {
+                    *to = block_sum(kind, &x[(first + r) * columns..][..columns]) as f32;
+                }
+            });
+        }
+        Over::Rows => {
+            let (x, chunks) = (call.input(0)?, call.chunks(0)?);
+            sum_rows(kind, x, &chunks, call.output(0)?);
+        }
+    }
+    Ok(())
+}
+
+/// The sum of the rows of x `[R, F]` into `out` `[F]`: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
+/// Threads own columns.
+pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], chunks: &[Range<usize>], out: &mut [f32]) {
+    let columns = out.len();
+    out.fill(0.0);
+    let rows: usize = chunks.iter().map(Range::len).sum();
+    over_rows(out, 1, rows, |first, out| {
+        let mut part = vec![0.0; out.len()];
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for chunk in chunks {
+                    for begin in chunk.clone().step_by(BLOCK_K) {
+                        part.fill(0.0);
+                        for row in begin..chunk.end.min(begin + BLOCK_K) {
+                            let from = &x[row * columns + first..][..part.len()];
+                            match kind {
+                                ReduceKind::Sum => part.iter_mut().zip(from).for_each(|(a, x)| *a += x),
+                                ReduceKind::SumOfSquares => part.iter_mut().zip(from).for_each(|(a, x)| *a += x * x),
+                            }
+                        }
+                        out.iter_mut().zip(&part).for_each(|(a, x)| *a += x);
+                    }
+                }
+            },
+        );
+    });
+}

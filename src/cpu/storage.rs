@@ -1,0 +1,142 @@
+//! Where values live on the host: arenas of a program, and persistent values by name.
+
+use crate::error::{Error, Result};
+use crate::params::{DType, Tensor};
+use std::collections::BTreeMap;
+
+/// A value that outlives runs. Unsigned values are kept as the floats of their bits.
+#[derive(Debug)]
+pub(super) struct Persistent {
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) data: Vec<f32>,
+    /// Differs after every change, so that what was made from older contents is known to be stale.
+    pub(super) version: u64,
+}
+
+/// A piece of memory that is borrowed as a whole, either to read or to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Buffer {
+    /// An arena of a program.
+    Arena(usize),
+    /// A persistent value.
+    Persistent(usize),
+}
+
+/// A range of a buffer, in values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) buffer: Buffer,
+    pub(super) offset: usize,
+    pub(super) len: usize,
+}
+
+/// All memory of a run.
+#[derive(Debug)]
+pub(super) struct Memory<'a> {
+    pub(super) arenas: &'a mut [Vec<f32>],
+    pub(super) persistents: &'a mut [Persistent],
+}
+
+impl Memory<'_> {
+    fn buffer(&self, buffer: Buffer) -> &Vec<f32> {
+        match buffer {
+            Buffer::Arena(a) => &self.arenas[a],
+            Buffer::Persistent(p) => &self.persistents[p].data,
+        }
+    }
+
+    fn buffer_mut(&mut self, buffer: Buffer) -> &mut Vec<f32> {
+        match buffer {
+            Buffer::Arena(a) => &mut self.arenas[a],
+            Buffer::Persistent(p) => &mut self.persistents[p].data,
+        }
+    }
+
+    /// The values at `place`.
+    pub(super) fn read(&self, place: Place) -> Result<&[f32]> {
+        let values = self.buffer(place.buffer).get(place.offset..place.offset + place.len);
+        values.ok_or_else(|| Error::internal(format!("cpu: {place:?} does not exist")))
+    }
+
+    /// The values at `place`, to change.
+    pub(super) fn write(&mut self, place: Place) -> Result<&mut [f32]> {
+        let values = self.buffer_mut(place.buffer).get_mut(place.offset..place.offset + place.len);
+        values.ok_or_else(|| Error::internal(format!("cpu: {place:?} does not exist")))
+    }
+
+    /// Takes the buffers of `places` out, so that they can be written while others are read.
+    pub(super) fn take(&mut self, places: &[Option<Place>]) -> BTreeMap<Buffer, Vec<f32>> {
+        let mut taken = BTreeMap::new();
+        for place in places.iter().flatten() {
+            taken.entry(place.buffer).or_insert_with(|| std::mem::take(self.buffer_mut(place.buffer)));
+        }
+        taken
+    }
+
+    /// Gives taken buffers back.
+    pub(super) fn put(&mut self, taken: BTreeMap<Buffer, Vec<f32>>) {
+        for (buffer, data) in taken {
+            *self.buffer_mut(buffer) = data;
+        }
+    }
+}
+
+/// The disjoint slices of taken buffers at `places`, by position.
+pub(super) fn carve<'a>(
+    taken: &'a mut BTreeMap<Buffer, Vec<f32>>,
+    places: &[Option<Place>],
+) -> Result<Vec<Option<&'a mut [f32]>>> {
+    let mut slices: Vec<Option<&'a mut [f32]>> = places.iter().map(|_| None).collect();
+    for (&buffer, data) in taken.iter_mut() {
+        let mut here: Vec<(usize, Place)> =
+            places.iter().enumerate().filter_map(|(i, p)| Some((i, (*p)?))).filter(|p| p.1.buffer == buffer).collect();
+        here.sort_by_key(|p| (p.1.offset, p.1.len));
+        let (mut rest, mut at) = (data.as_mut_slice(), 0);
+        for (position, place) in here {
+            let skip = place.offset.checked_sub(at).filter(|skip| skip + place.len <= rest.len());
+            let skip =
+                skip.ok_or_else(|| Error::internal(format!("cpu: {place:?} overlaps another or is too long")))?;
+            let (slice, tail) = std::mem::take(&mut rest)[skip..].split_at_mut(place.len);
+            (rest, at) = (tail, place.offset + place.len);
+            slices[position] = Some(slice);
+        }
+    }
+    Ok(slices)
+}
+
+/// Copies the values of `tensor` to the front of `to`.
+pub(super) fn store(tensor: &Tensor, to: &mut [f32]) -> Result<()> {
+    match tensor.dtype() {
+        DType::F32 => to.iter_mut().zip(tensor.f32s()?).for_each(|(to, &x)| *to = x),
+        DType::U32 => to.iter_mut().zip(tensor.u32s()?).for_each(|(to, &x)| *to = f32::from_bits(x)),
+    }
+    Ok(())
+}
+
+/// A tensor of the first values of `from`.
+pub(super) fn load(from: &[f32], shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let values = &from[..shape.iter().product()];
+    match dtype {
+        DType::F32 => Tensor::new(shape, values.to_vec()),
+        DType::U32 => Tensor::from_u32(shape, values.iter().map(|x| x.to_bits()).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_carved_by_position_and_overlaps_are_refused() {
+        let buffer = Buffer::Arena(0);
+        let place = |offset, len| Some(Place { buffer, offset, len });
+        let mut taken = BTreeMap::from([(buffer, (0..10).map(|x| x as f32).collect::<Vec<_>>())]);
+        let slices = carve(&mut taken, &[place(6, 2), None, place(1, 3)]).unwrap();
+        assert_eq!(slices[0].as_deref(), Some(&[6.0, 7.0][..]));
+        assert_eq!(slices[2].as_deref(), Some(&[1.0, 2.0, 3.0][..]));
+        assert!(slices[1].is_none());
+        assert!(carve(&mut taken, &[place(0, 4), place(3, 2)]).is_err());
+        assert!(carve(&mut taken, &[place(8, 3)]).is_err());
+    }
+}

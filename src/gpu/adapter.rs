@@ -1,0 +1,228 @@
+//! Finding adapters and opening a device on one.
+
+use super::buffer::Buffers;
+use crate::error::{Error, Result};
+use crate::scheduler::strategy::{AdapterReport, Executor, Limits, Target};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Which adapter is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// A real GPU.
+    Real,
+    /// A real GPU, else a software one with a warning.
+    RealOrSoftware,
+    /// A software rasteriser.
+    Software,
+    /// The first whose name contains this, whatever the case.
+    Named(String),
+}
+
+/// An open device with its queue.
+pub struct Context {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) buffers: Buffers,
+    info: wgpu::AdapterInfo,
+    limits: wgpu::Limits,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // Vulkan, Metal, DX12; GL computes too, but without what the kernels rely on.
+    descriptor.backends = wgpu::Backends::PRIMARY & descriptor.backends;
+    wgpu::Instance::new(descriptor)
+}
+
+async fn all() -> Vec<wgpu::Adapter> {
+    instance().enumerate_adapters(wgpu::Backends::PRIMARY).await
+}
+
+fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    info.device_type == wgpu::DeviceType::Cpu
+}
+
+/// Discrete before integrated before whatever else, so that `best` means it.
+fn rank(info: &wgpu::AdapterInfo) -> u8 {
+    match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn choose(mut adapters: Vec<wgpu::Adapter>, wanted: &Wanted) -> Result<wgpu::Adapter> {
+    adapters.sort_by_key(|a| rank(&a.get_info()));
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+    let found = |what: &str| {
+        let list = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        Error::device(format!("device: {what}; adapters found: {list}"))
+    };
+    let position = |test: &dyn Fn(&wgpu::AdapterInfo) -> bool| adapters.iter().position(|a| test(&a.get_info()));
+    let at = match wanted {
+        Wanted::Real => position(&|i| !is_software(i)).ok_or_else(|| found("there is no GPU"))?,
+        Wanted::Software => position(&is_software).ok_or_else(|| found("there is no software GPU"))?,
+        Wanted::RealOrSoftware => {
+            if adapters.is_empty() {
+                return Err(found("there is no GPU, nor a software one"));
+            }
+            if is_software(&adapters[0].get_info()) {
+                log::warn!("no GPU found; using the software rasteriser {}", names[0]);
+            }
+            0
+        }
+        Wanted::Named(part) => {
+            let part = part.to_lowercase();
+            position(&|i| i.name.to_lowercase().contains(&part))
+                .ok_or_else(|| found(&format!("no adapter's name contains `{part}`")))?
+        }
+    };
+    Ok(adapters.swap_remove(at))
+}
+
+impl Context {
+    /// Opens the wanted adapter, with WebGPU's default limits if `default_limits`, else with all it has.
+    pub async fn open(wanted: Wanted, default_limits: bool) -> Result<Self> {
+        let adapter = choose(all().await, &wanted)?;
+        let required_limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("mnemon"),
+            required_features: wgpu::Features::empty(),
+            required_limits,
+            memory_hints: wgpu::MemoryHints::Performance,
+            ..Default::default()
+        };
+        let name = adapter.get_info().name;
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::device(format!("device: {name} cannot be opened: {e}")).caused_by(e))?;
+        Self::from_wgpu(adapter, device, queue)
+    }
+
+    /// Takes an open device, which must have at least WebGPU's default limits for compute.
+    pub fn from_wgpu(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let (limits, least) = (device.limits(), wgpu::Limits::default());
+        let wanted = [
+            ("storage buffers", limits.max_storage_buffers_per_shader_stage, least.max_storage_buffers_per_shader_stage),
+            (
+                "invocations a workgroup",
+                limits.max_compute_invocations_per_workgroup,
+                least.max_compute_invocations_per_workgroup,
+            ),
+            (
+                "workgroups a dimension",
+                limits.max_compute_workgroups_per_dimension,
+                least.max_compute_workgroups_per_dimension,
+            ),
+        ];
+        for (what, has, needs) in wanted {
+            if has < needs {
+                return Err(Error::device(format!("device: expected at least {needs} {what}, the device allows {has}")));
+            }
+        }
+        let failure = Arc::new(Mutex::new(None));
+        let keep = |failure: &Arc<Mutex<Option<String>>>, message: String| {
+            log::error!("{message}");
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        };
+        let on_error = Arc::clone(&failure);
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&on_error, format!("device: {e}"))));
+        let on_loss = Arc::clone(&failure);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                keep(&on_loss, format!("device: lost: {message}"));
+            }
+        });
+        let buffers = Buffers::new(device.clone());
+        Ok(Self { buffers, info: adapter.get_info(), limits, device, queue, failure })
+    }
+
+    /// Whether it is a software rasteriser.
+    pub fn is_software(&self) -> bool {
+        is_software(&self.info)
+    }
+
+    /// Its name, backend and driver.
+    pub fn describe(&self) -> String {
+        format!("{} ({:?}, {})", self.info.name, self.info.backend, self.info.driver_info)
+    }
+
+    /// What programs for it are compiled for.
+    pub fn target(&self) -> Target {
+        Target {
+            executor: Executor::Gpu,
+            limits: Limits {
+                buffer: self.limits.max_buffer_size,
+                // Kernels count values in 32 bits.
+                binding: self.limits.max_storage_buffer_binding_size.min(1 << 31),
+                storage_bindings: self.limits.max_storage_buffers_per_shader_stage as usize,
+            },
+        }
+    }
+
+    /// Workgroups that one dimension of a dispatch may have.
+    pub(super) fn workgroups(&self) -> u32 {
+        self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Bytes from one uniform slot to the next.
+    pub(super) fn uniform_alignment(&self) -> u64 {
+        u64::from(self.limits.min_uniform_buffer_offset_alignment).max(16)
+    }
+
+    /// The first failure that the device reported, if any.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.failure.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(message) => Err(Error::device(message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until `submission`, or all there is, is done. The only call here that blocks; for `device.rs` alone.
+    pub fn block(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::Wait { submission_index: submission, timeout: None })
+            .map_err(|e| Error::device(format!("device: waiting failed: {e}")))?;
+        self.check()
+    }
+}
+
+/// What is known of every adapter.
+pub async fn adapters() -> Vec<AdapterReport> {
+    let mut all = all().await;
+    all.sort_by_key(|a| rank(&a.get_info()));
+    all.iter().map(report).collect()
+}
+
+fn report(adapter: &wgpu::Adapter) -> AdapterReport {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    AdapterReport {
+        software: is_software(&info),
+        backend: format!("{:?}", info.backend),
+        kind: format!("{:?}", info.device_type),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        name: info.name,
+        limits: vec![
+            ("storage buffers a shader", u64::from(limits.max_storage_buffers_per_shader_stage)),
+            ("storage binding, bytes", limits.max_storage_buffer_binding_size),
+            ("buffer, bytes", limits.max_buffer_size),
+            ("invocations a workgroup", u64::from(limits.max_compute_invocations_per_workgroup)),
+            ("workgroup memory, bytes", u64::from(limits.max_compute_workgroup_storage_size)),
+            ("workgroups a dimension", u64::from(limits.max_compute_workgroups_per_dimension)),
+        ],
+        features: [
+            ("f16", wgpu::Features::SHADER_F16),
+            ("subgroups", wgpu::Features::SUBGROUP),
+            ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
+            ("immediates", wgpu::Features::IMMEDIATES),
+            ("cooperative matrices", wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        ]
+        .into_iter()
+        .map(|(name, feature)| (name, features.contains(feature)))
+        .collect(),
+    }
+}

@@ -1,0 +1,66 @@
+//! The one place that makes buffers: counted, and refused clearly.
+
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+/// Makes buffers and counts what was made.
+pub struct Buffers {
+    device: wgpu::Device,
+    made: AtomicU64,
+    bytes: AtomicU64,
+    pipelines: AtomicU64,
+    bind_groups: AtomicU64,
+}
+
+/// The result of a future that is ready at once, as wgpu's error scopes are outside the browser.
+fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+impl Buffers {
+    pub(super) fn new(device: wgpu::Device) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { device, made: zero(), bytes: zero(), pipelines: zero(), bind_groups: zero() }
+    }
+
+    /// A buffer of `bytes` (rounded up to four), or an error where the device refuses it.
+    pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let size = bytes.max(4).next_multiple_of(4);
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let buffer = self.device.create_buffer(&descriptor);
+        let refused = [ready(validation.pop()), ready(memory.pop())].into_iter().flatten().flatten().next();
+        if let Some(error) = refused {
+            let first = error.to_string().lines().next().unwrap_or_default().to_string();
+            return Err(Error::device(format!("device: a buffer of {size} bytes for `{label}` was refused: {first}")));
+        }
+        self.made.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        Ok(buffer)
+    }
+
+    /// A buffer that kernels read and write and that can be copied.
+    pub(super) fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+        use wgpu::BufferUsages as U;
+        self.create(label, bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST)
+    }
+
+    pub(super) fn bind_group(&self, descriptor: &wgpu::BindGroupDescriptor<'_>) -> wgpu::BindGroup {
+        self.bind_groups.fetch_add(1, Ordering::Relaxed);
+        self.device.create_bind_group(descriptor)
+    }
+
+    pub(super) fn count_pipeline(&self) {
+        self.pipelines.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Pipelines, bind groups and buffers made so far.
+    pub(super) fn created(&self) -> [u64; 3] {
+        [&self.pipelines, &self.bind_groups, &self.made].map(|n| n.load(Ordering::Relaxed))
+    }
+}

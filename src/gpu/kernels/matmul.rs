@@ -1,0 +1,87 @@
+//! C = A B (+ bias), for linear layers, their input gradients and the LSTM's input projection.
+
+use super::{Runner, input, kernel, output, params, word};
+use crate::error::Result;
+use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::pipeline::Kernel;
+use crate::gpu::record::{Launch, Recorder};
+use crate::graph::Op;
+use crate::scheduler::Step;
+use crate::scheduler::strategy::row_axis;
+
+params!(Params {
+    rows: u32,
+    columns: u32,
+    inner: u32,
+    a_stride: u32,
+    c_stride: u32,
+    column_blocks: u32,
+    has_bias: u32,
+});
+
+pub(super) static KERNEL: Kernel = kernel!("matmul", "main", Params, [Params, Read, Read, Read, Write]);
+
+/// Rows and quads of columns of one workgroup.
+const ROWS: usize = 8;
+const QUADS: usize = 64;
+
+/// The product of a value's rows and a packed weight.
+pub(super) struct MatMul {
+    pieces: Vec<Launch>,
+    axis: Option<u8>,
+    a: usize,
+    columns: usize,
+    inner: usize,
+    has_bias: bool,
+}
+
+impl MatMul {
+    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
+        let columns = preparer.values.row_len(output(step, 0)?)?;
+        let bias = if step.op == Op::Linear { step.inputs.get(2).copied().flatten() } else { None };
+        Self::new(preparer, input(step, 0)?, step.workspace[0], bias, output(step, 0)?, columns)
+    }
+
+    /// `c` = `a` times `b` (packed, columns padded to four) plus `bias`.
+    pub fn new(
+        preparer: &mut Preparer<'_>,
+        a: usize,
+        b: usize,
+        bias: Option<usize>,
+        c: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let values = preparer.values;
+        let axis = row_axis(values.shape(a));
+        let mut pieces = Vec::new();
+        for p in 0..values.pieces(axis) {
+            let views = [
+                Some(values.view(a, p)?),
+                Some(values.view(b, 0)?),
+                bias.map(|v| values.view(v, 0)).transpose()?,
+                Some(values.view(c, p)?),
+            ];
+            pieces.push(preparer.launch(&KERNEL, &views)?);
+        }
+        Ok(Self { pieces, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
+    }
+}
+
+impl Runner for MatMul {
+    fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
+        let column_blocks = self.columns.div_ceil(4 * QUADS);
+        for (p, start, end) in run.pieces(self.axis, run.rows(self.a)?) {
+            let params = Params {
+                rows: word(end - start),
+                columns: word(self.columns),
+                inner: word(self.inner),
+                a_stride: word(self.inner),
+                c_stride: word(self.columns),
+                column_blocks: word(column_blocks),
+                has_bias: u32::from(self.has_bias),
+            };
+            out.dispatch(&self.pieces[p], &params, (end - start).div_ceil(ROWS) * column_blocks);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! The wgpu executor: the only place that names wgpu, besides the signature of `Device::from_wgpu`.
+//!
+//! `adapter` opens a device, `buffer` is where all memory is made, `pipeline` turns a kernel of the table into a
+//! pipeline, `executor` keeps persistent values and runs programs, and `kernels` holds one launcher a shader. Nothing
+//! here blocks but [`Context::block`], which `device.rs` alone calls.
+
+mod adapter;
+mod buffer;
+mod executor;
+mod kernels;
+mod pipeline;
+mod reading;
+mod record;
+
+pub use adapter::{Context, Wanted, adapters};
+pub use executor::{Gpu, Prepared};
+pub use kernels::shaders;
+pub use pipeline::{Binding, Kernel};
+pub use reading::Reading;

@@ -1,0 +1,157 @@
+//! From a row of the kernel table to a pipeline: assembling the source, the bind-group layout, the cache.
+
+use super::adapter::Context;
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a kernel binds at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// The dispatch's parameters: a uniform with a dynamic offset.
+    Params,
+    /// The run's scalars: a uniform.
+    Run,
+    /// A storage buffer that is read.
+    Read,
+    /// A storage buffer that is read and written.
+    Write,
+}
+
+/// A row of the kernel table: one shader, one entry point, one bind-group layout.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The shader's file stem.
+    pub name: &'static str,
+    /// The shader's source, before imports.
+    pub source: &'static str,
+    /// The entry point.
+    pub entry: &'static str,
+    /// What it binds, by binding number; empty where a prelude declares more.
+    pub bindings: &'static [Binding],
+    /// The fields of its parameters, four bytes each, as the shader's `Params` has them.
+    pub fields: &'static [&'static str],
+}
+
+const COMMON: &[(&str, &str)] = &[
+    ("grid", include_str!("../../shaders/common/grid.wgsl")),
+    ("math", include_str!("../../shaders/common/math.wgsl")),
+    ("table", include_str!("../../shaders/common/table.wgsl")),
+    ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
+];
+
+/// Joins a generated prelude, the imported files and the shader into one WGSL source.
+pub fn assemble(prelude: &str, source: &str) -> Result<String> {
+    let mut text = String::from(prelude);
+    for line in source.lines() {
+        if let Some(name) = line.strip_prefix("// #import ") {
+            let (_, import) = COMMON
+                .iter()
+                .find(|(stem, _)| *stem == name.trim())
+                .ok_or_else(|| Error::internal(format!("shader: there is no common/{name}.wgsl")))?;
+            text.push_str(import);
+        }
+    }
+    text.push_str(source);
+    Ok(text)
+}
+
+/// A compiled kernel.
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub bindings: Vec<Binding>,
+    /// Bytes of the parameters.
+    pub params: u64,
+    pub label: &'static str,
+}
+
+/// Compiled kernels by all that they are made from: the kernel, its prelude and its bindings.
+#[derive(Default)]
+pub(super) struct Pipelines(HashMap<(&'static str, &'static str, String, Vec<Binding>), Arc<Pipeline>>);
+
+impl std::hash::Hash for Binding {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (*self as u8).hash(state);
+    }
+}
+
+impl Pipelines {
+    /// The pipeline of `kernel`, compiled at its first use. A prelude declares `bindings` in place of the kernel's own.
+    pub fn get(
+        &mut self,
+        context: &Context,
+        kernel: &'static Kernel,
+        prelude: &str,
+        bindings: Option<Vec<Binding>>,
+    ) -> Result<Arc<Pipeline>> {
+        let bindings = bindings.unwrap_or_else(|| kernel.bindings.to_vec());
+        let key = (kernel.name, kernel.entry, prelude.to_string(), bindings.clone());
+        if let Some(pipeline) = self.0.get(&key) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let pipeline = Arc::new(build(context, kernel, prelude, bindings)?);
+        self.0.insert(key, Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+}
+
+fn build(context: &Context, kernel: &'static Kernel, prelude: &str, bindings: Vec<Binding>) -> Result<Pipeline> {
+    let device = &context.device;
+    let source = assemble(prelude, kernel.source)?;
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.name),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    };
+    // SAFETY: these are our own shaders, validated by naga in tests for every variant. Every index that they compute is
+    // below the size of what is bound: launchers bind exactly the rows that the parameters name, and every thread
+    // returns or clamps before it reads past them. Every loop counts to a parameter, so forced loop bounds (which cost
+    // up to a hundred times, wgpu#7698) protect nothing. Debug builds keep all checks.
+    let module = if cfg!(debug_assertions) {
+        device.create_shader_module(descriptor)
+    } else {
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = bindings
+        .iter()
+        .enumerate()
+        .map(|(at, binding)| {
+            let (ty, has_dynamic_offset) = match binding {
+                Binding::Params => (wgpu::BufferBindingType::Uniform, true),
+                Binding::Run => (wgpu::BufferBindingType::Uniform, false),
+                Binding::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
+                Binding::Write => (wgpu::BufferBindingType::Storage { read_only: false }, false),
+            };
+            wgpu::BindGroupLayoutEntry {
+                binding: at as u32,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+                count: None,
+            }
+        })
+        .collect();
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(kernel.name),
+        entries: &entries,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(kernel.name),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(kernel.name),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some(kernel.entry),
+        // Every kernel writes workgroup memory before it reads it.
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    context.buffers.count_pipeline();
+    context.check().map_err(|e| e.within(format!("kernel {}", kernel.name)))?;
+    Ok(Pipeline { pipeline, layout, bindings, params: 4 * kernel.fields.len() as u64, label: kernel.name })
+}

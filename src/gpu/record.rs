@@ -1,0 +1,143 @@
+//! Recording one run: dispatches with their parameters, copies and clears, encoded into few submissions.
+
+use super::adapter::Context;
+use super::pipeline::Pipeline;
+use crate::error::Result;
+use std::sync::Arc;
+
+/// Parameter slots of one submission; a longer run takes several.
+pub(super) const SLOTS: usize = 4096;
+
+/// A part of a buffer.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub buffer: wgpu::Buffer,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// A pipeline with what it binds.
+pub(super) struct Launch {
+    pub pipeline: Arc<Pipeline>,
+    pub bind_group: wgpu::BindGroup,
+}
+
+enum Command<'a> {
+    Dispatch { launch: &'a Launch, slot: usize, x: u32, y: u32 },
+    Copy { from: View, to: View },
+    Clear { view: View },
+}
+
+/// The commands of one run.
+pub(super) struct Recorder<'a> {
+    commands: Vec<Command<'a>>,
+    params: Vec<u8>,
+    slot_bytes: usize,
+    slots: usize,
+    most: u32,
+}
+
+impl<'a> Recorder<'a> {
+    pub fn new(context: &Context) -> Self {
+        Self {
+            commands: Vec::new(),
+            params: Vec::new(),
+            slot_bytes: slot_bytes(context) as usize,
+            slots: 0,
+            most: context.workgroups(),
+        }
+    }
+
+    /// Runs `launch` over `groups` workgroups, folded into two dimensions where one is too short.
+    pub fn dispatch<P: bytemuck::Pod>(&mut self, launch: &'a Launch, params: &P, groups: usize) {
+        if groups == 0 {
+            return;
+        }
+        let most = self.most as usize;
+        let (x, y) = if groups <= most { (groups, 1) } else { (most, groups.div_ceil(most)) };
+        let bytes = bytemuck::bytes_of(params);
+        debug_assert_eq!(bytes.len() as u64, launch.pipeline.params);
+        self.params.extend_from_slice(bytes);
+        self.params.resize((self.slots + 1) * self.slot_bytes, 0);
+        self.commands.push(Command::Dispatch { launch, slot: self.slots % SLOTS, x: x as u32, y: y as u32 });
+        self.slots += 1;
+    }
+
+    /// Copies `from` to the start of `to`.
+    pub fn copy(&mut self, from: View, to: View) {
+        if from.bytes > 0 {
+            self.commands.push(Command::Copy { from, to });
+        }
+    }
+
+    /// Writes zeros.
+    pub fn clear(&mut self, view: View) {
+        if view.bytes > 0 {
+            self.commands.push(Command::Clear { view });
+        }
+    }
+
+    /// Encodes and submits everything; gives the last submission and how many there were.
+    pub fn submit(self, context: &Context, params: &wgpu::Buffer) -> Result<(Option<wgpu::SubmissionIndex>, usize)> {
+        let mut rest = self.commands.as_slice();
+        let mut uniform = self.params.chunks(SLOTS * self.slot_bytes);
+        let (mut last, mut count) = (None, 0);
+        while !rest.is_empty() {
+            let mut dispatches = 0;
+            let here = rest.iter().position(|c| {
+                dispatches += usize::from(matches!(c, Command::Dispatch { .. }));
+                dispatches > SLOTS
+            });
+            let (now, later) = rest.split_at(here.unwrap_or(rest.len()));
+            rest = later;
+            if dispatches > 0 {
+                if let Some(bytes) = uniform.next() {
+                    context.queue.write_buffer(params, 0, bytes);
+                }
+            }
+            last = Some(encode(context, now, self.slot_bytes));
+            count += 1;
+        }
+        context.check()?;
+        Ok((last, count))
+    }
+}
+
+/// Bytes of one parameter slot.
+pub(super) fn slot_bytes(context: &Context) -> u64 {
+    // The largest parameters are 12 fields.
+    context.uniform_alignment().max(64)
+}
+
+fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgpu::SubmissionIndex {
+    let mut encoder = context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("run") });
+    let mut at = 0;
+    while at < commands.len() {
+        match &commands[at] {
+            Command::Copy { from, to } => {
+                let bytes = from.bytes.min(to.bytes);
+                encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, bytes);
+                at += 1;
+            }
+            Command::Clear { view } => {
+                encoder.clear_buffer(&view.buffer, view.offset, Some(view.bytes));
+                at += 1;
+            }
+            Command::Dispatch { .. } => {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                let mut current: Option<*const Pipeline> = None;
+                while let Some(Command::Dispatch { launch, slot, x, y }) = commands.get(at) {
+                    let pipeline = Arc::as_ptr(&launch.pipeline);
+                    if current != Some(pipeline) {
+                        pass.set_pipeline(&launch.pipeline.pipeline);
+                        current = Some(pipeline);
+                    }
+                    pass.set_bind_group(0, &launch.bind_group, &[(slot * slot_bytes) as u32]);
+                    pass.dispatch_workgroups(*x, *y, 1);
+                    at += 1;
+                }
+            }
+        }
+    }
+    context.queue.submit([encoder.finish()])
+}

@@ -1,0 +1,219 @@
+//! One `.safetensors` file: tensors by name, and JSON under the metadata key `mnemon`.
+
+use crate::error::{Error, Result};
+use crate::params::{DType, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+const KEY: &str = "mnemon";
+const VERSION: u64 = 1;
+/// The largest header that safetensors allows, in bytes.
+const HEADER_LIMIT: u64 = 100_000_000;
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFile {
+    /// A JSON object: the model's description and the state of its training. `format` and `version` are added on saving.
+    pub metadata: Value,
+    /// Parameters, optimiser state, recurrent states.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl ModelFile {
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::data(format!("model file: there is no tensor `{name}`")))
+    }
+
+    /// The part of the metadata under `key`, as a type of its own.
+    pub fn part<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T> {
+        let part = self.metadata.get(key).cloned().unwrap_or(Value::Null);
+        serde_json::from_value(part).map_err(|e| Error::data(format!("model file: `{key}` cannot be understood: {e}")))
+    }
+}
+
+/// Writes a file so that a kill at any moment leaves the old one or the new one whole: to a temporary file in the same
+/// folder, flushed to the disk, then renamed.
+pub fn save(path: &Path, file: &ModelFile) -> Result<()> {
+    let bytes = encode(path, file)?;
+    let temporary = temporary(path)?;
+    let written = write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(Error::io(path, "write", error));
+    }
+    // The rename itself is durable once the folder is flushed; not every system can, and the file is whole either way.
+    if let Some(folder) = folder(path) {
+        let _ = File::open(folder).and_then(|f| f.sync_all());
+    }
+    Ok(())
+}
+
+fn folder(path: &Path) -> Option<&Path> {
+    path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p })
+}
+
+fn temporary(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| Error::file(path, "expected the name of a file"))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.tmp", std::process::id()));
+    Ok(path.with_file_name(hidden))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn encode(path: &Path, file: &ModelFile) -> Result<Vec<u8>> {
+    let mut metadata = file.metadata.clone();
+    let Some(object) = metadata.as_object_mut() else {
+        return Err(Error::internal("model file: the metadata is not an object"));
+    };
+    object.insert("format".to_string(), json!(KEY));
+    object.insert("version".to_string(), json!(VERSION));
+    let mut data = Vec::with_capacity(file.tensors.len());
+    for (name, tensor) in &file.tensors {
+        let (dtype, bytes): (Dtype, Vec<u8>) = match tensor.dtype() {
+            DType::F32 => (Dtype::F32, tensor.f32s()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            DType::U32 => (Dtype::U32, tensor.u32s()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        };
+        data.push((name, tensor.shape().to_vec(), dtype, bytes));
+    }
+    let foreign = |e: safetensors::SafeTensorError| Error::file(path, format!("cannot encode: {e}"));
+    let views = data
+        .iter()
+        .map(|(name, shape, dtype, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(foreign)?;
+    let info = HashMap::from([(KEY.to_string(), metadata.to_string())]);
+    safetensors::serialize(views, Some(info)).map_err(foreign)
+}
+
+/// Reads a file that [`save`] wrote.
+pub fn load(path: &Path) -> Result<ModelFile> {
+    let bytes = read(path)?;
+    let broken = |e: safetensors::SafeTensorError| {
+        Error::file(path, format!("expected a whole safetensors file, got {} bytes that are not: {e}", bytes.len()))
+    };
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+    let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) else {
+        return Err(Error::file(path, "expected a model that mnemon saved, got a safetensors file of another program"));
+    };
+    let metadata: Value = serde_json::from_str(text)
+        .map_err(|e| Error::file(path, format!("its metadata `{KEY}` is not JSON: {e}")).caused_by(e))?;
+    if metadata.get("format") != Some(&json!(KEY)) || metadata.get("version") != Some(&json!(VERSION)) {
+        let found = metadata.get("version").unwrap_or(&Value::Null);
+        return Err(Error::file(path, format!("expected version {VERSION} of the format, got {found}")));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, view) in SafeTensors::deserialize(&bytes).map_err(broken)?.tensors() {
+        let words = view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+        let tensor = match view.dtype() {
+            Dtype::F32 => Tensor::new(view.shape(), words.map(f32::from_le_bytes).collect()),
+            Dtype::U32 => Tensor::from_u32(view.shape(), words.map(u32::from_le_bytes).collect()),
+            other => Err(Error::unsupported(format!("expected F32 or U32, got {other:?}"))),
+        };
+        tensors.insert(name.clone(), tensor.map_err(|e| e.within(name).within(path.display()))?);
+    }
+    Ok(ModelFile { metadata, tensors })
+}
+
+/// The bytes of a file, once its first eight say that it may be ours: a foreign file may be of any size.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let io = |e| Error::io(path, "read", e);
+    let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let size = file.metadata().map_err(io)?.len();
+    let mut first = [0u8; 8];
+    if size >= 8 {
+        file.read_exact(&mut first).map_err(io)?;
+    }
+    let header = u64::from_le_bytes(first);
+    if size < 8 || header == 0 || header > HEADER_LIMIT || header > size - 8 {
+        return Err(Error::file(path, format!("expected a whole safetensors file, got {size} bytes that are not")));
+    }
+    let mut bytes = Vec::new();
+    usize::try_from(size)
+        .ok()
+        .and_then(|n| bytes.try_reserve_exact(n).ok())
+        .ok_or_else(|| Error::file(path, format!("its {size} bytes do not fit into memory")))?;
+    bytes.extend_from_slice(&first);
+    file.read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn example() -> ModelFile {
+        let tensors = BTreeMap::from([
+            ("a.weight".to_string(), Tensor::new(&[2, 2], vec![1.0, -0.0, f32::MIN_POSITIVE, 4.5]).unwrap()),
+            ("b".to_string(), Tensor::from_u32(&[3], vec![1, 2, u32::MAX]).unwrap()),
+        ]);
+        ModelFile { metadata: json!({"model": {"layers": []}}), tensors }
+    }
+
+    fn place(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("mnemon-io-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder.join("model.safetensors")
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let path = place("round");
+        save(&path, &example()).unwrap();
+        let back = load(&path).unwrap();
+        assert_eq!(back.tensors, example().tensors);
+        assert_eq!(back.metadata["model"], json!({"layers": []}));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn truncated_foreign_and_newer_files_are_refused() {
+        let path = place("bad");
+        save(&path, &example()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for cut in [0, 5, 8, 60, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let error = load(&path).unwrap_err();
+            assert!(error.kind() == ErrorKind::File && error.to_string().contains("whole safetensors"), "{cut}: {error}");
+        }
+        fs::write(&path, "just a text file, long enough to have a header length").unwrap();
+        assert!(load(&path).unwrap_err().to_string().contains("whole safetensors"));
+        let foreign = safetensors::serialize(Vec::<(String, TensorView<'_>)>::new(), None).unwrap();
+        fs::write(&path, foreign).unwrap();
+        assert!(load(&path).unwrap_err().to_string().contains("another program"));
+        let info = HashMap::from([(KEY.to_string(), json!({"format": KEY, "version": 9}).to_string())]);
+        let newer = safetensors::serialize(Vec::<(String, TensorView<'_>)>::new(), Some(info)).unwrap();
+        fs::write(&path, newer).unwrap();
+        assert!(load(&path).unwrap_err().to_string().contains("expected version 1 of the format, got 9"));
+        assert!(load(&path.with_file_name("none")).unwrap_err().to_string().contains("cannot open"));
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_the_old_file() {
+        let path = place("kill");
+        save(&path, &example()).unwrap();
+        // A folder in the place of the temporary file makes writing fail.
+        fs::create_dir_all(temporary(&path).unwrap()).unwrap();
+        let mut other = example();
+        other.tensors.clear();
+        assert!(save(&path, &other).unwrap_err().to_string().contains("cannot write"));
+        assert_eq!(load(&path).unwrap().tensors, example().tensors);
+        // What a kill leaves behind is a partial temporary file, which nobody reads.
+        fs::remove_dir_all(temporary(&path).unwrap()).unwrap();
+        fs::write(temporary(&path).unwrap(), b"partial").unwrap();
+        assert_eq!(load(&path).unwrap().tensors, example().tensors);
+        save(&path, &other).unwrap();
+        assert!(load(&path).unwrap().tensors.is_empty());
+    }
+}

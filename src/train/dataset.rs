@@ -1,0 +1,152 @@
+//! Samples on the host, checked once, and their batches.
+
+use super::Loss;
+use crate::error::{Error, Result};
+use crate::nn::Input;
+use crate::params::{DType, Tensor};
+use crate::scheduler::Batch;
+use ndarray::ArrayViewD;
+
+/// What a model expects of targets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) loss: Loss,
+    /// Whether there is one a step.
+    pub(super) sequence: bool,
+    /// Features of the model's output.
+    pub(super) features: usize,
+}
+
+/// x `[samples, T, F]` or tokens `[samples, T]`, and y where there are targets.
+pub(super) struct Dataset {
+    pub(super) samples: usize,
+    pub(super) steps: usize,
+    x: Tensor,
+    y: Option<(Tensor, Target)>,
+}
+
+/// Refuses what is not finite, naming where it is.
+fn check_finite(name: &str, array: &ArrayViewD<'_, f32>) -> Result<()> {
+    match array.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        None => Ok(()),
+        Some((at, v)) => {
+            let at = ndarray::Dimension::slice(&at).to_vec();
+            Err(Error::data(format!("{name}: expected finite values, got {v} at {at:?}")))
+        }
+    }
+}
+
+/// The values as unsigned integers.
+fn integers(name: &str, array: &ArrayViewD<'_, f32>, shape: &[usize]) -> Result<Tensor> {
+    let exact = |&v: &f32| (0.0..=16_777_216.0).contains(&v) && v.fract() == 0.0;
+    match array.iter().find(|v| !exact(v)) {
+        Some(v) => Err(Error::data(format!("{name}: expected integers of at least 0, got {v}"))),
+        None => Tensor::from_u32(shape, array.iter().map(|&v| v as u32).collect()),
+    }
+}
+
+/// What `x` says that a model reads.
+pub(super) fn input_of(x: &ArrayViewD<'_, f32>, tokens: bool) -> Result<Input> {
+    match (tokens, x.shape()) {
+        (true, [_, _]) => Ok(Input::Tokens),
+        (false, &[_, _, features]) => Ok(Input::Features(features)),
+        (true, other) => Err(Error::shape(format!("x: expected tokens [samples, T], got {other:?}"))),
+        (false, other) => Err(Error::shape(format!("x: expected [samples, T, features], got {other:?}"))),
+    }
+}
+
+impl Dataset {
+    pub(super) fn new(x: &ArrayViewD<'_, f32>, input: Input) -> Result<Self> {
+        let found = input_of(x, input == Input::Tokens)?;
+        if found != input {
+            return Err(Error::shape(format!("x: the model was built for {input:?}, got {:?}", x.shape())));
+        }
+        if x.is_empty() {
+            return Err(Error::data(format!("x: expected at least one sample of at least one step, got {:?}", x.shape())));
+        }
+        check_finite("x", x)?;
+        let (samples, steps) = (x.shape()[0], x.shape()[1]);
+        if u32::try_from(samples).is_err() {
+            return Err(Error::data(format!("x: more than {} samples", u32::MAX)));
+        }
+        let x = match input {
+            Input::Tokens => integers("x", x, x.shape())?,
+            Input::Features(_) => Tensor::from_array(x.view()),
+        };
+        Ok(Self { samples, steps, x, y: None })
+    }
+
+    /// With targets.
+    pub(super) fn with_targets(mut self, y: &ArrayViewD<'_, f32>, target: Target) -> Result<Self> {
+        let mut wanted = vec![self.samples];
+        if target.sequence {
+            wanted.push(self.steps);
+        }
+        if target.loss == Loss::MeanSquaredError {
+            wanted.push(target.features);
+        }
+        let without_one = |long: &[usize], short: &[usize]| long.last() == Some(&1) && long[..long.len() - 1] == *short;
+        let same = y.shape() == wanted
+            || without_one(&wanted, y.shape())
+            || (target.loss == Loss::CrossEntropy && without_one(y.shape(), &wanted));
+        if !same {
+            return Err(Error::shape(format!(
+                "y: expected {wanted:?} for x of {:?} and the model's output, got {:?}",
+                self.x.shape(),
+                y.shape()
+            )));
+        }
+        check_finite("y", y)?;
+        let y = match target.loss {
+            Loss::MeanSquaredError => Tensor::from_array(y.view()).reshape(&wanted)?,
+            Loss::CrossEntropy => {
+                let y = integers("y", y, &wanted)?;
+                if let Some(class) = y.u32s()?.iter().find(|&&c| c as usize >= target.features) {
+                    return Err(Error::data(format!("y: expected classes below {}, got {class}", target.features)));
+                }
+                y
+            }
+        };
+        self.y = Some((y, target));
+        Ok(self)
+    }
+
+    /// The batch of `rows`, with the tensors `x` and `y` packed for it.
+    pub(super) fn batch(&self, rows: &[usize]) -> Result<(Batch, Tensor, Option<Tensor>)> {
+        let ids: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
+        let batch = Batch::dense(self.steps, rows.len())?.with_samples(&ids)?;
+        let x = self.pack(&batch, &self.x, rows, true)?;
+        let y = self.y.as_ref().map(|(y, target)| self.pack(&batch, y, rows, target.sequence)).transpose()?;
+        Ok((batch, x, y))
+    }
+
+    /// Rows of `all` as a program takes them: `[N, ..]` of sequences, `[B, ..]` of single rows.
+    fn pack(&self, batch: &Batch, all: &Tensor, rows: &[usize], sequence: bool) -> Result<Tensor> {
+        let mut shape = all.shape().to_vec();
+        let size = shape[1..].iter().product();
+        shape[0] = rows.len();
+        if sequence {
+            shape.remove(0);
+            shape[0] = rows.len() * self.steps;
+        }
+        let width = if sequence { size / self.steps } else { size };
+        match all.dtype() {
+            DType::F32 => Tensor::new(&shape, gather(batch, all.f32s()?, rows, (size, width), sequence, self.steps)?),
+            DType::U32 => {
+                Tensor::from_u32(&shape, gather(batch, all.u32s()?, rows, (size, width), sequence, self.steps)?)
+            }
+        }
+    }
+}
+
+fn gather<V: Copy>(
+    batch: &Batch,
+    data: &[V],
+    rows: &[usize],
+    (size, width): (usize, usize),
+    sequence: bool,
+    steps: usize,
+) -> Result<Vec<V>> {
+    let taken: Vec<V> = rows.iter().flat_map(|&r| data[r * size..(r + 1) * size].iter().copied()).collect();
+    if sequence { batch.pack(0, &taken, steps, width, true) } else { Ok(batch.sort_rows(&taken, width)) }
+}

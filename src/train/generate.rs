@@ -1,0 +1,96 @@
+//! Generating text, a character at a time, with the state kept on the device.
+
+use super::language::LanguageModel;
+use super::step::{prediction_graph, zero_states};
+use crate::error::{Error, Result};
+use crate::params::Tensor;
+use crate::params::random::Random;
+use crate::scheduler::{Batch, Capacity};
+
+const PROGRAM: &str = "generate";
+
+/// Reads a prompt and goes on from it.
+pub struct Generator<'a> {
+    model: &'a mut LanguageModel,
+    logits: Vec<f32>,
+}
+
+impl<'a> Generator<'a> {
+    /// A generator that has read nothing. A model's generators share one state: use one at a time.
+    pub fn new(model: &'a mut LanguageModel) -> Result<Self> {
+        let (session, program) = model.model.program(PROGRAM, |model| {
+            let (graph, _) = prediction_graph(model, "generate.")?;
+            model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(1, 1)?))
+        })?;
+        zero_states(session, program)?;
+        Ok(Self { model, logits: Vec::new() })
+    }
+
+    fn read(&mut self, token: u32) -> Result<()> {
+        let missing = |_: &mut _| Err(Error::internal("generate: the program is gone"));
+        let (session, program) = self.model.model.program(PROGRAM, missing)?;
+        session.run(program, &Batch::dense(1, 1)?, &[("x", &Tensor::from_u32(&[1], vec![token])?)])?;
+        self.logits = session.output(program, "y")?.into_f32s()?;
+        Ok(())
+    }
+
+    /// Reads `prompt`, every character of which the model must know.
+    pub fn feed(&mut self, prompt: &str) -> Result<()> {
+        let tokens = self.model.vocabulary().encode(prompt).map_err(|e| e.within("prompt"))?;
+        tokens.into_iter().try_for_each(|token| self.read(token))
+    }
+
+    /// Draws the next character and reads it: from softmax(logits / temperature) over the `top_k` likeliest (all where
+    /// 0), the likeliest at temperature 0. Without a prompt it begins after a line's end, or the first character.
+    pub fn next(&mut self, temperature: f32, top_k: usize, random: &mut Random) -> Result<char> {
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return Err(Error::argument(format!("generate: temperature must be at least 0, got {temperature}")));
+        }
+        if self.logits.is_empty() {
+            let token = self.model.vocabulary().token('\n').unwrap_or(0);
+            self.read(token)?;
+        }
+        if let Some(bad) = self.logits.iter().find(|l| !l.is_finite()) {
+            return Err(Error::data(format!("generate: the model gives {bad}; its parameters are not usable")));
+        }
+        let token = sample(&self.logits, temperature, top_k, random);
+        self.read(token as u32)?;
+        let characters = self.model.vocabulary().characters();
+        characters.get(token).copied().ok_or_else(|| Error::internal("generate: a token outside the vocabulary"))
+    }
+}
+
+fn sample(logits: &[f32], temperature: f32, top_k: usize, random: &mut Random) -> usize {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    if temperature == 0.0 {
+        return order[0];
+    }
+    order.truncate(if top_k == 0 { logits.len() } else { top_k });
+    let largest = f64::from(logits[order[0]]);
+    let weight = |&i: &usize| ((f64::from(logits[i]) - largest) / f64::from(temperature)).exp();
+    let mut left = random.uniform() * order.iter().map(weight).sum::<f64>();
+    for i in &order {
+        left -= weight(i);
+        if left < 0.0 {
+            return *i;
+        }
+    }
+    order[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_follows_the_logits() {
+        let mut random = Random::new(1, 1);
+        let logits = [0.0, 2.0f32.ln(), -50.0, 0.0];
+        assert_eq!(sample(&logits, 0.0, 0, &mut random), 1);
+        let mut counts = [0; 4];
+        (0..8000).for_each(|_| counts[sample(&logits, 1.0, 0, &mut random)] += 1);
+        assert!(counts[2] == 0 && (3800..4200).contains(&counts[1]), "{counts:?}");
+        assert!((0..100).all(|_| sample(&logits, 5.0, 1, &mut random) == 1));
+    }
+}

@@ -1,0 +1,28 @@
+//! Training: `compile`, `fit`, `evaluate`, `predict`, `save` and `load` of [`Sequential`](crate::nn::Sequential), and
+//! character language models.
+
+mod dataset;
+mod fit;
+mod generate;
+mod language;
+mod monitor;
+mod save;
+mod step;
+mod trainer;
+
+pub use fit::{Epoch, Fit, History};
+pub use generate::Generator;
+pub use language::{LanguageConfig, LanguageModel};
+pub use trainer::{Progress, TrainOptions, Trainer};
+
+use serde::{Deserialize, Serialize};
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// The mean of (prediction - y)².
+    MeanSquaredError,
+    /// The mean of -ln softmax(logits)[y] with classes y; the model's last layer gives logits.
+    CrossEntropy,
+}

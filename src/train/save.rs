@@ -1,0 +1,113 @@
+//! `save` and `load` of a model with the state of its training.
+
+use super::Loss;
+use super::fit::Compiled;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::io::{self, ModelFile};
+use crate::nn::{Input, Layer, Sequential};
+use crate::optim::Optimizer;
+use crate::scheduler::strategy::KERNEL_TABLE;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+#[derive(Serialize, Deserialize)]
+struct Description {
+    input: Input,
+    layers: Vec<Layer>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Training {
+    optimizer: Optimizer,
+    loss: Loss,
+    step: u32,
+    epoch: u32,
+}
+
+impl Sequential {
+    /// The model's description and parameters.
+    pub(super) fn to_file(&mut self) -> Result<ModelFile> {
+        let Some(input) = self.input() else {
+            return Err(Error::argument("sequential: a model that is not built has nothing to save"));
+        };
+        let description = Description { input, layers: self.layers().to_vec() };
+        let mut tensors = BTreeMap::new();
+        for spec in self.parameters() {
+            tensors.insert(spec.name.clone(), self.session()?.get(&spec.name)?);
+        }
+        let metadata = json!({ "kernels": KERNEL_TABLE, "model": description });
+        Ok(ModelFile { metadata, tensors })
+    }
+
+    /// The model that a file describes, with its parameters.
+    pub(super) fn from_file(device: &Device, file: &ModelFile) -> Result<Self> {
+        let description: Description = file.part("model")?;
+        let mut model = Self::new(device);
+        for layer in description.layers {
+            model.add(layer);
+        }
+        // Before anything is allocated: a file may claim any size.
+        for spec in model.specs(description.input)? {
+            check_shape(&spec.name, file.tensor(&spec.name)?.shape(), &spec.shape)?;
+        }
+        model.build(description.input)?;
+        for spec in model.parameters() {
+            model.set_parameter(&spec.name, file.tensor(&spec.name)?)?;
+        }
+        if file.metadata.get("kernels") != Some(&json!(KERNEL_TABLE)) {
+            log::warn!("the file was written with other kernel choices: training continues, but not bit for bit");
+        }
+        Ok(model)
+    }
+
+    /// Writes the model, its parameters and the state of its training to one file. A kill at any moment leaves the old
+    /// or the new file whole.
+    pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut file = self.to_file()?;
+        if let Ok(c) = self.compiled() {
+            let training = Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch };
+            file.metadata["training"] = json!(training);
+            for (name, _) in c.optimizer.slots(&self.parameters()) {
+                let session = self.session()?;
+                if session.names().any(|n| n == name) {
+                    file.tensors.insert(name.clone(), session.get(&name)?);
+                }
+            }
+        }
+        io::save(path, &file)
+    }
+
+    /// Reads what [`Self::save`] wrote; training continues from there bit for bit.
+    pub fn load(device: &Device, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = io::load(path)?;
+        let load = || {
+            let mut model = Self::from_file(device, &file)?;
+            // A language model's training has a state of its own, which `Trainer::resume` reads.
+            let Ok(training) = file.part::<Training>("training") else { return Ok(model) };
+            training.optimizer.validate()?;
+            for (name, shape) in training.optimizer.slots(&model.parameters()) {
+                if let Some(slot) = file.tensors.get(&name) {
+                    check_shape(&name, slot.shape(), &shape)?;
+                    model.session()?.set(&name, slot)?;
+                }
+            }
+            let Training { optimizer, loss, step, epoch } = training;
+            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch }));
+            Ok(model)
+        };
+        load().map_err(|e: Error| e.within(path.display()))
+    }
+}
+
+/// Refuses a tensor of another shape.
+pub(super) fn check_shape(name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::shape(format!("`{name}`: expected {wanted:?}, got {found:?}")))
+}

@@ -1,0 +1,355 @@
+//! Stateful truncated backpropagation through a text.
+//!
+//! `batch` streams read contiguous shares of the text, `sequence` characters a step; the recurrent state is carried from
+//! window to window, and is zero where an epoch begins. Where training stands follows from the number of steps alone.
+
+use super::Loss;
+use super::language::LanguageModel;
+use super::monitor::{Monitor, not_finite};
+use super::save::check_shape;
+use super::step::{
+    EVALUATE, LATCH, TRAIN, evaluation_graph, states, training_graph, training_scalars, zero_slots, zero_states,
+};
+use crate::device::{Device, Executable};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::optim::{Adam, Optimizer};
+use crate::params::Tensor;
+use crate::scheduler::{Batch, Capacity};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::Path;
+
+/// How to train a language model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TrainOptions {
+    /// Streams read side by side.
+    pub batch: usize,
+    /// Characters of each stream a step.
+    pub sequence: usize,
+    /// Times to read the text.
+    pub epochs: u32,
+    /// The largest number of steps, where that is fewer.
+    pub steps: Option<u32>,
+    /// Of Adam, with PyTorch's epsilon.
+    pub learning_rate: f64,
+    /// The factor of the learning rate after each epoch.
+    pub decay: f64,
+    /// The largest global norm of the gradient.
+    pub clip: Option<f32>,
+    /// For dropout.
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self { batch: 50, sequence: 50, epochs: 5, steps: None, learning_rate: 2e-3, decay: 1.0, clip: Some(5.0), seed: 0 }
+    }
+}
+
+/// Where training stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps taken.
+    pub step: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// The epoch of the last step, counted from 1.
+    pub epoch: u32,
+    /// Epochs in all.
+    pub epochs: u32,
+    /// Steps of this epoch taken.
+    pub window: u32,
+    /// Steps an epoch has.
+    pub windows: u32,
+    /// Characters trained on.
+    pub characters: u64,
+}
+
+/// A text as streams.
+struct Streams {
+    tokens: Vec<u32>,
+    count: usize,
+    /// Characters of each stream.
+    length: usize,
+    sequence: usize,
+}
+
+impl Streams {
+    fn windows(&self) -> usize {
+        self.length.div_ceil(self.sequence)
+    }
+
+    /// The window that begins at `start`: its batch, characters and the characters that follow them, `[T, B]`.
+    fn window(&self, start: usize) -> Result<(Batch, Tensor, Tensor)> {
+        let steps = self.sequence.min(self.length - start);
+        let shifted = |by: usize| {
+            let at = |t: usize, b: usize| self.tokens[b * self.length + start + t + by];
+            let tokens = (0..steps).flat_map(|t| (0..self.count).map(move |b| at(t, b))).collect();
+            Tensor::from_u32(&[steps * self.count], tokens)
+        };
+        let batch = Batch::dense(steps, self.count)?.starting_at(start as u32);
+        Ok((batch, shifted(0)?, shifted(1)?))
+    }
+
+    fn capacity(&self) -> Result<Capacity> {
+        Ok(Capacity::exactly(&Batch::dense(self.sequence.min(self.length), self.count)?))
+    }
+}
+
+/// What a checkpoint says of training.
+#[derive(Serialize, Deserialize)]
+struct Training {
+    options: TrainOptions,
+    step: u32,
+    text: [u64; 2],
+}
+
+struct Validation {
+    streams: Streams,
+    executable: Executable,
+}
+
+/// Trains a language model, a window at a time.
+pub struct Trainer {
+    model: LanguageModel,
+    options: TrainOptions,
+    optimizer: Optimizer,
+    train: Streams,
+    executable: Executable,
+    validation: Option<Validation>,
+    monitor: Monitor,
+    step: u32,
+    failed: Option<u32>,
+    text: [u64; 2],
+}
+
+/// A number that tells texts apart (Fowler, Noll and Vo's FNV-1a over tokens).
+fn fingerprint(tokens: &[u32]) -> u64 {
+    tokens.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &t| (hash ^ u64::from(t)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn train_streams(tokens: Vec<u32>, options: &TrainOptions) -> Result<Streams> {
+    let TrainOptions { batch, sequence, .. } = *options;
+    if batch == 0 || sequence == 0 {
+        return Err(Error::argument(format!(
+            "training: batch and sequence must be at least 1, got {batch} and {sequence}"
+        )));
+    }
+    let length = tokens.len().saturating_sub(1) / batch;
+    if length < sequence {
+        return Err(Error::data(format!(
+            "training: a sequence of {sequence} characters in each of {batch} streams needs a text of at least {} \
+             characters for training, got {}; a smaller batch or sequence needs less",
+            sequence.saturating_mul(batch).saturating_add(1),
+            tokens.len()
+        )));
+    }
+    Ok(Streams { tokens, count: batch, length, sequence })
+}
+
+impl Trainer {
+    /// Training from its beginning. Without at least two validation tokens there is no validation.
+    pub fn new(
+        mut model: LanguageModel,
+        train_tokens: Vec<u32>,
+        valid_tokens: Vec<u32>,
+        options: TrainOptions,
+    ) -> Result<Self> {
+        let optimizer = Optimizer::from(Adam::pytorch().learning_rate(options.learning_rate));
+        optimizer.validate()?;
+        if !(options.decay > 0.0 && options.decay <= 1.0) {
+            return Err(Error::argument(format!("training: decay must be in (0, 1], got {}", options.decay)));
+        }
+        let text = [fingerprint(&train_tokens), fingerprint(&valid_tokens)];
+        let train = train_streams(train_tokens, &options)?;
+        let graph = training_graph(&model.model, &optimizer, Loss::CrossEntropy, options.clip, "train.")?;
+        let slots = optimizer.slots(&model.model.parameters());
+        let session = model.model.session()?;
+        zero_slots(session, &slots)?;
+        let executable = session.load(&graph, &train.capacity()?)?;
+        zero_states(session, &executable)?;
+        let validation = Self::validation(&mut model, valid_tokens, &options)?;
+        let monitor = Monitor::default();
+        Ok(Self { model, options, optimizer, train, executable, validation, monitor, step: 0, failed: None, text })
+    }
+
+    fn validation(model: &mut LanguageModel, tokens: Vec<u32>, options: &TrainOptions) -> Result<Option<Validation>> {
+        if tokens.len() < 2 {
+            return Ok(None);
+        }
+        let count = options.batch.min(tokens.len() - 1);
+        let length = (tokens.len() - 1) / count;
+        let streams = Streams { tokens, count, length, sequence: options.sequence };
+        let graph = evaluation_graph(&model.model, Loss::CrossEntropy, "evaluate.")?;
+        let session = model.model.session()?;
+        EVALUATE.zero(session)?;
+        let executable = session.load(&graph, &streams.capacity()?)?;
+        Ok(Some(Validation { streams, executable }))
+    }
+
+    /// Training as a checkpoint left it, bit for bit, over the same text.
+    pub fn resume(
+        device: &Device,
+        path: impl AsRef<Path>,
+        train_tokens: Vec<u32>,
+        valid_tokens: Vec<u32>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let file = io::load(path)?;
+        let resume = || {
+            let training: Training = file.part("training")?;
+            let model = LanguageModel::from_file(device, &file)?;
+            let mut trainer = Self::new(model, train_tokens, valid_tokens, training.options)?;
+            if trainer.text != training.text {
+                return Err(Error::data("the text or its validation share is not the one that training began with"));
+            }
+            trainer.step = training.step;
+            for (name, shape) in trainer.kept()? {
+                let tensor = file.tensor(&name)?;
+                check_shape(&name, tensor.shape(), &shape)?;
+                trainer.model.model.session()?.set(&name, tensor)?;
+            }
+            Ok(trainer)
+        };
+        resume().map_err(|e: Error| e.within(path.display()))
+    }
+
+    /// Sets other limits than those it began with.
+    pub fn set_limits(&mut self, epochs: u32, steps: Option<u32>) {
+        self.options.epochs = epochs;
+        self.options.steps = steps;
+    }
+
+    /// What training keeps on the device besides parameters.
+    fn kept(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let mut kept = self.optimizer.slots(&self.model.model.parameters());
+        kept.extend(states(&self.executable)?);
+        kept.extend([TRAIN.sum, TRAIN.count].map(|name| (name.to_string(), vec![1])));
+        Ok(kept)
+    }
+
+    /// The model, for generating in between.
+    pub fn model(&mut self) -> &mut LanguageModel {
+        &mut self.model
+    }
+
+    /// The model.
+    pub fn into_model(self) -> LanguageModel {
+        self.model
+    }
+
+    /// How it trains.
+    pub fn options(&self) -> &TrainOptions {
+        &self.options
+    }
+
+    /// Where it stands.
+    pub fn progress(&self) -> Progress {
+        let windows = self.train.windows() as u32;
+        let total = windows.saturating_mul(self.options.epochs);
+        let (epochs, window) = match self.step.checked_sub(1) {
+            Some(last) => (last / windows, last % windows + 1),
+            None => (0, 0),
+        };
+        let of_epoch = (window as usize * self.train.sequence).min(self.train.length);
+        Progress {
+            step: self.step,
+            steps: self.options.steps.map_or(total, |steps| steps.min(total)),
+            epoch: epochs + 1,
+            epochs: self.options.epochs,
+            window,
+            windows,
+            characters: ((epochs as usize * self.train.length + of_epoch) * self.train.count) as u64,
+        }
+    }
+
+    /// Whether all steps are taken.
+    pub fn finished(&self) -> bool {
+        let progress = self.progress();
+        progress.step >= progress.steps
+    }
+
+    /// Whether the last step was the last of its epoch.
+    pub fn end_of_epoch(&self) -> bool {
+        self.step > 0 && self.step.is_multiple_of(self.train.windows() as u32)
+    }
+
+    /// Advances one window. A step whose loss or gradient is not finite changes nothing; this or one of the next steps
+    /// says so, and the trainer stands where that step began.
+    pub fn step(&mut self) -> Result<()> {
+        self.healthy(false)?;
+        let windows = self.train.windows() as u32;
+        let (epoch, window) = (self.step / windows, self.step % windows);
+        if window == 0 {
+            // The states of an epoch that failed at its end must not be lost.
+            self.healthy(true)?;
+            let session = self.model.model.session()?;
+            TRAIN.zero(session)?;
+            zero_states(session, &self.executable)?;
+        }
+        let (batch, x, y) = self.train.window(window as usize * self.train.sequence)?;
+        let mut batch = batch.at_step(self.options.seed, self.step);
+        let rate = self.options.learning_rate * self.options.decay.powf(f64::from(epoch));
+        for (name, value) in training_scalars(&self.optimizer, self.step, rate) {
+            batch.set_scalar(name, value);
+        }
+        let session = self.model.model.session()?;
+        session.run(&mut self.executable, &batch, &[("x", &x), ("y", &y)])?;
+        self.step += 1;
+        if let Some(bad) = self.monitor.after_step(session)? {
+            self.fail(bad);
+        }
+        self.healthy(false)
+    }
+
+    fn fail(&mut self, bad: u32) {
+        self.failed = Some(bad);
+        self.step = bad;
+    }
+
+    /// Refuses to go on after a step that was not finite; waits for the device to know if `now`.
+    fn healthy(&mut self, now: bool) -> Result<()> {
+        if now && self.failed.is_none() {
+            if let Some(bad) = self.monitor.now(self.model.model.session()?)? {
+                self.fail(bad);
+            }
+        }
+        self.failed.map_or(Ok(()), |bad| Err(not_finite(bad)))
+    }
+
+    /// The mean loss over this epoch so far, in nats a character. Waits for the device.
+    pub fn loss_so_far(&mut self) -> Result<f32> {
+        self.healthy(true)?;
+        TRAIN.mean(self.model.model.session()?)
+    }
+
+    /// The loss over the validation text, read with a state of its own from zero, in nats a character.
+    pub fn validate(&mut self) -> Result<Option<f32>> {
+        let Some(Validation { streams, executable }) = &mut self.validation else { return Ok(None) };
+        let session = self.model.model.session()?;
+        EVALUATE.zero(session)?;
+        zero_states(session, executable)?;
+        for start in (0..streams.length).step_by(streams.sequence) {
+            let (batch, x, y) = streams.window(start)?;
+            session.run(executable, &batch, &[("x", &x), ("y", &y)])?;
+        }
+        EVALUATE.mean(session).map(Some)
+    }
+
+    /// Writes all that [`Self::resume`] needs. After a step that was not finite it writes what was before that step.
+    pub fn checkpoint(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        match self.healthy(true) {
+            Err(e) if self.failed.is_none() => return Err(e),
+            _ => {}
+        }
+        let mut file = self.model.to_file()?;
+        let training = Training { options: self.options, step: self.step, text: self.text };
+        file.metadata["training"] = json!(training);
+        for (name, _) in self.kept()? {
+            file.tensors.insert(name.clone(), self.model.model.session()?.get(&name)?);
+        }
+        debug_assert!(!file.tensors.contains_key(LATCH), "a resumed training begins healthy");
+        io::save(path.as_ref(), &file)
+    }
+}

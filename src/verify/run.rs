@@ -1,0 +1,165 @@
+//! Runs a case: a stack of LSTM layers, its outputs, and the gradients of Σ output · upstream.
+
+use super::{Case, Tensors};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::graph::builder::{LstmOutputs, LstmWeights};
+use crate::graph::{B, Graph, N, Value};
+use crate::params::{DType, Tensor};
+use crate::reference::Reference;
+use crate::scheduler::{Batch, Capacity, CompileOptions, Target, compile};
+use std::sync::Arc;
+
+/// `out.*` and `grad.*` of a case on `device`.
+pub fn on_device(device: &Device, case: &Case, tensors: &Tensors<f32>) -> Result<Tensors<f64>> {
+    let problem = Problem::new(case, tensors)?;
+    let mut session = device.session()?;
+    for (name, tensor) in &problem.parameters {
+        session.set(name, tensor)?;
+    }
+    let mut executable = session.load(&problem.graph, &Capacity::exactly(&problem.batch))?;
+    let inputs: Vec<(&str, &Tensor)> = problem.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    session.run(&mut executable, &problem.batch, &inputs)?;
+    problem.results(|name| Ok(session.output(&executable, name)?.f32s()?.iter().copied().map(f64::from).collect()))
+}
+
+/// `out.*` and `grad.*` of a case by the reference in 64 bits.
+pub fn exactly(case: &Case, tensors: &Tensors<f32>) -> Result<Tensors<f64>> {
+    let problem = Problem::new(case, tensors)?;
+    let options = CompileOptions { capacity: Capacity::exactly(&problem.batch), fresh: false };
+    let program = Arc::new(compile(&problem.graph, Target::REFERENCE, &options)?);
+    let mut reference = Reference::<f64>::new();
+    for (name, tensor) in &problem.parameters {
+        reference.declare(name, tensor.shape(), DType::F32);
+        reference.write(name, tensor)?;
+    }
+    let mut prepared = reference.prepare(&program)?;
+    let input = |(wanted, _): &(String, usize)| {
+        let found = problem.inputs.iter().find(|(name, _)| name == wanted);
+        found.map(|f| &f.1).ok_or_else(|| Error::internal(format!("verify: input `{wanted}` is missing")))
+    };
+    let inputs = program.inputs.iter().map(input).collect::<Result<Vec<&Tensor>>>()?;
+    reference.run(&mut prepared, &problem.batch, &inputs)?;
+    problem.results(|name| {
+        let at = program.outputs.iter().position(|(n, _)| n == name);
+        let at = at.ok_or_else(|| Error::internal(format!("verify: output `{name}` is missing")))?;
+        reference.output_exact(&prepared, at)
+    })
+}
+
+/// A case as a graph, a batch, and what they run on; sequences packed, sequences in packed order.
+struct Problem<'a> {
+    case: &'a Case,
+    graph: Graph,
+    batch: Batch,
+    parameters: Vec<(String, Tensor)>,
+    inputs: Vec<(String, Tensor)>,
+}
+
+impl<'a> Problem<'a> {
+    fn new(case: &'a Case, tensors: &Tensors<f32>) -> Result<Self> {
+        let batch = match &case.lengths {
+            Some(lengths) => Batch::ragged(lengths)?,
+            None => Batch::dense(case.time, case.batch)?,
+        };
+        let (parameters, inputs) = (Vec::new(), Vec::new());
+        let mut problem = Self { case, graph: Graph::new(), batch, parameters, inputs };
+        problem.build(tensors)?;
+        Ok(problem)
+    }
+
+    fn build(&mut self, tensors: &Tensors<f32>) -> Result<()> {
+        let (hidden, layers) = (self.case.hidden_size, self.case.num_layers);
+        let x = self.sequence("in.x", self.case.input_size, tensors)?;
+        let mut gradients = vec![("grad.x".to_string(), x)];
+        let (mut upstream, mut y) = (Vec::new(), x);
+        for layer in 0..layers {
+            let state = if self.case.has_initial_state {
+                let state = (self.state("in.h0", layer, tensors)?, self.state("in.c0", layer, tensors)?);
+                gradients.push((format!("grad.h0.{layer}"), state.0));
+                gradients.push((format!("grad.c0.{layer}"), state.1));
+                Some(state)
+            } else {
+                None
+            };
+            let weights = self.weights(layer, tensors, &mut gradients)?;
+            let LstmOutputs { y: above, h_n, c_n } = self.graph.lstm(y, state, &weights)?;
+            self.graph.output(&format!("out.h_n.{layer}"), h_n)?;
+            self.graph.output(&format!("out.c_n.{layer}"), c_n)?;
+            upstream.push((h_n, self.state("up.h_n", layer, tensors)?));
+            upstream.push((c_n, self.state("up.c_n", layer, tensors)?));
+            y = above;
+        }
+        self.graph.output("out.y", y)?;
+        upstream.push((y, self.sequence("up.y", hidden, tensors)?));
+        let by: Vec<Value> = gradients.iter().map(|g| g.1).collect();
+        let values = self.graph.gradients_from(&upstream, &by)?;
+        gradients.iter().zip(values).try_for_each(|((name, _), value)| self.graph.output(name, value))
+    }
+
+    fn weights(
+        &mut self,
+        layer: usize,
+        tensors: &Tensors<f32>,
+        gradients: &mut Vec<(String, Value)>,
+    ) -> Result<LstmWeights> {
+        let config = self.case.config();
+        let mut parameter = |name: &str, shape: &[usize]| {
+            let (name, grad) = (format!("param.{name}_l{layer}"), format!("grad.{name}_l{layer}"));
+            self.parameters.push((name.clone(), Tensor::new(shape, find(tensors, &name)?.to_vec())?));
+            let value = self.graph.persistent(&name, shape)?;
+            gradients.push((grad, value));
+            Ok::<Value, Error>(value)
+        };
+        let (rows, hidden) = (crate::config::GATES * config.hidden_size, config.hidden_size);
+        Ok(LstmWeights {
+            weight_ih: parameter("weight_ih", &[rows, config.layer_input(layer)])?,
+            weight_hh: parameter("weight_hh", &[rows, hidden])?,
+            bias_ih: if self.case.bias { Some(parameter("bias_ih", &[rows])?) } else { None },
+            bias_hh: if self.case.bias { Some(parameter("bias_hh", &[rows])?) } else { None },
+        })
+    }
+
+    /// The input `name` `[N, width]`, packed.
+    fn sequence(&mut self, name: &str, width: usize, tensors: &Tensors<f32>) -> Result<Value> {
+        let packed = self.batch.pack(0, find(tensors, name)?, self.case.time, width, self.case.batch_first)?;
+        let rows = packed.len() / width;
+        self.inputs.push((name.to_string(), Tensor::new(&[rows, width], packed)?));
+        self.graph.input(name, [N, width.into()], DType::F32)
+    }
+
+    /// The input `name.layer` `[B, H]`, sorted, from `name` `[L, B, H]`.
+    fn state(&mut self, name: &str, layer: usize, tensors: &Tensors<f32>) -> Result<Value> {
+        let (batch, hidden) = (self.case.batch, self.case.hidden_size);
+        let rows = find(tensors, name)?.chunks_exact(batch * hidden).nth(layer).unwrap_or_default();
+        let name = format!("{name}.{layer}");
+        let sorted = self.batch.sort_rows(rows, hidden);
+        self.inputs.push((name.clone(), Tensor::new(&[batch, hidden], sorted)?));
+        self.graph.input(&name, [B, hidden.into()], DType::F32)
+    }
+
+    /// What the case expects, in the caller's order, from the graph's outputs.
+    fn results(&self, mut output: impl FnMut(&str) -> Result<Vec<f64>>) -> Result<Tensors<f64>> {
+        let case = self.case;
+        let mut result = |name: &str| match name {
+            "out.y" | "grad.x" => {
+                let width = if name == "grad.x" { case.input_size } else { case.hidden_size };
+                self.batch.unpack(0, &output(name)?, case.time, width, case.batch_first, 0.0)
+            }
+            "out.h_n" | "out.c_n" | "grad.h0" | "grad.c0" => {
+                let mut all = Vec::new();
+                for layer in 0..case.num_layers {
+                    all.extend(self.batch.unsort_rows(&output(&format!("{name}.{layer}"))?, case.hidden_size));
+                }
+                Ok(all)
+            }
+            _ => output(name),
+        };
+        case.wanted().into_iter().map(|(name, _)| Ok((name.clone(), result(&name)?))).collect()
+    }
+}
+
+fn find<'a>(tensors: &'a Tensors<f32>, name: &str) -> Result<&'a [f32]> {
+    let found = tensors.get(name).ok_or_else(|| Error::data(format!("case: tensor `{name}` is missing")))?;
+    Ok(found)
+}

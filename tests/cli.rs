@@ -1,0 +1,225 @@
+//! The command as a user meets it: the built binary, its exit codes, and what it says.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const SUBCOMMANDS: [&str; 5] = ["devices", "train", "generate", "verify", "bench"];
+const CONFORMANCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/conformance");
+
+fn mnemon(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mnemon"));
+    ["MNEMON_DEVICE", "MNEMON_GPU_LIMITS", "MNEMON_THREADS", "MNEMON_LOG"].iter().for_each(|v| {
+        command.env_remove(v);
+    });
+    command.env("RUST_BACKTRACE", "1").args(arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs a command that must fail with `wanted` on standard error, and no trace of a panic.
+#[track_caller]
+fn refused(arguments: &[&str], codes: &[i32], wanted: &[&str]) {
+    let output = mnemon(arguments);
+    let text = err(&output);
+    assert!(codes.contains(&code(&output)), "{arguments:?}: exit code {}, {text}", code(&output));
+    assert!(wanted.iter().all(|w| text.contains(w)), "{arguments:?}: expected {wanted:?} in: {text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("RUST_BACKTRACE") && !text.contains("stack backtrace"),
+        "{text}"
+    );
+}
+
+/// A new empty folder.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The shipped cases with `cases.json` changed by `edit`, in a folder of their own.
+fn edited(name: &str, edit: impl Fn(&mut Vec<serde_json::Value>)) -> PathBuf {
+    let to = folder(name);
+    for entry in std::fs::read_dir(CONFORMANCE).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
+    }
+    let path = to.join("cases.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    edit(json["cases"].as_array_mut().unwrap());
+    std::fs::write(&path, json.to_string()).unwrap();
+    to
+}
+
+/// Overwrites the first value of `tensor` in a safetensors file.
+fn corrupt(path: &Path, tensor: &str, value: f32) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let at = 8 + header + json[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn lines(output: &Output) -> Vec<serde_json::Value> {
+    out(output).lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+#[test]
+fn every_subcommand_has_help_with_an_example() {
+    for subcommand in SUBCOMMANDS {
+        let output = mnemon(&[subcommand, "--help"]);
+        let (text, example) = (out(&output), format!("mnemon {subcommand}"));
+        assert_eq!(code(&output), 0, "{subcommand}");
+        assert!(text.contains("Example") && text.matches(&example).count() >= 2, "{subcommand}: {text}");
+    }
+    assert_eq!(code(&mnemon(&["--help"])), 0);
+    assert!(out(&mnemon(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn unknown_arguments_are_refused() {
+    for subcommand in SUBCOMMANDS {
+        refused(&[subcommand, "--no-such-flag"], &[2], &["--no-such-flag"]);
+    }
+    refused(&["no-such-command"], &[2], &["no-such-command"]);
+    refused(&[], &[2], &["Usage"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    for subcommand in ["verify", "bench"] {
+        refused(&[subcommand, "--device", "abacus"], &[2], &["`abacus`", "gpu:SUBSTRING"]);
+        refused(&[subcommand, "--device", "gpu:no such adapter"], &[1, 2], &["error: "]);
+        refused(&[subcommand, "--device", "cpu", "--threads", "0"], &[2], &["threads", "got 0"]);
+    }
+}
+
+#[test]
+fn devices_names_the_one_that_best_takes() {
+    let output = mnemon(&["devices"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(out(&output).contains("cpu, ") && out(&output).contains("best takes: "), "{}", out(&output));
+}
+
+#[test]
+fn verify_passes_the_shipped_cases_and_says_what_it_could_not_run() {
+    for device in ["cpu", "reference"] {
+        let output = mnemon(&["verify", CONFORMANCE, "--device", device]);
+        let text = out(&output);
+        assert_eq!(code(&output), 2, "{text}{}", err(&output));
+        assert!(text.contains("4 passed, 0 failed, 1 not run (bidirectional)"), "{text}");
+        assert!(text.contains("a second direction") && text.contains("grad.weight_hh_l1"), "{text}");
+        let output = mnemon(&["verify", CONFORMANCE, "--device", device, "--only", "len*", "--json"]);
+        let all = lines(&output);
+        assert_eq!((code(&output), all.len()), (0, 1));
+        let keys: Vec<&String> = all[0].as_object().unwrap().keys().collect();
+        let mut wanted =
+            ["case", "device", "adapter", "passed", "status", "worst_tensor", "worst_error", "tolerance", "error"];
+        wanted.sort_unstable();
+        assert_eq!(keys, wanted, "serde_json sorts keys");
+        assert_eq!(
+            (&all[0]["case"], &all[0]["passed"], &all[0]["error"]),
+            (&"lengths".into(), &true.into(), &serde_json::Value::Null)
+        );
+        assert!(all[0]["worst_error"].as_f64().unwrap() < 1e-5 && all[0]["device"] == device);
+    }
+}
+
+#[test]
+fn verify_fails_on_wrong_numbers_and_goes_on() {
+    let cases = edited("wrong", |_| {});
+    corrupt(&cases.join("plain.safetensors"), "grad.h0", 3.0);
+    corrupt(&cases.join("no_bias.safetensors"), "in.x", f32::NAN);
+    let output = mnemon(&["verify", text(&cases), "--device", "cpu", "--json"]);
+    let all = lines(&output);
+    assert_eq!((code(&output), all.len()), (1, 5), "one that failed beats one that was not run");
+    assert_eq!((&all[0]["status"], &all[0]["worst_tensor"]), (&"failed".into(), &"grad.h0".into()));
+    assert_eq!(all[1]["status"], "passed");
+    assert_eq!((&all[2]["status"], &all[2]["worst_error"]), (&"failed".into(), &serde_json::Value::Null));
+    assert_eq!((&all[4]["status"], &all[4]["worst_tensor"]), (&"unsupported".into(), &serde_json::Value::Null));
+}
+
+#[test]
+fn verify_says_why_a_case_cannot_be_run() {
+    let cases = edited("unreadable", |cases| {
+        cases.truncate(4);
+        cases[0]["hidden_size"] = 6.into();
+        cases[1]["file"] = "gone.safetensors".into();
+        cases[2].as_object_mut().unwrap().remove("bias");
+        cases[3]["unknown key"] = 1.into();
+    });
+    let output = mnemon(&["verify", text(&cases), "--device", "cpu", "--json"]);
+    let all = lines(&output);
+    assert_eq!(code(&output), 2);
+    for (at, wanted) in ["tensor `", "gone.safetensors", "missing field `bias`"].iter().enumerate() {
+        assert!(all[at]["error"].as_str().unwrap().contains(wanted), "{}", all[at]);
+        assert_eq!(all[at]["status"], "unsupported");
+    }
+    assert_eq!(all[3]["status"], "passed", "unknown keys are passed over");
+    refused(&["verify", "no/such/folder"], &[2], &["no/such/folder"]);
+    refused(&["verify", CONFORMANCE, "--device", "cpu", "--only", "nothing*"], &[2], &["nothing*"]);
+    std::fs::write(cases.join("cases.json"), "{\"cases\": [").unwrap();
+    refused(&["verify", text(&cases)], &[2], &["cases.json"]);
+    std::fs::write(cases.join("lengths.safetensors"), "short").unwrap();
+    std::fs::copy(Path::new(CONFORMANCE).join("cases.json"), cases.join("cases.json")).unwrap();
+    let output = mnemon(&["verify", text(&cases), "--device", "cpu", "--only", "lengths"]);
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("lengths.safetensors"), "{}", out(&output));
+}
+
+#[test]
+fn verify_without_a_folder_compares_with_the_reference() {
+    let output = mnemon(&["verify", "--device", "cpu", "--json"]);
+    let all = lines(&output);
+    assert_eq!(code(&output), 0, "{}", out(&output));
+    assert!(all.len() > 10 && all.iter().all(|r| r["passed"] == true));
+}
+
+#[test]
+fn bench_prints_nothing_but_lines_of_results() {
+    let output = mnemon(&["bench", "--only", "tiny", "--device", "cpu"]);
+    let all = lines(&output);
+    assert_eq!((code(&output), all.len()), (0, 2), "{}", err(&output));
+    for (line, mode) in all.iter().zip(["infer", "train"]) {
+        let text = |key: &str| line[key].as_str().unwrap().to_string();
+        assert_eq!([text("peer"), text("config"), text("mode")], ["mnemon", "tiny", mode]);
+        assert_eq!([text("version"), text("device")], [env!("CARGO_PKG_VERSION"), "cpu"]);
+        assert!(text("adapter").starts_with("cpu"));
+        let number = |key: &str| line[key].as_f64().unwrap();
+        assert!(["ms", "gflops", "min_ms", "first_ms"].iter().all(|k| number(k) > 0.0) && number("iters") >= 5.0);
+        assert_eq!(line.as_object().unwrap().len(), 11);
+    }
+}
+
+#[test]
+fn bench_takes_configurations_from_a_file_and_refuses_unknown_names() {
+    let path = folder("bench").join("configs.json");
+    std::fs::write(&path, r#"[{"name": "odd", "B": 3, "T": 5, "I": 7, "H": 1, "layers": 3}]"#).unwrap();
+    let output = mnemon(&["bench", "--configs", text(&path), "--device", "cpu", "--modes", "train"]);
+    assert_eq!((code(&output), lines(&output).len()), (0, 1), "{}", err(&output));
+    assert_eq!(lines(&output)[0]["config"], "odd");
+    std::fs::write(&path, r#"[{"name": "empty", "B": 3, "T": 5, "I": 7, "H": 0, "layers": 3}]"#).unwrap();
+    let output = mnemon(&["bench", "--configs", text(&path), "--device", "cpu", "--modes", "infer"]);
+    assert!(lines(&output)[0]["error"].as_str().unwrap().contains("hidden_size must be at least 1"));
+    assert_eq!(code(&output), 1);
+    refused(&["bench", "--only", "tiny,huge", "--device", "cpu"], &[2], &["`huge`", "ptb_medium"]);
+    refused(&["bench", "--configs", "no/such/file.json"], &[1], &["no/such/file.json"]);
+    refused(&["bench", "--modes", "sing"], &[2], &["sing"]);
+    std::fs::write(&path, "[{").unwrap();
+    refused(&["bench", "--configs", text(&path)], &[1], &["configs.json"]);
+}
