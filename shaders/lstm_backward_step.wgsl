@@ -11,7 +11,7 @@ struct Params {
     hidden: u32,       // H
     first: u32,        // first sequence of this dispatch
     end: u32,          // one past the last
-    continuing: u32,   // sequences before this one have a next step
+    ongoing: u32,   // sequences before this one have a next step
     row: u32,          // the row of sequence `first` in the piece of gates, cells and dy
     previous: u32,     // the row of sequence `first` at the step before, in its piece of cells
     sequences: u32,    // B, rows of one slot of the state
@@ -40,7 +40,7 @@ fn finish(b: u32, unit: u32, product: vec4<f32>) {
     let at = row * params.hidden + unit;
     let sequence = b * params.hidden + unit;
     var dh = 0.0;
-    if (b < params.continuing) {
+    if (b < params.ongoing) {
         dh = product.x + product.y + product.z + product.w;
     } else if (params.has_dh_n != 0u) {
         dh = dh_n[sequence];
@@ -100,7 +100,7 @@ fn main(
     var s6 = vec4<f32>(0.0);
     var s7 = vec4<f32>(0.0);
     // Only sequences with a next step have gate gradients to multiply.
-    let inner = select(0u, params.hidden, b < params.continuing);
+    let inner = select(0u, params.hidden, b < params.ongoing);
     for (var k = 0u; k < inner; k++) {
         let w = weights[k * params.hidden + unit];
         s0 = fma(state[r0 + k], w, s0);

@@ -357,7 +357,7 @@ impl Session {
             Backend::Cpu(b) => b.read(name),
             Backend::Reference(b) => b.read(name),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => b.begin_read(name).and_then(|r| r.wait()),
+            Backend::Gpu(b) => arrive(b.begin_read(name)?),
         }
     }
 
@@ -464,10 +464,14 @@ impl Session {
             (Backend::Cpu(b), Prepared::Cpu(p)) => b.run(p, batch, &ordered),
             (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
             #[cfg(feature = "gpu")]
-            (Backend::Gpu(b), Prepared::Gpu(p)) => b.run(p, batch, &ordered),
-            #[cfg(feature = "gpu")]
-            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
-            #[cfg(not(feature = "gpu"))]
+            (Backend::Gpu(b), Prepared::Gpu(p)) => {
+                b.run(p, batch, &ordered)?;
+                // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
+                while let Some(oldest) = b.crowded() {
+                    b.context().block(Some(oldest))?;
+                }
+                Ok(())
+            }
             _ => Err(Error::argument("session: the program was made ready by a session on another device")),
         }
     }
@@ -479,7 +483,7 @@ impl Session {
             (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
             (Backend::Reference(b), Prepared::Reference(p)) => b.output(p, at),
             #[cfg(feature = "gpu")]
-            (Backend::Gpu(b), Prepared::Gpu(p)) => b.begin_output(p, at).and_then(|r| r.wait()),
+            (Backend::Gpu(b), Prepared::Gpu(p)) => arrive(b.begin_output(p, at)?),
             _ => Err(Error::argument("session: the program was made ready by a session on another device")),
         }
     }
@@ -500,7 +504,7 @@ impl Session {
     pub fn wait(&mut self) -> Result<()> {
         #[cfg(feature = "gpu")]
         if let Backend::Gpu(b) = &mut self.backend {
-            return b.wait();
+            return b.context().block(None);
         }
         Ok(())
     }
@@ -535,6 +539,13 @@ fn check_bound(name: &str, tensor: &Tensor, bound: &Bound) -> Result<()> {
     }
 }
 
+/// Waits for a value on its way from a GPU.
+#[cfg(feature = "gpu")]
+fn arrive(mut reading: gpu::Reading) -> Result<Tensor> {
+    reading.context().block(None)?;
+    reading.take()
+}
+
 enum Pending {
     Ready(Tensor),
     #[cfg(feature = "gpu")]
@@ -559,7 +570,7 @@ impl Reading {
         match self.0 {
             Pending::Ready(tensor) => Ok(tensor),
             #[cfg(feature = "gpu")]
-            Pending::Gpu(r) => r.wait(),
+            Pending::Gpu(r) => arrive(r),
         }
     }
 }

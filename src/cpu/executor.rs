@@ -134,7 +134,8 @@ impl Cpu {
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
-    pub fn run(&mut self, prepared: &mut Prepared, batch: &Batch, inputs: &[Tensor]) -> Result<()> {
+    pub fn run<V: std::borrow::Borrow<Tensor>>(&mut self, prepared: &mut Prepared, batch: &Batch, inputs: &[V]) -> Result<()> {
+        let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = Arc::clone(&prepared.program);
         program.capacity.admits(batch)?;
         let scalars = program.scalar_values(batch)?;
@@ -163,7 +164,7 @@ impl Cpu {
     }
 
     /// Refuses inputs and persistent values that do not fit, and integers out of bounds, before anything has changed.
-    fn check(&self, prepared: &Prepared, shapes: &[Vec<usize>], inputs: &[Tensor]) -> Result<()> {
+    fn check(&self, prepared: &Prepared, shapes: &[Vec<usize>], inputs: &[&Tensor]) -> Result<()> {
         let program = &*prepared.program;
         if inputs.len() != program.inputs.len() {
             return Err(Error::argument(format!(
@@ -257,7 +258,7 @@ impl Run<'_> {
     }
 
     /// Stores the inputs.
-    fn give(&mut self, inputs: &[Tensor]) -> Result<()> {
+    fn give(&mut self, inputs: &[&Tensor]) -> Result<()> {
         for ((_, value), tensor) in self.program.inputs.iter().zip(inputs) {
             let place = self.place(*value)?;
             storage::store(tensor, self.memory.write(place)?)?;

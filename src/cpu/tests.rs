@@ -128,7 +128,7 @@ fn what_does_not_fit_is_an_error() {
     assert!(cpu.run(&mut prepared, &batch, &tokens(vec![0, 4])).is_err());
     assert!(cpu.run(&mut prepared, &batch, &tokens(vec![0])).is_err());
     assert!(cpu.run(&mut prepared, &batch, &[Tensor::zeros(&[2])]).is_err());
-    assert!(cpu.run(&mut prepared, &Batch::dense(99, 1).unwrap(), &[]).is_err());
+    assert!(cpu.run(&mut prepared, &Batch::dense(99, 1).unwrap(), &[] as &[Tensor]).is_err());
     assert!(cpu.write("table", &Tensor::zeros(&[9])).is_err() && cpu.read("other").is_err());
     cpu.run(&mut prepared, &batch, &tokens(vec![3, 0])).unwrap();
     assert_eq!(cpu.output(&prepared, 0).unwrap().shape(), [2, 2]);

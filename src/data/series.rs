@@ -76,7 +76,10 @@ mod tests {
     fn windows_slide_by_one_and_their_targets_follow() {
         let (x, y) = windows(&[0.0, 1.0, 2.0, 3.0, 4.0], 2, 2).unwrap();
         assert_eq!((x.shape(), y.shape()), (&[2, 2, 1][..], &[2, 2][..]));
-        assert_eq!((x.as_slice().unwrap(), y.as_slice().unwrap()), (&[0.0, 1.0, 1.0, 2.0][..], &[2.0, 3.0, 3.0, 4.0][..]));
+        assert_eq!(
+            (x.as_slice().unwrap(), y.as_slice().unwrap()),
+            (&[0.0, 1.0, 1.0, 2.0][..], &[2.0, 3.0, 3.0, 4.0][..])
+        );
         assert!(windows(&[0.0, 1.0], 2, 1).is_err() && windows(&[0.0], 0, 1).is_err());
     }
 
@@ -85,6 +88,8 @@ mod tests {
         let scaler = Scaler::fit(&AIR_PASSENGERS).unwrap();
         assert_eq!([scaler.scale(104.0), scaler.scale(622.0)], [0.0, 1.0]);
         assert!((scaler.restore(scaler.scale(300.0)) - 300.0).abs() < 1e-3);
-        assert!(Scaler::fit(&[1.0, 1.0]).is_err() && Scaler::fit(&[1.0, f32::NAN]).is_err() && Scaler::fit(&[]).is_err());
+        assert!(
+            Scaler::fit(&[1.0, 1.0]).is_err() && Scaler::fit(&[1.0, f32::NAN]).is_err() && Scaler::fit(&[]).is_err()
+        );
     }
 }

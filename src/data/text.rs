@@ -78,9 +78,10 @@ impl Vocabulary {
     /// The text of `tokens`.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let character = |&t: &u32| {
-            self.characters.get(t as usize).copied().ok_or_else(|| {
-                Error::data(format!("vocabulary: expected tokens below {}, got {t}", self.len()))
-            })
+            self.characters
+                .get(t as usize)
+                .copied()
+                .ok_or_else(|| Error::data(format!("vocabulary: expected tokens below {}, got {t}", self.len())))
         };
         tokens.iter().map(character).collect()
     }
@@ -174,14 +175,19 @@ mod tests {
         std::fs::write(folder.join("nul"), "a\0b").unwrap();
         let corpus = read_corpus(&[&folder]).unwrap();
         assert_eq!(corpus, Corpus { text: "one two three".to_string(), files: 3, skipped: 2 });
-        assert!(read_corpus(&[folder.join("nul")]).unwrap_err().to_string().contains("expected at least one character"));
+        assert!(
+            read_corpus(&[folder.join("nul")]).unwrap_err().to_string().contains("expected at least one character")
+        );
         assert!(read_corpus(&[folder.join("missing")]).unwrap_err().to_string().contains("missing"));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
     fn the_last_tenth_is_for_validation() {
-        assert_eq!([split(1_115_394, 0.1).unwrap(), split(30, 0.1).unwrap(), split(9, 0.1).unwrap()], [1_003_855, 27, 9]);
+        assert_eq!(
+            [split(1_115_394, 0.1).unwrap(), split(30, 0.1).unwrap(), split(9, 0.1).unwrap()],
+            [1_003_855, 27, 9]
+        );
         assert!(split(10, 1.0).is_err() && split(10, f64::NAN).is_err());
     }
 }

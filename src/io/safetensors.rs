@@ -185,7 +185,10 @@ mod tests {
         for cut in [0, 5, 8, 60, whole.len() - 1] {
             fs::write(&path, &whole[..cut]).unwrap();
             let error = load(&path).unwrap_err();
-            assert!(error.kind() == ErrorKind::File && error.to_string().contains("whole safetensors"), "{cut}: {error}");
+            assert!(
+                error.kind() == ErrorKind::File && error.to_string().contains("whole safetensors"),
+                "{cut}: {error}"
+            );
         }
         fs::write(&path, "just a text file, long enough to have a header length").unwrap();
         assert!(load(&path).unwrap_err().to_string().contains("whole safetensors"));

@@ -211,7 +211,8 @@ impl Sequential {
         let mut names = BTreeSet::new();
         let mut placed: Vec<Placed<'_>> = Vec::with_capacity(self.layers.len());
         for (at, layer) in self.layers.iter().enumerate() {
-            let same = self.layers[..at].iter().filter(|l| l.given_name().is_none() && l.class() == layer.class()).count();
+            let same =
+                self.layers[..at].iter().filter(|l| l.given_name().is_none() && l.class() == layer.class()).count();
             let name = match (layer.given_name(), same) {
                 (Some(name), _) => name.to_string(),
                 (None, 0) => layer.class().to_string(),

@@ -146,7 +146,8 @@ impl Optimizer {
 
     /// The persistent values that it keeps beside `parameters`, all zero at first.
     pub fn slots(&self, parameters: &[ParameterSpec]) -> Vec<(String, Vec<usize>)> {
-        let of = |prefix: &'static str| parameters.iter().map(move |p| (format!("{prefix}{}", p.name), p.shape.clone()));
+        let of =
+            |prefix: &'static str| parameters.iter().map(move |p| (format!("{prefix}{}", p.name), p.shape.clone()));
         self.prefixes().iter().copied().flat_map(of).collect()
     }
 

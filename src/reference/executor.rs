@@ -87,7 +87,8 @@ impl<R: Real> Reference<R> {
 
     /// Runs all steps, then updates the persistent values. `inputs` are packed, in the order of `program.inputs`.
     /// Where it fails, no persistent value changes.
-    pub fn run(&mut self, prepared: &mut Prepared<R>, batch: &Batch, inputs: &[Tensor]) -> Result<()> {
+    pub fn run<V: std::borrow::Borrow<Tensor>>(&mut self, prepared: &mut Prepared<R>, batch: &Batch, inputs: &[V]) -> Result<()> {
+        let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = prepared.program.clone();
         program.capacity.admits(batch)?;
         prepared.batch = None;
@@ -120,7 +121,7 @@ impl<R: Real> Reference<R> {
     }
 
     /// Unpacks inputs and persistent values.
-    fn load(&self, prepared: &mut Prepared<R>, batch: &Batch, inputs: &[Tensor]) -> Result<()> {
+    fn load(&self, prepared: &mut Prepared<R>, batch: &Batch, inputs: &[&Tensor]) -> Result<()> {
         let program = prepared.program.clone();
         if inputs.len() != program.inputs.len() {
             return Err(Error::argument(format!(
@@ -285,7 +286,7 @@ mod tests {
             reference.write_exact(name, &[start, start + 1.0]).unwrap();
         }
         let mut prepared = reference.prepare(&program).unwrap();
-        reference.run(&mut prepared, &batch, &[]).unwrap();
+        reference.run(&mut prepared, &batch, &[] as &[Tensor]).unwrap();
         let read = |name: &str| reference.read(name).unwrap().into_f32s().unwrap();
         assert_eq!([read("p"), read("q"), read("r")], [vec![2.0, 4.0], vec![1.0, 2.0], vec![101.0, 103.0]]);
         // q takes p after the run, so p is not written in place; r is.
@@ -307,17 +308,17 @@ mod tests {
         reference.declare("s", &[3, 2], DType::F32);
         reference.write("s", &Tensor::new(&[4], vec![1.0, 2.0, 3.0, 4.0]).unwrap()).unwrap();
         let mut prepared = reference.prepare(&program).unwrap();
-        assert!(reference.run(&mut prepared, &batch, &[]).is_err(), "the scalar is not set");
+        assert!(reference.run(&mut prepared, &batch, &[] as &[Tensor]).is_err(), "the scalar is not set");
         assert!(reference.output(&prepared, 0).is_err());
         batch.set_scalar("by", 0.5);
-        reference.run(&mut prepared, &batch, &[]).unwrap();
+        reference.run(&mut prepared, &batch, &[] as &[Tensor]).unwrap();
         let read = reference.read("s").unwrap();
         assert_eq!((read.shape(), read.f32s().unwrap()), (&[3, 2][..], &[1.5, 2.5, 3.5, 4.5, 0.0, 0.0][..]));
         assert_eq!(reference.value(&prepared, "s"), Some(vec![1.0, 2.0, 3.0, 4.0]));
         let seen = reference.output(&prepared, 0).unwrap();
         assert_eq!((seen.shape(), seen.f32s().unwrap()), (&[2, 1, 2][..], &[1.0, 2.0, 3.0, 4.0][..]));
         reference.declare("s", &[1, 2], DType::F32);
-        assert_eq!(reference.run(&mut prepared, &batch, &[]).unwrap_err().kind(), ErrorKind::Shape);
+        assert_eq!(reference.run(&mut prepared, &batch, &[] as &[Tensor]).unwrap_err().kind(), ErrorKind::Shape);
     }
 
     #[test]
@@ -342,7 +343,7 @@ mod tests {
         assert_eq!(run(tensor(&[0, 1, 3])), Err(ErrorKind::Data));
         assert_eq!(run(tensor(&[0, 1])), Err(ErrorKind::Shape));
         assert_eq!(run(Tensor::zeros(&[3])), Err(ErrorKind::Shape));
-        assert!(reference.run(&mut prepared, &batch, &[]).is_err());
+        assert!(reference.run(&mut prepared, &batch, &[] as &[Tensor]).is_err());
         assert!(reference.run(&mut prepared, &Batch::dense(3, 3).unwrap(), &[tensor(&[0; 9])]).is_err());
     }
 }

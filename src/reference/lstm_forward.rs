@@ -117,7 +117,7 @@ mod tests {
             reference.write_exact(name, values).unwrap();
         }
         let mut prepared = reference.prepare(&program).unwrap();
-        reference.run(&mut prepared, &batch, &[]).unwrap();
+        reference.run(&mut prepared, &batch, &[] as &[crate::params::Tensor]).unwrap();
 
         let s = |x: f64| 1.0 / (1.0 + (-x).exp());
         let (mut h, mut c, mut y) = (0.25f64, -0.75f64, Vec::new());

@@ -277,7 +277,7 @@ impl<'a> Compiler<'a> {
                     dtype: need.dtype,
                     layout: Layout::Rows,
                     storage: Storage::Own,
-                    first: if need.packs.is_empty() { at } else { 0 },
+                    first: if need.packs.is_empty() && !need.uploaded { at } else { 0 },
                     last: if need.packs.is_empty() { at } else { usize::MAX },
                 });
                 let value = self.values.len() - 1;

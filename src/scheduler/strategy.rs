@@ -69,14 +69,16 @@ pub struct Workspace {
     /// For packed weights: the positions of the inputs they are made of. They live as long as the program, and are made
     /// again only after one of those inputs has changed. Empty for what lives during one step.
     pub packs: Vec<usize>,
+    /// Whether the host writes it before the run, so that it lives from the first step on.
+    pub uploaded: bool,
 }
 
 fn scratch(role: &'static str, shape: impl Into<Shape>, dtype: DType) -> Workspace {
-    Workspace { role, shape: shape.into(), dtype, packs: Vec::new() }
+    Workspace { role, shape: shape.into(), dtype, packs: Vec::new(), uploaded: false }
 }
 
 fn packed(role: &'static str, shape: impl Into<Shape>, of: &[usize]) -> Workspace {
-    Workspace { role, shape: shape.into(), dtype: DType::F32, packs: of.to_vec() }
+    Workspace { role, shape: shape.into(), dtype: DType::F32, packs: of.to_vec(), uploaded: false }
 }
 
 /// A multiple of [`QUAD`].
@@ -139,7 +141,8 @@ pub fn workspace(
         }
         Op::EmbeddingBackward { rows } => {
             let tokens = shape(0).cloned().unwrap_or(Shape(Vec::new()));
-            vec![scratch("sorted", tokens, DType::U32), scratch("starts", [rows + 1], DType::U32)]
+            let index = |role, shape| Workspace { uploaded: true, ..scratch(role, shape, DType::U32) };
+            vec![index("sorted", tokens), index("starts", Shape::from([rows + 1]))]
         }
         _ => Vec::new(),
     }

@@ -62,7 +62,10 @@ impl Dataset {
             return Err(Error::shape(format!("x: the model was built for {input:?}, got {:?}", x.shape())));
         }
         if x.is_empty() {
-            return Err(Error::data(format!("x: expected at least one sample of at least one step, got {:?}", x.shape())));
+            return Err(Error::data(format!(
+                "x: expected at least one sample of at least one step, got {:?}",
+                x.shape()
+            )));
         }
         check_finite("x", x)?;
         let (samples, steps) = (x.shape()[0], x.shape()[1]);

@@ -83,7 +83,8 @@ impl Sequential {
         let optimizer = optimizer.into();
         optimizer.validate()?;
         if let Ok(session) = self.session() {
-            let names: Vec<String> = session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();
+            let names: Vec<String> =
+                session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();
             for name in names {
                 let old = session.get(&name)?;
                 session.zero(&name, old.shape(), old.dtype())?;
@@ -168,11 +169,7 @@ impl Sequential {
     }
 
     /// Checks data against the model, which is built first where it is not.
-    fn dataset(
-        &mut self,
-        x: &ArrayViewD<'_, f32>,
-        targets: Option<(&ArrayViewD<'_, f32>, Loss)>,
-    ) -> Result<Dataset> {
+    fn dataset(&mut self, x: &ArrayViewD<'_, f32>, targets: Option<(&ArrayViewD<'_, f32>, Loss)>) -> Result<Dataset> {
         if self.input().is_none() {
             let input = input_of(x, matches!(self.layers().first(), Some(Layer::Embedding(_))))?;
             self.build(input)?;

@@ -16,7 +16,7 @@ pub(super) struct Monitor {
 /// The step that a latch holds.
 fn bad_step(reading: Reading) -> Result<Option<u32>> {
     let latch = reading.wait()?.f32s()?[0];
-    Ok((latch != 0.0).then_some(latch as u32 - 1))
+    Ok((latch != 0.0).then(|| (latch as u32).saturating_sub(1)))
 }
 
 impl Monitor {

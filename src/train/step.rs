@@ -139,7 +139,8 @@ pub(super) fn prediction_graph(model: &Sequential, state_prefix: &str) -> Result
 /// The carried states of a program with their sizes.
 pub(super) fn states(executable: &Executable) -> Result<Vec<(String, Vec<usize>)>> {
     let program = executable.program();
-    let carried = |v: &&crate::scheduler::ProgramValue| v.storage == Storage::Persistent && v.shape.fixed_len().is_none();
+    let carried =
+        |v: &&crate::scheduler::ProgramValue| v.storage == Storage::Persistent && v.shape.fixed_len().is_none();
     let values = program.values.iter().filter(carried);
     values.map(|v| Ok((v.name.clone(), program.capacity.resolve(&v.shape)?))).collect()
 }

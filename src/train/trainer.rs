@@ -43,7 +43,16 @@ pub struct TrainOptions {
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { batch: 50, sequence: 50, epochs: 5, steps: None, learning_rate: 2e-3, decay: 1.0, clip: Some(5.0), seed: 0 }
+        Self {
+            batch: 50,
+            sequence: 50,
+            epochs: 5,
+            steps: None,
+            learning_rate: 2e-3,
+            decay: 1.0,
+            clip: Some(5.0),
+            seed: 0,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let failed = |path: &Path, e| Error::new(ErrorKind::File, format!("{}: cannot write: {e}", path.display()));
     std::fs::create_dir_all(&arguments.folder).map_err(|e| failed(&arguments.folder, e))?;
-    let all = mnemon::gpu::shaders();
+    let all = mnemon::gpu::shaders()?;
     for (name, source) in &all {
         let path = arguments.folder.join(name);
         std::fs::write(&path, source).map_err(|e| failed(&path, e))?;

@@ -1,6 +1,6 @@
 //! Expressions over broadcast values: generated bindings and a generated `apply`.
 
-use super::{Runner, input, kernel, output, params, word};
+use super::{Runner, input, kernel, params, word};
 use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::{Binding, Kernel};
@@ -40,7 +40,7 @@ impl Elementwise {
         let mut bound: Vec<usize> = Vec::new();
         let mut bind = |value: usize| {
             let root = values.program.root(value);
-            bound.iter().position(|&(v)| values.program.root(v) == root).unwrap_or_else(|| {
+            bound.iter().position(|&v| values.program.root(v) == root).unwrap_or_else(|| {
                 bound.push(value);
                 bound.len() - 1
             })
