@@ -223,3 +223,177 @@ fn bench_takes_configurations_from_a_file_and_refuses_unknown_names() {
     std::fs::write(&path, "[{").unwrap();
     refused(&["bench", "--configs", text(&path)], &[1], &["configs.json"]);
 }
+
+/// A small text in a folder of its own.
+fn story(name: &str) -> PathBuf {
+    let path = folder(name).join("story.txt");
+    std::fs::write(&path, "The cat sat on the mat. The dog sat on the log.\n".repeat(20)).unwrap();
+    path
+}
+
+/// `mnemon train STORY --output OUTPUT` on the CPU with a small model and further arguments.
+fn train(story: &Path, output: &Path, more: &[&str]) -> Vec<String> {
+    let mut all: Vec<&str> = vec!["train", text(story), "--output", text(output), "--device", "cpu"];
+    let small = [["--hidden", "12"], ["--embedding", "6"], ["--batch", "4"], ["--sequence", "8"]];
+    all.extend(small.iter().filter(|pair| !more.contains(&pair[0])).flatten().chain(more));
+    all.into_iter().map(str::to_string).collect()
+}
+
+fn run(arguments: &[String]) -> Output {
+    mnemon(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn train_and_generate() {
+    let story = story("train");
+    let model = story.with_file_name("model.safetensors");
+    let output = run(&train(&story, &model, &["--epochs", "2", "--dropout", "0.1"]));
+    let log = err(&output);
+    assert_eq!(code(&output), 0, "{log}");
+    let epochs: Vec<&str> = log.lines().filter(|l| l.starts_with("epoch ")).collect();
+    let words: Vec<&str> = epochs[1].split(' ').collect();
+    assert_eq!(
+        [words[0], words[1], words[2], words[4], words[6], words[8]],
+        ["epoch", "2/2", "loss", "val_loss", "val_bpc", "tok/s"]
+    );
+    assert!([3, 5, 7, 9].iter().all(|&w| words[w].parse::<f64>().unwrap() > 0.0) && epochs.len() == 2, "{log}");
+    assert!(out(&output).contains("saved to "), "a sample and where the model is");
+
+    let generate = |more: &[&str]| {
+        let mut all = vec!["generate", "--model", text(&model), "--device", "cpu", "--length", "40"];
+        all.extend(more);
+        mnemon(&all)
+    };
+    let one = generate(&["--prompt", "The cat", "--seed", "3"]);
+    assert_eq!(code(&one), 0, "{}", err(&one));
+    assert!(out(&one).starts_with("The cat") && out(&one).chars().count() == 7 + 40 + 1);
+    assert_eq!(out(&one), out(&generate(&["--prompt", "The cat", "--seed", "3"])));
+    assert_ne!(out(&one), out(&generate(&["--prompt", "The cat", "--seed", "4", "--temperature", "2"])));
+    assert_eq!(out(&generate(&["--temperature", "0"])), out(&generate(&["--top-k", "1", "--seed", "9"])));
+    let unseen = generate(&["--prompt", "The caß"]);
+    assert!(code(&unseen) == 1 && err(&unseen).contains("'ß'") && err(&unseen).contains("position 6"));
+    assert!(out(&unseen).is_empty());
+}
+
+#[test]
+fn training_resumes_bit_for_bit_and_repeats_itself() {
+    let story = story("resume");
+    let file = |name: &str| story.with_file_name(name);
+    let bits = |name: &str| std::fs::read(file(name)).unwrap();
+    for name in ["whole", "again"] {
+        assert_eq!(code(&run(&train(&story, &file(name), &["--epochs", "3", "--dropout", "0.2"]))), 0);
+    }
+    assert!(bits("whole") == bits("again"), "one seed, one result");
+    assert_eq!(code(&run(&train(&story, &file("part"), &["--steps", "31", "--dropout", "0.2"]))), 0);
+    assert!(bits("whole") != bits("part"));
+    let resumed = mnemon(&["train", text(&story), "--resume", text(&file("part")), "--epochs", "3", "--device", "cpu"]);
+    assert_eq!(code(&resumed), 0, "{}", err(&resumed));
+    assert!(bits("whole") == bits("part"), "resuming keeps the bits");
+
+    let resume = ["train", text(&story), "--resume", text(&file("part")), "--device", "cpu"].map(str::to_string);
+    let before = bits("part");
+    let with = |more: &[&str]| [&resume[..], &more.iter().map(|s| s.to_string()).collect::<Vec<_>>()].concat();
+    assert_eq!(code(&run(&with(&["--hidden", "9"]))), 2, "a resumed model keeps its sizes");
+    let other = run(&with(&["--validation", "0.2"]));
+    assert!(code(&other) == 1 && err(&other).contains("validation share"), "{}", err(&other));
+    assert!(bits("part") == before, "a refusal changes nothing");
+}
+
+#[test]
+fn bad_training_input_is_refused() {
+    let story = story("refused");
+    let model = story.with_file_name("model.safetensors");
+    let with = |path: &Path, more: &[&str], codes: &[i32], wanted: &[&str]| {
+        let arguments = train(path, &model, more);
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), codes, wanted);
+        assert!(!model.exists());
+    };
+    let beside = |name: &str, bytes: &[u8]| {
+        std::fs::write(story.with_file_name(name), bytes).unwrap();
+        story.with_file_name(name)
+    };
+    with(Path::new("no/such/text.txt"), &[], &[1], &["no/such/text.txt"]);
+    with(&beside("empty.txt", b""), &[], &[1], &["at least one character"]);
+    with(&beside("binary", &[0xff, 0xfe, 0]), &[], &[1], &["1 other files skipped"]);
+    with(&beside("short.txt", b"abc abc"), &[], &[1], &["8 characters", "33", "got 7"]);
+    with(&story, &["--hidden", "0"], &[1, 2], &["got 0"]);
+    with(&story, &["--layers", "0"], &[2], &["layers"]);
+    with(&story, &["--dropout", "1.5"], &[2], &["1.5"]);
+    with(&story, &["--learning-rate=-1"], &[2], &["learning_rate", "-1"]);
+    with(&story, &["--validation", "2"], &[2], &["validation share"]);
+    with(&story, &["--clip=-1"], &[2], &["-1"]);
+    let nowhere = Path::new("no/such/folder/model.safetensors");
+    let arguments = train(&story, nowhere, &[]);
+    refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[1], &["no/such/folder"]);
+    let foreign = beside("foreign.safetensors", b"not a model");
+    refused(&["train", text(&story), "--resume", text(&foreign)], &[1], &["foreign.safetensors"]);
+    refused(&["generate", "--model", text(&foreign), "--device", "cpu"], &[1], &["foreign.safetensors"]);
+    refused(&["generate", "--model", "no/such/model"], &[1], &["no/such/model"]);
+    let plain = format!("{CONFORMANCE}/plain.safetensors");
+    refused(&["generate", "--model", &plain, "--device", "cpu"], &[1], &["plain.safetensors"]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_training_and_keeps_what_was_good() {
+    let story = story("not_finite");
+    let model = story.with_file_name("model.safetensors");
+    let output = run(&train(&story, &model, &["--learning-rate", "1e37", "--clip", "0"]));
+    let log = err(&output);
+    assert_eq!(code(&output), 1, "{log}");
+    assert!(log.contains("not finite at step ") && !log.contains("panicked"), "{log}");
+    let generated = mnemon(&["generate", "--model", text(&model), "--device", "cpu", "--length", "3"]);
+    assert!(!err(&generated).contains("panicked"), "{}", err(&generated));
+}
+
+#[cfg(unix)]
+mod interrupted {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Stdio};
+
+    /// Training without an end, as soon as `after` epochs are done.
+    fn training(story: &Path, model: &Path, after: usize) -> (Child, BufReader<std::process::ChildStderr>) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mnemon"))
+            .args(train(story, model, &["--epochs", "1000000"]))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let (mut line, mut epochs) = (String::new(), 0);
+        while epochs < after {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "training ended");
+            epochs += usize::from(line.starts_with("epoch "));
+        }
+        (child, log)
+    }
+
+    #[test]
+    fn control_c_saves_and_says_how_to_resume() {
+        let story = story("interrupted");
+        let model = story.with_file_name("model.safetensors");
+        let (mut child, mut log) = training(&story, &model, 2);
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut log, &mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+        let command = format!("mnemon train {} --resume {}", story.display(), model.display());
+        assert!(rest.contains("stopped at step ") && rest.contains(&command), "{rest}");
+        let resumed = mnemon(&["train", text(&story), "--resume", text(&model), "--epochs", "1", "--device", "cpu"]);
+        assert_eq!(code(&resumed), 0, "{}", err(&resumed));
+        assert!(err(&resumed).contains("nothing is left to do"), "{}", err(&resumed));
+    }
+
+    #[test]
+    fn a_kill_leaves_a_whole_file() {
+        let story = story("killed");
+        let model = story.with_file_name("model.safetensors");
+        for epochs in [2, 3, 5] {
+            let (mut child, _log) = training(&story, &model, epochs);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let output = mnemon(&["generate", "--model", text(&model), "--device", "cpu", "--length", "5"]);
+            assert_eq!(code(&output), 0, "{}", err(&output));
+        }
+    }
+}

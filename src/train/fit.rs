@@ -183,7 +183,7 @@ impl Sequential {
 
     fn check_stateful(&self, samples: usize, batch: usize, shuffle: bool) -> Result<()> {
         let stateful = self.layers().iter().any(|l| matches!(l, Layer::Lstm(l) if l.stateful));
-        if stateful && (shuffle || samples % batch.max(1) != 0) {
+        if stateful && (shuffle || !samples.is_multiple_of(batch.max(1))) {
             return Err(Error::argument(format!(
                 "sequential: a stateful lstm needs `shuffle: false` and full batches, got shuffle {shuffle} and {samples} \
                  samples in batches of {batch}"

@@ -82,7 +82,7 @@ impl LanguageModel {
 
     /// Writes the model without a state of training.
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        io::save(path.as_ref(), &self.to_file()?)
+        io::save(path.as_ref(), &self.model_file()?)
     }
 
     /// Reads the model of a file that [`Self::save`] or [`Trainer::checkpoint`](super::Trainer::checkpoint) wrote.
@@ -91,8 +91,8 @@ impl LanguageModel {
         Self::from_file(device, &io::load(path)?).map_err(|e| e.within(path.display()))
     }
 
-    pub(super) fn to_file(&mut self) -> Result<ModelFile> {
-        let mut file = self.model.to_file()?;
+    pub(super) fn model_file(&mut self) -> Result<ModelFile> {
+        let mut file = self.model.model_file()?;
         file.metadata["language"] = json!(self.config);
         file.metadata["vocabulary"] = json!(self.vocabulary);
         Ok(file)

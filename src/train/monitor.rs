@@ -25,12 +25,11 @@ impl Monitor {
         self.steps += 1;
         let due = self.steps.is_multiple_of(EVERY);
         let ready = self.pending.as_mut().is_some_and(Reading::is_ready);
-        if ready || due {
-            if let Some(reading) = self.pending.take() {
-                if let Some(step) = bad_step(reading)? {
-                    return Ok(Some(step));
-                }
-            }
+        if (ready || due)
+            && let Some(reading) = self.pending.take()
+            && let Some(step) = bad_step(reading)?
+        {
+            return Ok(Some(step));
         }
         if due {
             self.pending = Some(session.begin_get(LATCH)?);

@@ -29,7 +29,7 @@ struct Training {
 
 impl Sequential {
     /// The model's description and parameters.
-    pub(super) fn to_file(&mut self) -> Result<ModelFile> {
+    pub(super) fn model_file(&mut self) -> Result<ModelFile> {
         let Some(input) = self.input() else {
             return Err(Error::argument("sequential: a model that is not built has nothing to save"));
         };
@@ -67,7 +67,7 @@ impl Sequential {
     /// or the new file whole.
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let mut file = self.to_file()?;
+        let mut file = self.model_file()?;
         if let Ok(c) = self.compiled() {
             let training = Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch };
             file.metadata["training"] = json!(training);

@@ -319,10 +319,11 @@ impl Trainer {
 
     /// Refuses to go on after a step that was not finite; waits for the device to know if `now`.
     fn healthy(&mut self, now: bool) -> Result<()> {
-        if now && self.failed.is_none() {
-            if let Some(bad) = self.monitor.now(self.model.model.session()?)? {
-                self.fail(bad);
-            }
+        if now
+            && self.failed.is_none()
+            && let Some(bad) = self.monitor.now(self.model.model.session()?)?
+        {
+            self.fail(bad);
         }
         self.failed.map_or(Ok(()), |bad| Err(not_finite(bad)))
     }
@@ -352,7 +353,7 @@ impl Trainer {
             Err(e) if self.failed.is_none() => return Err(e),
             _ => {}
         }
-        let mut file = self.model.to_file()?;
+        let mut file = self.model.model_file()?;
         let training = Training { options: self.options, step: self.step, text: self.text };
         file.metadata["training"] = json!(training);
         for (name, _) in self.kept()? {

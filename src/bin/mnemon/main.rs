@@ -2,12 +2,13 @@
 
 mod bench;
 mod devices;
-//mod generate;
+mod generate;
 mod options;
 mod output;
+mod progress;
 #[cfg(feature = "gpu")]
 mod shaders;
-//mod train;
+mod train;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -29,8 +30,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Devices(devices::Arguments),
-    //Train(train::Arguments),
-    //Generate(generate::Arguments),
+    Train(train::Arguments),
+    Generate(generate::Arguments),
     Verify(verify::Arguments),
     Bench(bench::Arguments),
     #[cfg(feature = "gpu")]
@@ -42,8 +43,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Devices(a) => devices::run(&a),
-        //Command::Train(a) => train::run(&a),
-        //Command::Generate(a) => generate::run(&a),
+        Command::Train(a) => train::run(&a),
+        Command::Generate(a) => generate::run(&a),
         Command::Verify(a) => verify::run(&a),
         Command::Bench(a) => bench::run(&a),
         #[cfg(feature = "gpu")]

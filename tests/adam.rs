@@ -1,0 +1,115 @@
+//! Twenty steps of Adam on a two-layer LSTM give PyTorch's losses. The fixture's script is `data/make_adam.py`.
+
+use mnemon::device::Device;
+use mnemon::error::Result;
+use mnemon::graph::builder::LstmWeights;
+use mnemon::graph::{Expr, Graph, N, Value};
+use mnemon::optim::{Adam, Gate, Optimizer};
+use mnemon::params::{DType, Tensor};
+use mnemon::scheduler::{Batch, Capacity};
+use safetensors::SafeTensors;
+
+const FIXTURE: &[u8] = include_bytes!("data/adam.safetensors");
+const LEARNING_RATE: f64 = 1e-2;
+/// Relative; the losses are computed in 64 bits, ours in 32.
+const TOLERANCE: f32 = 1e-4;
+const LAYERS: usize = 2;
+
+/// `reference`, `cpu`, and a GPU where `MNEMON_TEST_GPU` names one (for example `software`).
+fn devices() -> Vec<Device> {
+    let mut all = vec![Device::reference(), Device::cpu()];
+    if let Ok(name) = std::env::var("MNEMON_TEST_GPU") {
+        all.push(Device::parse(&name, Default::default(), None).expect("the GPU that MNEMON_TEST_GPU asks for"));
+    }
+    all
+}
+
+fn tensor(name: &str) -> Tensor {
+    let file = SafeTensors::deserialize(FIXTURE).unwrap();
+    let view = file.tensor(name).unwrap();
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    Tensor::new(view.shape(), values).unwrap()
+}
+
+/// A graph under construction, and its parameters in the order in which they were added.
+struct Model {
+    graph: Graph,
+    parameters: Vec<(String, Value)>,
+}
+
+impl Model {
+    fn parameter(&mut self, name: String) -> Result<Value> {
+        let value = self.graph.persistent(&name, tensor(&name).shape())?;
+        self.parameters.push((name, value));
+        Ok(value)
+    }
+
+    /// Linear(LSTM(LSTM(x))), its mean squared error, and one step of Adam.
+    fn step(&mut self, adam: &Optimizer, input: usize, output: usize) -> Result<()> {
+        let mut y = self.graph.input("x", [N, input.into()], DType::F32)?;
+        for l in 0..LAYERS {
+            let weights = LstmWeights {
+                weight_ih: self.parameter(format!("lstm.weight_ih_l{l}"))?,
+                weight_hh: self.parameter(format!("lstm.weight_hh_l{l}"))?,
+                bias_ih: Some(self.parameter(format!("lstm.bias_ih_l{l}"))?),
+                bias_hh: Some(self.parameter(format!("lstm.bias_hh_l{l}"))?),
+            };
+            y = self.graph.lstm(y, None, &weights)?.y;
+        }
+        let (weight, bias) = (self.parameter("dense.weight".into())?, self.parameter("dense.bias".into())?);
+        let y = self.graph.linear(y, weight, Some(bias))?;
+        let target = self.graph.input("target", [N, output.into()], DType::F32)?;
+        let loss = self.graph.mean_squared_error(y, target)?.mean;
+        self.graph.output("loss", loss)?;
+        let by: Vec<Value> = self.parameters.iter().map(|p| p.1).collect();
+        let gradients = self.graph.gradients(loss, &by)?;
+        let alive = self.graph.elementwise(Expr::Const(1.0), &[loss])?;
+        adam.apply(&mut self.graph, &self.parameters, &gradients, Gate { scale: None, alive })
+    }
+}
+
+fn losses(device: &Device, steps: usize) -> Result<Vec<f32>> {
+    let rows = |name: &str| {
+        let tensor = tensor(name);
+        let [steps, sequences, width] = tensor.shape().try_into().unwrap();
+        (tensor.reshape(&[steps * sequences, width]).unwrap(), steps, sequences, width)
+    };
+    let (x, time, sequences, input) = rows("x");
+    let (target, .., output) = rows("target");
+    let adam = Optimizer::from(Adam::pytorch().learning_rate(LEARNING_RATE));
+    let mut model = Model { graph: Graph::new(), parameters: Vec::new() };
+    model.step(&adam, input, output)?;
+    let mut session = device.session()?;
+    for (name, _) in &model.parameters {
+        let first = tensor(name);
+        for slot in model.graph.values().iter().filter(|v| v.name.ends_with(&format!(".{name}"))) {
+            session.zero(&slot.name, first.shape(), DType::F32)?;
+        }
+        session.set(name, &first)?;
+    }
+    let mut batch = Batch::dense(time, sequences)?;
+    let mut executable = session.load(&model.graph, &Capacity::exactly(&batch))?;
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        for (name, value) in adam.scalars(step as u32, LEARNING_RATE) {
+            batch.set_scalar(name, value);
+        }
+        session.run(&mut executable, &batch, &[("x", &x), ("target", &target)])?;
+        losses.push(session.output(&executable, "loss")?.f32s()?[0]);
+    }
+    Ok(losses)
+}
+
+#[test]
+fn twenty_steps_of_adam_give_pytorchs_losses_on_every_device() {
+    let wanted = tensor("losses").into_f32s().unwrap();
+    assert_eq!(wanted.len(), 20);
+    for device in devices() {
+        let got = losses(&device, wanted.len()).unwrap();
+        for (step, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+            let error = (got - wanted).abs() / wanted;
+            assert!(error <= TOLERANCE, "{} step {step}: expected {wanted}, got {got}", device.name());
+        }
+        assert!(got[19] < 0.9 * got[0], "it learns");
+    }
+}
