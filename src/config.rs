@@ -76,14 +76,16 @@ impl LstmConfig {
 
     /// Refuses sizes that mean nothing or whose weights cannot be counted in 32 bits.
     pub fn validate(&self) -> Result<()> {
-        for (name, size) in [("input_size", self.input_size), ("hidden_size", self.hidden_size), ("num_layers", self.num_layers)]
+        for (name, size) in
+            [("input_size", self.input_size), ("hidden_size", self.hidden_size), ("num_layers", self.num_layers)]
         {
             if size == 0 {
                 return Err(Error::argument(format!("lstm: {name} must be at least 1, got 0")));
             }
         }
         let widest = self.input_size.max(self.hidden_size);
-        if self.hidden_size.checked_mul(GATES).and_then(|g| g.checked_mul(widest)).is_none_or(|n| n > u32::MAX as usize) {
+        if self.hidden_size.checked_mul(GATES).and_then(|g| g.checked_mul(widest)).is_none_or(|n| n > u32::MAX as usize)
+        {
             return Err(Error::argument(format!(
                 "lstm: weights of {} x {widest} values exceed 2^32 - 1",
                 self.hidden_size.saturating_mul(GATES)

@@ -4,11 +4,11 @@ use crate::cpu::{self, Cpu};
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
-use crate::graph::{Graph, Kind};
+use crate::graph::Graph;
 use crate::params::{DType, Tensor};
 use crate::reference::{self, Reference};
+use crate::scheduler::program::{Bound, Storage};
 pub use crate::scheduler::strategy::AdapterReport;
-use crate::scheduler::program::Bound;
 use crate::scheduler::{Batch, Capacity, CompileOptions, Program, Target, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -398,12 +398,14 @@ impl Session {
 
     /// [`Self::load`] with further options.
     pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
-        let program = Arc::new(compile(graph, self.device.target(), options)?);
-        for value in graph.values().iter().filter(|v| v.kind == Kind::Persistent) {
-            if !program.values.iter().any(|v| v.name == value.name) {
-                continue;
-            }
-            let sizes = options.capacity.resolve(&value.shape)?;
+        self.load_program(compile(graph, self.device.target(), options)?)
+    }
+
+    /// Makes a program ready that was compiled elsewhere for this session's device.
+    pub fn load_program(&mut self, program: Program) -> Result<Executable> {
+        let program = Arc::new(program);
+        for value in program.values.iter().filter(|v| v.storage == Storage::Persistent) {
+            let sizes = program.capacity.resolve(&value.shape)?;
             let fixed = value.shape.fixed_len().is_some();
             match self.registry.get(&value.name) {
                 None if fixed => {

@@ -222,3 +222,63 @@ fn other_operations() {
     check(&operations_case(131, 4));
     check(&operations_case(1, 1));
 }
+
+/// Different sets of lengths through one program make no pipeline, bind group or buffer, and keep the results.
+#[test]
+fn replays_create_nothing() {
+    for device in common::gpus() {
+        let case = lstm_case(&[5, 3, 6, 6, 0, 2], 3, 5, Bias::Two, true, 1.0);
+        let mut session = device.session().unwrap();
+        for (name, tensor) in &case.persistent {
+            session.set(name, tensor).unwrap();
+        }
+        let capacity = Capacity { sequences: 6, axes: vec![(6, 36)] };
+        let mut executable = session.load(&case.graph, &capacity).unwrap();
+        let mut random = Random::new(3, 4);
+        let mut created = None;
+        for round in 0..30 {
+            let lengths: Vec<usize> = (0..6).map(|_| random.below(7) as usize).collect();
+            let other = lstm_case(&lengths, 3, 5, Bias::Two, true, 1.0);
+            let inputs: Vec<(&str, &Tensor)> = other.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            session.run(&mut executable, &other.batch, &inputs).unwrap();
+            if round % 10 == 0 {
+                // The weights differ from `other`'s in nothing, since they come from the same seeds.
+                for (name, wanted) in &truth(&other) {
+                    let got = session.output(&executable, name).unwrap();
+                    let got: Vec<f64> = got.f32s().unwrap().iter().map(|&v| f64::from(v)).collect();
+                    assert_close(&format!("{device:?} {lengths:?} {name}"), &got, wanted, other.tolerance);
+                }
+                created = None; // reading made staging buffers
+            }
+            assert!(created.is_none_or(|c| c == session.created()), "{device:?}: round {round} created something");
+            created = Some(session.created());
+        }
+    }
+}
+
+/// Tensors larger than the device's binding limit are split.
+#[test]
+fn large_tensors_are_split() {
+    let Some(device) = common::gpus().pop() else { return };
+    let case = lstm_case(&[4, 9, 300, 17, 300, 1], 3, 5, Bias::Two, true, 1.0);
+    let expected = truth(&case);
+    // A binding of 20 kB holds 256 rows of gates.
+    let mut target = device.target();
+    target.limits.binding = 20 * 1024;
+    target.limits.buffer = 40 * 1024;
+    let options = CompileOptions { capacity: Capacity::exactly(&case.batch), fresh: false };
+    let program = compile(&case.graph, target, &options).unwrap();
+    assert!(program.placement.places.values().any(|p| p.pieces.len() > 2), "nothing was split");
+    let mut session = device.session().unwrap();
+    for (name, tensor) in &case.persistent {
+        session.set(name, tensor).unwrap();
+    }
+    let mut executable = session.load_program(program).unwrap();
+    let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    session.run(&mut executable, &case.batch, &inputs).unwrap();
+    for (name, wanted) in &expected {
+        let got = session.output(&executable, name).unwrap();
+        let got: Vec<f64> = got.f32s().unwrap().iter().map(|&v| f64::from(v)).collect();
+        assert_close(&format!("split {name}"), &got, wanted, case.tolerance);
+    }
+}

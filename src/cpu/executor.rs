@@ -134,7 +134,12 @@ impl Cpu {
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
-    pub fn run<V: std::borrow::Borrow<Tensor>>(&mut self, prepared: &mut Prepared, batch: &Batch, inputs: &[V]) -> Result<()> {
+    pub fn run<V: std::borrow::Borrow<Tensor>>(
+        &mut self,
+        prepared: &mut Prepared,
+        batch: &Batch,
+        inputs: &[V],
+    ) -> Result<()> {
         let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = Arc::clone(&prepared.program);
         program.capacity.admits(batch)?;

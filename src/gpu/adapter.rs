@@ -107,7 +107,11 @@ impl Context {
     pub fn from_wgpu(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let (limits, least) = (device.limits(), wgpu::Limits::default());
         let wanted = [
-            ("storage buffers", limits.max_storage_buffers_per_shader_stage, least.max_storage_buffers_per_shader_stage),
+            (
+                "storage buffers",
+                limits.max_storage_buffers_per_shader_stage,
+                least.max_storage_buffers_per_shader_stage,
+            ),
             (
                 "invocations a workgroup",
                 limits.max_compute_invocations_per_workgroup,
@@ -121,7 +125,9 @@ impl Context {
         ];
         for (what, has, needs) in wanted {
             if has < needs {
-                return Err(Error::device(format!("device: expected at least {needs} {what}, the device allows {has}")));
+                return Err(Error::device(format!(
+                    "device: expected at least {needs} {what}, the device allows {has}"
+                )));
             }
         }
         let failure = Arc::new(Mutex::new(None));

@@ -127,10 +127,8 @@ impl Values {
         }
         let place = self.program.placement.places.get(&root);
         let place = place.ok_or_else(|| Error::internal(format!("value {root} has no place")))?;
-        let (arena, offset) = *place
-            .pieces
-            .get(piece)
-            .ok_or_else(|| Error::internal(format!("value {root} has no piece {piece}")))?;
+        let (arena, offset) =
+            *place.pieces.get(piece).ok_or_else(|| Error::internal(format!("value {root} has no piece {piece}")))?;
         Ok(View { buffer: self.arenas[arena].clone(), offset, bytes: place.piece_bytes })
     }
 
@@ -236,7 +234,11 @@ impl Run<'_> {
     }
 
     /// The pieces that hold the first `rows` rows: number, first row, one past the last.
-    pub fn pieces(&self, axis: Option<u8>, rows: usize) -> impl DoubleEndedIterator<Item = (usize, usize, usize)> + use<> {
+    pub fn pieces(
+        &self,
+        axis: Option<u8>,
+        rows: usize,
+    ) -> impl DoubleEndedIterator<Item = (usize, usize, usize)> + use<> {
         let piece = self.values.piece_rows(axis).min(rows.max(1));
         (0..rows.div_ceil(piece)).map(move |p| (p, p * piece, ((p + 1) * piece).min(rows)))
     }
@@ -358,10 +360,10 @@ impl Gpu {
                 let missing = || Error::argument(format!("session: there is no value `{}`", value.name));
                 let p = self.persistent.get(&value.name).ok_or_else(missing)?;
                 persistent.insert(at, (p.buffer.clone(), p.buffer.size()));
-            } else if let (Some(axis), Some(place)) = (row_axis(&value.shape), program.placement.places.get(&at)) {
-                if place.pieces.len() > 1 {
-                    axis_rows.insert(axis, place.piece_rows);
-                }
+            } else if let (Some(axis), Some(place)) = (row_axis(&value.shape), program.placement.places.get(&at))
+                && place.pieces.len() > 1
+            {
+                axis_rows.insert(axis, place.piece_rows);
             }
         }
         Ok(Values { program: Arc::clone(program), arenas, persistent, axis_rows })
@@ -492,7 +494,9 @@ fn token_indices(program: &Program) -> Result<Vec<TokenIndex>> {
         let tokens = step.inputs[0].map(|v| program.root(v));
         let input = program.inputs.iter().position(|(_, v)| Some(*v) == tokens);
         let Some(input) = input else {
-            return Err(Error::unsupported("embedding_backward: the gradient of an embedding needs tokens that are inputs"));
+            return Err(Error::unsupported(
+                "embedding_backward: the gradient of an embedding needs tokens that are inputs",
+            ));
         };
         all.push(TokenIndex {
             input,

@@ -14,6 +14,6 @@ mod record;
 
 pub use adapter::{Context, Wanted, adapters};
 pub use executor::{Gpu, Prepared};
-pub use kernels::shaders;
+pub use kernels::{KERNELS, shaders};
 pub use pipeline::{Binding, Kernel};
 pub use reading::Reading;

@@ -99,10 +99,8 @@ impl Pipelines {
 fn build(context: &Context, kernel: &'static Kernel, prelude: &str, bindings: Vec<Binding>) -> Result<Pipeline> {
     let device = &context.device;
     let source = assemble(prelude, kernel.source)?;
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(kernel.name),
-        source: wgpu::ShaderSource::Wgsl(source.into()),
-    };
+    let descriptor =
+        wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
     // SAFETY: these are our own shaders, validated by naga in tests for every variant. Every index that they compute is
     // below the size of what is bound: launchers bind exactly the rows that the parameters name, and every thread
     // returns or clamps before it reads past them. Every loop counts to a parameter, so forced loop bounds (which cost
@@ -130,10 +128,8 @@ fn build(context: &Context, kernel: &'static Kernel, prelude: &str, bindings: Ve
             }
         })
         .collect();
-    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label: Some(kernel.name),
-        entries: &entries,
-    });
+    let layout = device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(kernel.name),
         bind_group_layouts: &[Some(&layout)],

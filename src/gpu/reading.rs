@@ -65,7 +65,8 @@ impl Reading {
         context.check()?;
         let bytes = 4 * shape.iter().product::<usize>() as u64;
         let buffer = staging.take(context, bytes)?;
-        let mut encoder = context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("read") });
+        let mut encoder =
+            context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("read") });
         let mut at = 0;
         for view in views {
             let part = view.bytes.min(bytes - at);

@@ -90,10 +90,10 @@ impl<'a> Recorder<'a> {
             });
             let (now, later) = rest.split_at(here.unwrap_or(rest.len()));
             rest = later;
-            if dispatches > 0 {
-                if let Some(bytes) = uniform.next() {
-                    context.queue.write_buffer(params, 0, bytes);
-                }
+            if dispatches > 0
+                && let Some(bytes) = uniform.next()
+            {
+                context.queue.write_buffer(params, 0, bytes);
             }
             last = Some(encode(context, now, self.slot_bytes));
             count += 1;

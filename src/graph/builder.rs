@@ -1,6 +1,6 @@
 //! Adding operations, with their shapes checked as they are added.
 
-use super::op::{lstm, Op, Over, ReduceKind};
+use super::op::{Op, Over, ReduceKind, lstm};
 use super::shape::Shape;
 use super::{Expr, Graph, Value};
 use crate::error::{Error, Result};

@@ -87,7 +87,12 @@ impl<R: Real> Reference<R> {
 
     /// Runs all steps, then updates the persistent values. `inputs` are packed, in the order of `program.inputs`.
     /// Where it fails, no persistent value changes.
-    pub fn run<V: std::borrow::Borrow<Tensor>>(&mut self, prepared: &mut Prepared<R>, batch: &Batch, inputs: &[V]) -> Result<()> {
+    pub fn run<V: std::borrow::Borrow<Tensor>>(
+        &mut self,
+        prepared: &mut Prepared<R>,
+        batch: &Batch,
+        inputs: &[V],
+    ) -> Result<()> {
         let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = prepared.program.clone();
         program.capacity.admits(batch)?;

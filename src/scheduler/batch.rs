@@ -159,9 +159,9 @@ impl Batch {
 
     /// The time axis `axis`.
     pub fn axis(&self, axis: u8) -> Result<&Axis> {
-        self.axes
-            .get(axis as usize)
-            .ok_or_else(|| Error::argument(format!("batch: the program has a time axis {axis}, the batch {}", self.axes.len())))
+        self.axes.get(axis as usize).ok_or_else(|| {
+            Error::argument(format!("batch: the program has a time axis {axis}, the batch {}", self.axes.len()))
+        })
     }
 
     /// All time axes.

@@ -1,8 +1,8 @@
 //! Where values live: arenas shared by values whose lifetimes do not overlap.
 
+use super::batch::Capacity;
 use super::program::{ProgramValue, Step, Storage};
 use super::strategy::{Executor, Target, row_axis};
-use super::batch::Capacity;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,14 +98,7 @@ pub fn place(
         if piece > limit.checked_next_multiple_of(ALIGNMENT).unwrap_or(limit) {
             return Err(too_large(&value.name, bytes, limit, "its values"));
         }
-        items.push(Item {
-            value: at,
-            bytes: piece,
-            pieces,
-            piece_rows: split,
-            first: value.first,
-            last: value.last,
-        });
+        items.push(Item { value: at, bytes: piece, pieces, piece_rows: split, first: value.first, last: value.last });
     }
     let conflicts = conflicts(values, steps, target);
     let mut arenas = Arenas { limit: target.limits.buffer, fresh, arenas: Vec::new() };
@@ -128,8 +121,7 @@ fn conflicts(values: &[ProgramValue], steps: &[Step], target: &Target) -> Vec<BT
     }
     let root = |v: usize| super::program::root(values, v);
     for step in steps {
-        let written: BTreeSet<usize> =
-            step.outputs.iter().flatten().chain(&step.workspace).map(|&v| root(v)).collect();
+        let written: BTreeSet<usize> = step.outputs.iter().flatten().chain(&step.workspace).map(|&v| root(v)).collect();
         let read = step.inputs.iter().flatten().map(|&v| root(v)).filter(|v| !written.contains(v));
         for r in read.collect::<BTreeSet<_>>() {
             for &w in &written {

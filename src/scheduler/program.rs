@@ -315,8 +315,7 @@ impl<'a> Compiler<'a> {
             all.filter(move |(v, _)| v.kind == kind).filter_map(|(v, at)| Some((v.name.clone(), (*at)?)))
         };
         let placement = memory::place(&self.values, &self.steps, self.capacity, &self.target, options.fresh)?;
-        let outputs =
-            self.graph.outputs().iter().filter_map(|(n, v)| Some((n.clone(), self.at[v.index()]?))).collect();
+        let outputs = self.graph.outputs().iter().filter_map(|(n, v)| Some((n.clone(), self.at[v.index()]?))).collect();
         Ok(Program {
             inputs: named(Kind::Input).collect(),
             outputs,
@@ -368,9 +367,7 @@ fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
     for step in steps {
         let (position, below, except) = match &step.op {
             Op::Embedding => (1, step.inputs[0].and_then(|t| values[t].shape.rows().cloned()), None),
-            Op::CrossEntropy { ignore } => {
-                (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore)
-            }
+            Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
             _ => continue,
         };
         if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {

@@ -23,6 +23,6 @@ use serde::{Deserialize, Serialize};
 pub enum Loss {
     /// The mean of (prediction - y)².
     MeanSquaredError,
-    /// The mean of -ln softmax(logits)[y] with classes y; the model's last layer gives logits.
+    /// The mean of `-ln softmax(logits)[y]` with classes y; the model's last layer gives logits.
     CrossEntropy,
 }

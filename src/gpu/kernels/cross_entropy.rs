@@ -10,8 +10,7 @@ use crate::scheduler::strategy::row_axis;
 
 params!(Params { rows: u32, columns: u32, ignore: u32, has_ignore: u32 });
 
-pub(super) static KERNEL: Kernel = 
-    kernel!("cross_entropy", "main", Params, [Params, Read, Read, Write, Write, Write]);
+pub(super) static KERNEL: Kernel = kernel!("cross_entropy", "main", Params, [Params, Read, Read, Write, Write, Write]);
 
 /// Cross entropy of each row.
 pub(super) struct CrossEntropy {

@@ -10,7 +10,7 @@ use crate::scheduler::strategy::row_axis;
 
 params!(Params { rows: u32, columns: u32, ignore: u32, has_ignore: u32 });
 
-pub(super) static KERNEL: Kernel = 
+pub(super) static KERNEL: Kernel =
     kernel!("cross_entropy_backward", "main", Params, [Params, Read, Read, Read, Read, Write]);
 
 /// The gradient of cross entropy by the logits.

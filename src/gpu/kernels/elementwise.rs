@@ -60,7 +60,10 @@ impl Elementwise {
         }
         let most = values.program.target.limits.storage_bindings;
         if bound.len() > most {
-            return Err(Error::unsupported(format!("{} values in one expression, the device binds {most}", bound.len())));
+            return Err(Error::unsupported(format!(
+                "{} values in one expression, the device binds {most}",
+                bound.len()
+            )));
         }
         let exprs: Vec<&Expr> = written.iter().map(|w| w.1).collect();
         let scalar = |e: &Expr| values.program.scalar_index(e);

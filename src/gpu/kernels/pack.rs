@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
-use crate::graph::op::{lstm, lstm_backward};
 use crate::graph::Op;
+use crate::graph::op::{lstm, lstm_backward};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::quads;
 
@@ -51,8 +51,7 @@ impl Pack {
             let [stride_a, stride_b, stride_c] = map.strides.map(word);
             let len = word(map.sizes.iter().product());
             let accumulate = u32::from(!launches.is_empty());
-            let params =
-                Params { len, b, c, limit_a, limit_b, limit_c, stride_a, stride_b, stride_c, accumulate };
+            let params = Params { len, b, c, limit_a, limit_b, limit_c, stride_a, stride_b, stride_c, accumulate };
             launches.push((launch, params));
         }
         let clear = launches.is_empty().then_some(to);

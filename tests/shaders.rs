@@ -1,0 +1,73 @@
+//! Every kernel of the table, with no GPU: parsed and validated by naga, translated to SPIR-V, MSL and HLSL, and its
+//! parameters compared field by field with the host's.
+#![cfg(feature = "gpu")]
+
+use mnemon::gpu::{Binding, KERNELS, shaders};
+use naga::back::{hlsl, msl, spv};
+use naga::proc::index;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    (module, info)
+}
+
+#[test]
+fn every_shader_is_valid_and_translates() {
+    let all = shaders().unwrap();
+    assert_eq!(all.len(), KERNELS.len());
+    for (name, source) in &all {
+        let (module, info) = parse(name, source);
+        let options = spv::Options::default();
+        let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: spir-v: {e}"));
+        assert!(words.len() > 100, "{name}");
+        let bounds = index::BoundsCheckPolicies::default();
+        let options = msl::Options { bounds_check_policies: bounds, fake_missing_bindings: true, ..Default::default() };
+        let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{name}: msl: {e}"));
+        assert!(text.contains("kernel void"), "{name}");
+        let mut text = String::new();
+        let options = hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        let pipeline = hlsl::PipelineOptions::default();
+        hlsl::Writer::new(&mut text, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{name}: hlsl: {e}"));
+        assert!(text.contains("numthreads"), "{name}");
+    }
+}
+
+/// `Params` of the shader has the fields of the host's, in order, four bytes each; bindings are of the kinds listed.
+#[test]
+fn parameters_and_bindings_agree_with_the_table() {
+    for (kernel, (name, source)) in KERNELS.iter().zip(shaders().unwrap()) {
+        let (module, _) = parse(&name, &source);
+        let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).expect("Params");
+        let naga::TypeInner::Struct { members, .. } = &params.inner else { panic!("{name}: Params is no struct") };
+        let fields: Vec<_> = members.iter().map(|m| m.name.clone().unwrap_or_default()).collect();
+        assert_eq!(fields, kernel.fields, "{name}");
+        for (at, member) in members.iter().enumerate() {
+            assert_eq!(member.offset as usize, 4 * at, "{name}: {:?}", member.name);
+        }
+        assert!(module.entry_points.iter().any(|e| e.name == kernel.entry), "{name}: {}", kernel.entry);
+        for (at, binding) in kernel.bindings.iter().enumerate() {
+            let found = module.global_variables.iter().find(|(_, v)| v.binding.is_some_and(|b| b.binding == at as u32));
+            let (_, variable) = found.unwrap_or_else(|| panic!("{name}: binding {at} is not declared"));
+            let agrees = match (binding, variable.space) {
+                (Binding::Params | Binding::Run, naga::AddressSpace::Uniform) => true,
+                (Binding::Read, naga::AddressSpace::Storage { access }) => !access.contains(naga::StorageAccess::STORE),
+                (Binding::Write, naga::AddressSpace::Storage { access }) => access.contains(naga::StorageAccess::STORE),
+                _ => false,
+            };
+            assert!(agrees, "{name}: binding {at} is {binding:?} in the table, {:?} in the shader", variable.space);
+        }
+    }
+}
+
+#[test]
+fn validation_refuses_a_broken_shader() {
+    assert!(naga::front::wgsl::parse_str("fn f( { }").is_err());
+}
