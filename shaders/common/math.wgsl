@@ -2,9 +2,9 @@
 // large arguments on several backends, and its exp may be off by many ulp.
 // Polynomials: minimax fits (Remez), relative error 3e-9 and 5e-9 before rounding.
 
-// e^x for x in [-87, 88]; clamped outside.
+// e^x for x in [-87.336, 88.722], where it is a normal number; clamped outside.
 fn exp_f32(x: f32) -> f32 {
-    let c = clamp(x, -87.0, 88.0);
+    let c = clamp(x, -87.336, 88.722);
     let n = round(c * 1.4426950408889634);
     // ln 2 in two parts, the first exact in few bits, so that n·ln 2 loses nothing.
     let r = (c - n * 0.693359375) + n * 2.12194440e-4;
@@ -19,13 +19,20 @@ fn exp_f32(x: f32) -> f32 {
     return e * bitcast<f32>((span + 127) << 23u) * bitcast<f32>((i32(n) - span + 127) << 23u);
 }
 
-// 1/(1+e^-x)
-fn sigmoid_f32(x: f32) -> f32 {
-    let z = exp_f32(-abs(x));
-    return select(z, 1.0, x >= 0.0) / (1.0 + z);
+// Whether x is NaN; by its bits, since compilers may assume that there is none. clamp and min would lose it.
+fn is_nan_f32(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
 }
 
-// tanh x
+// 1/(1+e^-x); zero where that is below the smallest normal number, NaN for NaN.
+fn sigmoid_f32(x: f32) -> f32 {
+    let a = abs(x);
+    let z = select(exp_f32(-a), 0.0, a > 87.336);
+    let y = select(z, 1.0, x >= 0.0) / (1.0 + z);
+    return select(y, x, is_nan_f32(x));
+}
+
+// tanh x; NaN for NaN.
 fn tanh_f32(x: f32) -> f32 {
     let a = min(abs(x), 10.0); // tanh is 1 to within span an ulp beyond 9.02
     let s = a * a;
@@ -37,7 +44,7 @@ fn tanh_f32(x: f32) -> f32 {
     let small = a + a * s * p;
     let large = 1.0 - 2.0 / (exp_f32(2.0 * a) + 1.0);
     let y = select(large, small, a < 0.625);
-    return select(y, -y, x < 0.0);
+    return select(select(y, -y, x < 0.0), x, is_nan_f32(x));
 }
 
 // 1 where x is finite; a test of its bits, since compilers may assume that there is no infinity or NaN.
@@ -47,14 +54,13 @@ fn is_finite_f32(x: f32) -> f32 {
 
 // e^x for every x: zero below and infinity above the range of exp_f32, NaN for NaN.
 fn exp_any_f32(x: f32) -> f32 {
-    let bits = bitcast<u32>(x) & 0x7fffffffu;
-    if (bits > 0x7f800000u) {
+    if (is_nan_f32(x)) {
         return x;
     }
-    if (x > 88.72) {
+    if (x > 88.722) {
         return bitcast<f32>(0x7f800000u);
     }
-    if (x < -87.3) {
+    if (x < -87.336) {
         return 0.0;
     }
     return exp_f32(x);

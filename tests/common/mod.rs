@@ -21,14 +21,19 @@ pub fn gpus() -> Vec<Device> {
     vec![open(GpuLimits::Adapter), open(GpuLimits::Default)]
 }
 
-/// `||got - wanted|| / ||wanted||`; `None` where the lengths differ or a value is not finite.
+/// `||got - wanted|| / ||wanted||`, where a norm below f32's smallest normal number, which f32 cannot hold with its
+/// precision, counts as that number; `None` where the lengths differ or a value is not finite.
 pub fn error(got: &[f64], wanted: &[f64]) -> Option<f64> {
     if got.len() != wanted.len() || got.iter().chain(wanted).any(|v| !v.is_finite()) {
         return None;
     }
     let difference = got.iter().zip(wanted).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
     let size = wanted.iter().map(|b| b * b).sum::<f64>().sqrt();
-    Some(if size == 0.0 { got.iter().fold(0.0, |m: f64, a| m.max(a.abs())) } else { difference / size })
+    Some(if size == 0.0 {
+        got.iter().fold(0.0, |m: f64, a| m.max(a.abs()))
+    } else {
+        difference / size.max(f64::from(f32::MIN_POSITIVE))
+    })
 }
 
 /// Panics where `got` is further than `tolerance` from `wanted`, or cannot be compared.
