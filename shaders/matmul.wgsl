@@ -2,39 +2,7 @@
 // One thread computes 8 rows of 4 columns in registers; B is read as whole vectors, A is the same for all threads of a
 // row block. Grid = row blocks · column blocks, 64 threads across columns.
 // #import grid
-
-struct Params {
-    rows: u32,
-    columns: u32,
-    inner: u32,
-    a_stride: u32,      // values from one row of A to the next
-    c_stride: u32,      // values from one row of C to the next
-    column_blocks: u32, // workgroups across columns
-    has_bias: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;
-
-fn store(row: u32, column: u32, value: vec4<f32>) {
-    if (row >= params.rows) {
-        return;
-    }
-    let at = row * params.c_stride + column;
-    c[at] = value.x;
-    if (column + 1u < params.columns) {
-        c[at + 1u] = value.y;
-    }
-    if (column + 2u < params.columns) {
-        c[at + 2u] = value.z;
-    }
-    if (column + 3u < params.columns) {
-        c[at + 3u] = value.w;
-    }
-}
+// #import matmul_store
 
 @compute @workgroup_size(64)
 fn main(
@@ -86,12 +54,14 @@ fn main(
         s6 = fma(vec4<f32>(a[r6 + k]), w, s6);
         s7 = fma(vec4<f32>(a[r7 + k]), w, s7);
     }
-    store(row, column, s0);
-    store(row + 1u, column, s1);
-    store(row + 2u, column, s2);
-    store(row + 3u, column, s3);
-    store(row + 4u, column, s4);
-    store(row + 5u, column, s5);
-    store(row + 6u, column, s6);
-    store(row + 7u, column, s7);
+    for (var r = 0u; r < 8u; r++) {
+        store(row + r, column, s0);
+        s0 = s1;
+        s1 = s2;
+        s2 = s3;
+        s3 = s4;
+        s4 = s5;
+        s5 = s6;
+        s6 = s7;
+    }
 }

@@ -10,7 +10,7 @@ struct Params {
     row_end: u32,
     steps: u32,         // T; 0 where the rows are no time axis, and so one chunk
     table: u32,         // where the axis's first rows of each step begin in `table`
-    column_blocks: u32,
+    blocks: u32, // workgroups across columns of C
     units: u32,         // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
     accumulate: u32,    // whether C holds the sum of later pieces
 }
@@ -95,8 +95,8 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     let group = linear_workgroup(workgroup, count);
-    let row = (group / params.column_blocks) * 8u;
-    let column = ((group % params.column_blocks) * 64u + local) * 4u;
+    let row = (group / params.blocks) * 8u;
+    let column = ((group % params.blocks) * 64u + local) * 4u;
     if (row >= params.m || column >= params.n) {
         return;
     }

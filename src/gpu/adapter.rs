@@ -88,9 +88,10 @@ impl Context {
     pub async fn open(wanted: Wanted, default_limits: bool) -> Result<Self> {
         let adapter = choose(all().await, &wanted)?;
         let required_limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
+        let useful = if default_limits { wgpu::Features::empty() } else { wgpu::Features::SUBGROUP };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mnemon"),
-            required_features: wgpu::Features::empty(),
+            required_features: useful & adapter.features(),
             required_limits,
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -166,7 +167,13 @@ impl Context {
                 // Kernels count values in 32 bits.
                 binding: self.limits.max_storage_buffer_binding_size.min(1 << 31),
                 storage_bindings: self.limits.max_storage_buffers_per_shader_stage as usize,
+                subgroup: if self.device.features().contains(wgpu::Features::SUBGROUP) {
+                    self.info.subgroup_min_size as usize
+                } else {
+                    0
+                },
             },
+            software: self.is_software(),
         }
     }
 

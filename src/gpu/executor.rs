@@ -2,7 +2,7 @@
 
 use super::adapter::Context;
 use super::kernels::{self, Runner};
-use super::pipeline::{Binding, Kernel, Pipelines};
+use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::reading::{Reading, Staging};
 use super::record::{Launch, Recorder, SLOTS, View, slot_bytes};
 use crate::error::{Error, Result};
@@ -166,18 +166,19 @@ impl Preparer<'_> {
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
     pub fn launch(&mut self, kernel: &'static Kernel, views: &[Option<View>]) -> Result<Launch> {
-        self.launch_with(kernel, "", None, views)
+        self.launch_with(kernel, "", None, &[], views)
     }
 
-    /// [`Self::launch`] with a prelude that declares bindings of its own.
+    /// [`Self::launch`] with a prelude that declares bindings of its own, and with constants.
     pub fn launch_with(
         &mut self,
         kernel: &'static Kernel,
         prelude: &str,
         bindings: Option<Vec<Binding>>,
+        constants: Constants,
         views: &[Option<View>],
     ) -> Result<Launch> {
-        let pipeline = self.pipelines.get(self.context, kernel, prelude, bindings)?;
+        let pipeline = self.pipelines.get(self.context, kernel, prelude, bindings, constants)?;
         let mut views = views.iter();
         let mut entries = Vec::with_capacity(pipeline.bindings.len());
         for (at, binding) in pipeline.bindings.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What a kernel binds at one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Binding {
     /// The dispatch's parameters: a uniform with a dynamic offset.
     Params,
@@ -35,7 +35,10 @@ pub struct Kernel {
 
 const COMMON: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
+    ("lstm_backward_cell", include_str!("../../shaders/common/lstm_backward_cell.wgsl")),
+    ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),
     ("math", include_str!("../../shaders/common/math.wgsl")),
+    ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
 ];
@@ -66,15 +69,22 @@ pub(super) struct Pipeline {
     pub label: &'static str,
 }
 
-/// Compiled kernels by all that they are made from: the kernel, its prelude and its bindings.
-#[derive(Default)]
-pub(super) struct Pipelines(HashMap<(&'static str, &'static str, String, Vec<Binding>), Arc<Pipeline>>);
+/// Values of a kernel's `override` constants.
+pub(super) type Constants = &'static [(&'static str, u32)];
 
-impl std::hash::Hash for Binding {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (*self as u8).hash(state);
-    }
+/// All that a pipeline is made from.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    name: &'static str,
+    entry: &'static str,
+    prelude: String,
+    bindings: Vec<Binding>,
+    constants: Constants,
 }
+
+/// Compiled kernels.
+#[derive(Default)]
+pub(super) struct Pipelines(HashMap<Key, Arc<Pipeline>>);
 
 impl Pipelines {
     /// The pipeline of `kernel`, compiled at its first use. A prelude declares `bindings` in place of the kernel's own.
@@ -84,19 +94,27 @@ impl Pipelines {
         kernel: &'static Kernel,
         prelude: &str,
         bindings: Option<Vec<Binding>>,
+        constants: Constants,
     ) -> Result<Arc<Pipeline>> {
         let bindings = bindings.unwrap_or_else(|| kernel.bindings.to_vec());
-        let key = (kernel.name, kernel.entry, prelude.to_string(), bindings.clone());
+        let (name, entry) = (kernel.name, kernel.entry);
+        let key = Key { name, entry, prelude: prelude.to_string(), bindings: bindings.clone(), constants };
         if let Some(pipeline) = self.0.get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(build(context, kernel, prelude, bindings)?);
+        let pipeline = Arc::new(build(context, kernel, prelude, bindings, constants)?);
         self.0.insert(key, Arc::clone(&pipeline));
         Ok(pipeline)
     }
 }
 
-fn build(context: &Context, kernel: &'static Kernel, prelude: &str, bindings: Vec<Binding>) -> Result<Pipeline> {
+fn build(
+    context: &Context,
+    kernel: &'static Kernel,
+    prelude: &str,
+    bindings: Vec<Binding>,
+    constants: Constants,
+) -> Result<Pipeline> {
     let device = &context.device;
     let source = assemble(prelude, kernel.source)?;
     let descriptor =
@@ -142,6 +160,7 @@ fn build(context: &Context, kernel: &'static Kernel, prelude: &str, bindings: Ve
         entry_point: Some(kernel.entry),
         // Every kernel writes workgroup memory before it reads it.
         compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &constants.iter().map(|&(name, value)| (name, f64::from(value))).collect::<Vec<_>>(),
             zero_initialize_workgroup_memory: false,
             ..Default::default()
         },

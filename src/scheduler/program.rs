@@ -269,7 +269,7 @@ impl<'a> Compiler<'a> {
             let step = &self.steps[at];
             let shapes: Vec<Option<&Shape>> = step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
             let len = |s: &Shape| self.capacity.resolve(s).map_or(0, |s| s.iter().product());
-            let needs = strategy::workspace(&step.op, self.target.executor, &shapes, &len);
+            let needs = strategy::workspace(&step.op, &self.target, &shapes, &len);
             for need in needs {
                 self.values.push(ProgramValue {
                     name: format!("{}.{at}.{}", self.steps[at].op.name(), need.role),
@@ -439,7 +439,7 @@ impl Program {
 
 impl Target {
     /// The reference executor.
-    pub const REFERENCE: Target = Target { executor: Executor::Reference, limits: Limits::HOST };
+    pub const REFERENCE: Target = Target { executor: Executor::Reference, limits: Limits::HOST, software: false };
     /// The CPU executor.
-    pub const CPU: Target = Target { executor: Executor::Cpu, limits: Limits::HOST };
+    pub const CPU: Target = Target { executor: Executor::Cpu, limits: Limits::HOST, software: false };
 }

@@ -25,11 +25,13 @@ pub struct Limits {
     pub binding: u64,
     /// Storage bindings of one kernel.
     pub storage_bindings: usize,
+    /// Lanes of the smallest subgroup; 0 where kernels may not use subgroups.
+    pub subgroup: usize,
 }
 
 impl Limits {
     /// What host memory allows.
-    pub const HOST: Limits = Limits { buffer: u64::MAX, binding: u64::MAX, storage_bindings: usize::MAX };
+    pub const HOST: Limits = Limits { buffer: u64::MAX, binding: u64::MAX, storage_bindings: usize::MAX, subgroup: 0 };
 }
 
 /// What a program is compiled for.
@@ -39,6 +41,38 @@ pub struct Target {
     pub executor: Executor,
     /// What the device allows.
     pub limits: Limits,
+    /// Whether it is a GPU that a CPU plays.
+    pub software: bool,
+}
+
+/// How all threads that need one value get it, in products on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broadcast {
+    /// Each reads it; where all read one address, hardware reads it once.
+    Memory,
+    /// One lane reads it and hands it to its subgroup, of at least [`SUBGROUP`] lanes.
+    Subgroup,
+}
+
+/// Lanes that [`Broadcast::Subgroup`] needs.
+pub const SUBGROUP: usize = 8;
+
+/// Software rasterisers read once a lane what all lanes read, at up to a hundred instructions a lane (Mesa's llvmpipe);
+/// there a broadcast inside the subgroup made products three to four times as fast. Not measured on real GPUs, which
+/// read one address once.
+pub fn broadcast(target: &Target) -> Broadcast {
+    let subgroups = target.limits.subgroup >= SUBGROUP;
+    if target.software && subgroups { Broadcast::Subgroup } else { Broadcast::Memory }
+}
+
+/// Sequences of one thread of a fused step under [`Broadcast::Subgroup`], for batches of up to `sequences`: more of them
+/// share what is read of the weights, and those beyond the batch are computed for nothing.
+pub fn step_rows(sequences: usize) -> usize {
+    match sequences {
+        0..=1 => 1,
+        2..=8 => 8,
+        _ => 16,
+    }
 }
 
 /// The recurrence's strategy; see the architecture's three. Only the first exists for now.
@@ -49,7 +83,7 @@ pub enum Recurrence {
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-1";
+pub const KERNEL_TABLE: &str = "fixed-2";
 
 /// Values of padding so that kernels may read four at a time.
 pub const QUAD: usize = 4;
@@ -86,6 +120,12 @@ pub fn quads(n: usize) -> usize {
     n.next_multiple_of(QUAD)
 }
 
+/// Columns of the recurrent weights as the backward step reads them, `[4H, columns]` with rows unit by unit: each unit
+/// alone, or quads of units.
+pub fn backward_columns(target: &Target, hidden: usize) -> usize {
+    if broadcast(target) == Broadcast::Subgroup { quads(hidden) } else { hidden }
+}
+
 fn fixed(shape: &Shape, at: usize) -> usize {
     match shape.0.get(at) {
         Some(Dim::Fixed(n)) => *n,
@@ -93,15 +133,15 @@ fn fixed(shape: &Shape, at: usize) -> usize {
     }
 }
 
-/// What `op` needs on `executor` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
+/// What `op` needs on `target` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
 /// values.
 pub fn workspace(
     op: &Op,
-    executor: Executor,
+    target: &Target,
     inputs: &[Option<&Shape>],
     len: &dyn Fn(&Shape) -> usize,
 ) -> Vec<Workspace> {
-    if executor != Executor::Gpu {
+    if target.executor != Executor::Gpu {
         return Vec::new();
     }
     let shape = |at: usize| inputs.get(at).copied().flatten();
@@ -119,7 +159,7 @@ pub fn workspace(
         Op::LstmBackward => {
             let hidden = shape(lstm_backward::WEIGHT_HH).map_or(0, |s| fixed(s, 1));
             vec![
-                packed("packed_hh", [hidden, 4 * hidden], &[lstm_backward::WEIGHT_HH]),
+                packed("packed_hh", [4 * hidden, backward_columns(target, hidden)], &[lstm_backward::WEIGHT_HH]),
                 scratch("dstate", [Dim::Fixed(2), B, (4 * hidden).into()], DType::F32),
             ]
         }

@@ -3,18 +3,15 @@
 use super::{kernel, params};
 use crate::gpu::pipeline::Kernel;
 
-params!(Finish { hidden: u32, sequences: u32, running: u32, slot: u32, unit_blocks: u32, has_dh_n: u32 });
-
-pub(super) static KERNEL: Kernel = kernel!("lstm_backward_finish", "main", Finish, [Params, Read, Read, Read, Write]);
-
-/// The parameters, for the launcher of the steps.
-pub(super) fn params(
+params!(Params {
     hidden: u32,
     sequences: u32,
     running: u32,
     slot: u32,
-    unit_blocks: u32,
-    has_dh_n: bool,
-) -> impl bytemuck::Pod {
-    Finish { hidden, sequences, running, slot, unit_blocks, has_dh_n: u32::from(has_dh_n) }
-}
+    stride_k: u32,
+    stride_g: u32,
+    stride_u: u32,
+    has_dh_n: u32,
+});
+
+pub(super) static KERNEL: Kernel = kernel!("lstm_backward_finish", "main", Params, [Params, Read, Read, Read, Write]);

@@ -1,13 +1,14 @@
 //! One LSTM layer back through time: one fused dispatch a timestep, then the gradient of the initial state.
 
+use super::lstm_forward_step::rows_constant;
 use super::{Runner, input, kernel, lstm_backward_finish, output, params, word};
 use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run, Values};
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::op::lstm_backward as at;
 use crate::scheduler::Step;
-use crate::scheduler::strategy::row_axis;
+use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, row_axis, step_rows};
 use std::collections::BTreeMap;
 
 params!(Params {
@@ -27,10 +28,8 @@ params!(Params {
 
 pub(super) static KERNEL: Kernel =
     kernel!("lstm_backward_step", "main", Params, [Params, Read, Write, Write, Read, Read, Read, Read, Write]);
-
-/// Sequences and units of one workgroup.
-const SEQUENCES: usize = 8;
-const UNITS: usize = 64;
+pub(super) static SUBGROUP: Kernel =
+    kernel!("lstm_backward_step_subgroup", "main", Params, [Params, Read, Write, Write, Read, Read, Read, Read, Write]);
 
 /// How many pieces before a row's own the row of the step before may lie.
 pub(super) fn pieces_back(values: &Values, axis: Option<u8>) -> usize {
@@ -42,8 +41,12 @@ pub(super) struct LstmBackward {
     /// By piece of this step's rows and piece of the rows of the step before; `None` at the first step.
     launches: BTreeMap<(usize, Option<usize>), Launch>,
     finish: Option<Launch>,
+    /// Sequences and units of one workgroup.
+    block: [usize; 2],
     axis: Option<u8>,
     hidden: usize,
+    /// Of the packed weights: from unit to unit, from gate to gate, from column to column.
+    strides: [usize; 3],
     dc: View,
     dc_n: Option<View>,
     has_c0: bool,
@@ -62,6 +65,17 @@ impl LstmBackward {
         let dc = values.view(output(step, at::DC0)?, 0)?;
         let dh_n = piece(optional(at::DH_N), 0)?;
         let axis = row_axis(values.shape(gates));
+        let (target, rows) = (&values.program.target, step_rows(values.program.capacity.sequences));
+        let (kernel, block, constants) = match broadcast(target) {
+            Broadcast::Memory => (&KERNEL, [8, 64], &[] as Constants),
+            Broadcast::Subgroup => (&SUBGROUP, [rows, 4 * 32], rows_constant(rows)),
+        };
+        let hidden = values.row_len(cells)?;
+        let columns = backward_columns(target, hidden);
+        let strides = match broadcast(target) {
+            Broadcast::Memory => [4 * columns, 1, 4],
+            Broadcast::Subgroup => [4 * columns, columns, 1],
+        };
         let mut launches = BTreeMap::new();
         for p in 0..values.pieces(axis) {
             let first = p.saturating_sub(pieces_back(values, axis));
@@ -80,7 +94,7 @@ impl LstmBackward {
                     dh_n.clone(),
                     Some(dc.clone()),
                 ];
-                launches.insert((p, q), preparer.launch(&KERNEL, &views)?);
+                launches.insert((p, q), preparer.launch_with(kernel, "", None, constants, &views)?);
             }
         }
         let finish = match step.outputs[at::DH0] {
@@ -93,8 +107,10 @@ impl LstmBackward {
         Ok(Self {
             launches,
             finish,
+            block,
             axis,
-            hidden: values.row_len(cells)?,
+            hidden,
+            strides,
             dc,
             dc_n: piece(optional(at::DC_N), 0)?,
             has_c0: optional(at::C0).is_some(),
@@ -115,7 +131,7 @@ impl Runner for LstmBackward {
             Some(dc_n) => out.copy(View { bytes, ..dc_n.clone() }, dc),
             None => out.clear(dc),
         }
-        let unit_blocks = self.hidden.div_ceil(UNITS);
+        let unit_blocks = self.hidden.div_ceil(self.block[1]);
         let rows = run.values.piece_rows(self.axis);
         // The piece of a row and the row inside it.
         let locate = |row: usize| (row / rows, row % rows);
@@ -144,20 +160,23 @@ impl Runner for LstmBackward {
                     has_dy: u32::from(self.has_dy),
                     has_dh_n: u32::from(self.has_dh_n),
                 };
-                out.dispatch(launch, &params, (end - first).div_ceil(SEQUENCES) * unit_blocks);
+                out.dispatch(launch, &params, (end - first).div_ceil(self.block[0]) * unit_blocks);
                 first = end;
             }
         }
         if let Some(finish) = &self.finish {
-            let params = lstm_backward_finish::params(
-                word(self.hidden),
-                word(sequences),
-                word(axis.rows_at(0)),
-                word(steps % 2),
-                word(unit_blocks),
-                self.has_dh_n,
-            );
-            out.dispatch(finish, &params, sequences * unit_blocks);
+            let [stride_k, stride_g, stride_u] = self.strides.map(word);
+            let params = lstm_backward_finish::Params {
+                hidden: word(self.hidden),
+                sequences: word(sequences),
+                running: word(axis.rows_at(0)),
+                slot: word(steps % 2),
+                stride_k,
+                stride_g,
+                stride_u,
+                has_dh_n: u32::from(self.has_dh_n),
+            };
+            out.dispatch(finish, &params, (sequences * self.hidden).div_ceil(64));
         }
         Ok(())
     }

@@ -4,11 +4,11 @@ use super::matmul::MatMul;
 use super::{Runner, input, kernel, lstm_begin, output, params, word};
 use crate::error::Result;
 use crate::gpu::executor::{Preparer, Run};
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::op::lstm;
 use crate::scheduler::Step;
-use crate::scheduler::strategy::{quads, row_axis};
+use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, step_rows};
 
 params!(Params {
     hidden: u32,
@@ -25,16 +25,28 @@ params!(Params {
 
 pub(super) static KERNEL: Kernel =
     kernel!("lstm_forward_step", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write]);
+pub(super) static SUBGROUP: Kernel =
+    kernel!("lstm_forward_step_subgroup", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write]);
 
-/// Sequences and units of one workgroup.
-const SEQUENCES: usize = 8;
+/// Units of one workgroup.
 const UNITS: usize = 64;
+
+/// The constants of a step's kernel for so many sequences a thread.
+pub(super) fn rows_constant(rows: usize) -> Constants {
+    match rows {
+        1 => &[("ROWS", 1)],
+        8 => &[("ROWS", 8)],
+        _ => &[("ROWS", 16)],
+    }
+}
 
 /// A layer's forward pass by the *step* strategy.
 pub(super) struct LstmForward {
     projection: MatMul,
     begin: Launch,
     pieces: Vec<Launch>,
+    /// Sequences of one workgroup.
+    block: usize,
     axis: Option<u8>,
     hidden: usize,
     has_h0: bool,
@@ -59,6 +71,11 @@ impl LstmForward {
         let h_n = Some(values.view(h_n, 0)?);
         let begin = preparer.launch(&lstm_begin::KERNEL, &[h0, c0, state.clone(), c.clone(), h_n.clone()])?;
         let axis = row_axis(values.shape(x));
+        let rows = step_rows(values.program.capacity.sequences);
+        let (kernel, block, constants) = match broadcast(&values.program.target) {
+            Broadcast::Memory => (&KERNEL, 8, &[] as Constants),
+            Broadcast::Subgroup => (&SUBGROUP, rows, rows_constant(rows)),
+        };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [
@@ -70,11 +87,11 @@ impl LstmForward {
                 step.outputs[lstm::CELLS].map(|v| values.view(v, p)).transpose()?,
                 h_n.clone(),
             ];
-            pieces.push(preparer.launch(&KERNEL, &views)?);
+            pieces.push(preparer.launch_with(kernel, "", None, constants, &views)?);
         }
         let read = |value: usize| values.program.steps.iter().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[lstm::CELLS].is_some()];
-        Ok(Self { projection, begin, pieces, axis, hidden, has_h0, has_c0, save })
+        Ok(Self { projection, begin, pieces, block, axis, hidden, has_h0, has_c0, save })
     }
 }
 
@@ -106,7 +123,7 @@ impl Runner for LstmForward {
                     unit_blocks: word(unit_blocks),
                     save: u32::from(self.save[0]) * (1 + u32::from(self.save[1])),
                 };
-                out.dispatch(&self.pieces[piece], &params, (end - start).div_ceil(SEQUENCES) * unit_blocks);
+                out.dispatch(&self.pieces[piece], &params, (end - start).div_ceil(self.block) * unit_blocks);
                 start = end;
             }
         }

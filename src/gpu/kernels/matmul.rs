@@ -7,7 +7,7 @@ use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::Op;
 use crate::scheduler::Step;
-use crate::scheduler::strategy::row_axis;
+use crate::scheduler::strategy::{Broadcast, broadcast, row_axis};
 
 params!(Params {
     rows: u32,
@@ -20,14 +20,16 @@ params!(Params {
 });
 
 pub(super) static KERNEL: Kernel = kernel!("matmul", "main", Params, [Params, Read, Read, Read, Write]);
+pub(super) static SUBGROUP: Kernel = kernel!("matmul_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
 
-/// Rows and quads of columns of one workgroup.
-const ROWS: usize = 8;
+/// Quads of columns of one workgroup.
 const QUADS: usize = 64;
 
 /// The product of a value's rows and a packed weight.
 pub(super) struct MatMul {
     pieces: Vec<Launch>,
+    /// Rows of one workgroup.
+    block: usize,
     axis: Option<u8>,
     a: usize,
     columns: usize,
@@ -53,6 +55,10 @@ impl MatMul {
     ) -> Result<Self> {
         let values = preparer.values;
         let axis = row_axis(values.shape(a));
+        let (kernel, block) = match broadcast(&values.program.target) {
+            Broadcast::Memory => (&KERNEL, 8),
+            Broadcast::Subgroup => (&SUBGROUP, 16),
+        };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [
@@ -61,9 +67,9 @@ impl MatMul {
                 bias.map(|v| values.view(v, 0)).transpose()?,
                 Some(values.view(c, p)?),
             ];
-            pieces.push(preparer.launch(&KERNEL, &views)?);
+            pieces.push(preparer.launch(kernel, &views)?);
         }
-        Ok(Self { pieces, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
+        Ok(Self { pieces, block, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
     }
 }
 
@@ -80,7 +86,7 @@ impl Runner for MatMul {
                 column_blocks: word(column_blocks),
                 has_bias: u32::from(self.has_bias),
             };
-            out.dispatch(&self.pieces[p], &params, (end - start).div_ceil(ROWS) * column_blocks);
+            out.dispatch(&self.pieces[p], &params, (end - start).div_ceil(self.block) * column_blocks);
         }
         Ok(())
     }

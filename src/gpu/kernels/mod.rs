@@ -40,7 +40,7 @@ macro_rules! params {
     ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         #[repr(C)]
         #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $type),* }
+        pub(super) struct $name { $(pub $field: $type),* }
         impl $name {
             const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
         }
@@ -73,16 +73,20 @@ pub const KERNELS: &[&Kernel] = &[
     &embedding_backward::KERNEL,
     &lstm_backward_finish::KERNEL,
     &lstm_backward_step::KERNEL,
+    &lstm_backward_step::SUBGROUP,
     &lstm_begin::KERNEL,
     &lstm_forward_step::KERNEL,
+    &lstm_forward_step::SUBGROUP,
     &lstm_previous::KERNEL,
     &matmul::KERNEL,
+    &matmul::SUBGROUP,
     &pack::KERNEL,
     &reduce_all::BLOCKS,
     &reduce_all::ALL_BLOCKS,
     &reduce_columns::KERNEL,
     &reduce_rows::KERNEL,
     &weight_gradient::KERNEL,
+    &weight_gradient::SUBGROUP,
 ];
 
 /// Every kernel's assembled WGSL with the name of a file for it; `elementwise` with a prelude that uses all functions.

@@ -8,7 +8,7 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::Op;
 use crate::graph::op::{lstm, lstm_backward};
 use crate::scheduler::Step;
-use crate::scheduler::strategy::quads;
+use crate::scheduler::strategy::{Broadcast, broadcast, quads};
 
 params!(Params {
     len: u32,
@@ -78,10 +78,13 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize) -> Result<Map> {
             let h = size(input(step, lstm::WEIGHT_HH)?, 1)?;
             Map { sizes: [1, h, 4], limits: [1, h, 4], strides: [0, 1, h] }
         }
-        // [H][H] of i f g o of the first index, into the second
+        // rows in the order of the gates; the four of one unit side by side, or below each other with columns padded
         (Op::LstmBackward, 0) => {
             let h = size(input(step, lstm_backward::WEIGHT_HH)?, 1)?;
-            Map { sizes: [h, h, 4], limits: [h, h, 4], strides: [h, 1, h * h] }
+            match broadcast(&preparer.values.program.target) {
+                Broadcast::Memory => Map { sizes: [h, h, 4], limits: [h, h, 4], strides: [h, 1, h * h] },
+                Broadcast::Subgroup => Map { sizes: [h, 4, quads(h)], limits: [h, 4, h], strides: [h, h * h, 1] },
+            }
         }
         // rows in the order of the gates, columns padded
         (Op::LstmInputGradient, 0) => {

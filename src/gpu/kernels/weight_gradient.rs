@@ -8,7 +8,7 @@ use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::{LstmPart, Op};
 use crate::scheduler::Step;
-use crate::scheduler::strategy::row_axis;
+use crate::scheduler::strategy::{Broadcast, broadcast, row_axis};
 
 params!(Params {
     m: u32,
@@ -17,15 +17,16 @@ params!(Params {
     row_end: u32,
     steps: u32,
     table: u32,
-    column_blocks: u32,
+    blocks: u32,
     units: u32,
     accumulate: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("weight_gradient", "main", Params, [Params, Read, Read, Read, Write]);
+pub(super) static SUBGROUP: Kernel =
+    kernel!("weight_gradient_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
 
-/// Rows and quads of columns of one workgroup.
-const ROWS: usize = 8;
+/// Quads of one workgroup: of columns of the result or, in subgroups, of its rows.
 const QUADS: usize = 64;
 
 /// aᵀ b over rows; for recurrent weights b is first shifted by one step.
@@ -37,6 +38,7 @@ pub(super) struct WeightGradient {
     m: usize,
     n: usize,
     units: usize,
+    broadcast: Broadcast,
     result: View,
 }
 
@@ -55,13 +57,15 @@ impl WeightGradient {
         let (m, n) = (values.row_len(a)?, values.row_len(b)?);
         let axis = row_axis(values.shape(a));
         let table = preparer.table();
+        let broadcast = broadcast(&values.program.target);
+        let kernel = if broadcast == Broadcast::Subgroup { &SUBGROUP } else { &KERNEL };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), values.view(c, 0)?].map(Some);
-            pieces.push(preparer.launch(&KERNEL, &views)?);
+            pieces.push(preparer.launch(kernel, &views)?);
         }
         let units = if step.op == Op::WeightGradient { 0 } else { m / 4 };
-        Ok(Self { previous, pieces, axis, a, m, n, units, result: values.view(c, 0)? })
+        Ok(Self { previous, pieces, axis, a, m, n, units, broadcast, result: values.view(c, 0)? })
     }
 }
 
@@ -75,7 +79,11 @@ impl Runner for WeightGradient {
             out.clear(self.result.clone());
         }
         let (_, steps, table) = run.axis(self.axis)?;
-        let column_blocks = self.n.div_ceil(4 * QUADS);
+        // Workgroups along the side that lies across threads, and along the other.
+        let (blocks, others) = match self.broadcast {
+            Broadcast::Memory => (self.n.div_ceil(4 * QUADS), self.m.div_ceil(8)),
+            Broadcast::Subgroup => (self.m.div_ceil(4 * QUADS), self.n.div_ceil(16)),
+        };
         for (p, start, end) in run.pieces(self.axis, rows).rev() {
             let params = Params {
                 m: word(self.m),
@@ -84,11 +92,11 @@ impl Runner for WeightGradient {
                 row_end: word(end),
                 steps,
                 table,
-                column_blocks: word(column_blocks),
+                blocks: word(blocks),
                 units: word(self.units),
                 accumulate: u32::from(end < rows),
             };
-            out.dispatch(&self.pieces[p], &params, self.m.div_ceil(ROWS) * column_blocks);
+            out.dispatch(&self.pieces[p], &params, others * blocks);
         }
         Ok(())
     }
