@@ -138,7 +138,7 @@ fn reversed(strings: &[u32]) -> Vec<u32> {
 fn train(session: &mut Session, random: &mut Random) -> Result<()> {
     let optimizer = Optimizer::from(Adam::pytorch());
     for (stream, spec) in parameters().iter().enumerate() {
-        let values = spec.initializer.values(&spec.shape, 1, stream as u64);
+        let values = spec.initializer.values(&spec.shape, 1, stream as u64)?;
         session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
     }
     for (slot, shape) in optimizer.slots(&parameters()) {

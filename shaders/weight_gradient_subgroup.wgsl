@@ -85,8 +85,9 @@ fn main(
             start = max(start, table[params.table + chunk * CHUNK]);
             end = min(end, table[params.table + min((chunk + 1u) * CHUNK, params.steps)]);
         }
+        // A chunk may lie before the piece altogether.
+        end = max(end, start) - params.row_start;
         start -= params.row_start;
-        end = max(end - params.row_start, start);
         var s0 = vec4<f32>(0.0);
         var s1 = vec4<f32>(0.0);
         var s2 = vec4<f32>(0.0);

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
 use crate::graph::Graph;
-use crate::params::{DType, Tensor};
+use crate::params::{DType, Tensor, admit};
 use crate::reference::{self, Reference};
 use crate::scheduler::program::{Bound, Storage};
 pub use crate::scheduler::strategy::AdapterReport;
@@ -317,6 +317,7 @@ impl Session {
     }
 
     fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
+        admit(name, shape)?;
         #[allow(clippy::let_unit_value, reason = "the executors differ in whether declaring can fail")]
         match &mut self.backend {
             Backend::Cpu(b) => b.declare(name, shape, dtype),
@@ -422,6 +423,10 @@ impl Session {
                     }
                 }
             }
+        }
+        if matches!(self.backend, Backend::Cpu(_)) {
+            let bytes = usize::try_from(program.placement.bytes()).unwrap_or(usize::MAX);
+            admit("the program's values", &[bytes.div_ceil(4)])?;
         }
         let prepared = match &mut self.backend {
             Backend::Cpu(b) => Prepared::Cpu(b.prepare(&program)?),

@@ -201,6 +201,8 @@ fn lstm_on_odd_sizes() {
     check(&lstm_case(&[9; 3], 13, 17, Bias::One, true, 1.0));
     check(&lstm_case(&[3; 9], 7, 50, Bias::Two, false, 1.0));
     check(&lstm_case(&[2; 5], 6, 129, Bias::Two, true, 1.0));
+    check(&lstm_case(&[3; 16], 3, 5, Bias::Two, true, 1.0));
+    check(&lstm_case(&[2; 33], 9, 8, Bias::One, true, 1.0));
 }
 
 #[test]
@@ -257,10 +259,65 @@ fn replays_create_nothing() {
     }
 }
 
+/// A long sequence, and many short ones, with every gradient.
+#[test]
+fn long_sequences_and_wide_batches() {
+    let lengths: Vec<usize> = (0..5000).map(|b| b % 4).collect();
+    // Gradients of 70,000 steps: f32 sums of so many terms are 1e-5 apart in the reference's own f32.
+    let long = Case { tolerance: 1e-4, ..lstm_case(&[70_000], 2, 3, Bias::Two, true, 1.0) };
+    for case in [long, lstm_case(&lengths, 3, 5, Bias::Two, true, 1.0)] {
+        let expected = truth(&case);
+        let cpu = mnemon::device::Device::cpu();
+        for device in common::gpus().into_iter().take(1).chain([cpu]) {
+            let mut session = device.session().unwrap();
+            for (name, tensor) in &case.persistent {
+                session.set(name, tensor).unwrap();
+            }
+            let mut executable = session.load(&case.graph, &Capacity::exactly(&case.batch)).unwrap();
+            let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            session.run(&mut executable, &case.batch, &inputs).unwrap();
+            for (name, wanted) in &expected {
+                let got = session.output(&executable, name).unwrap();
+                let got: Vec<f64> = got.f32s().unwrap().iter().map(|&v| f64::from(v)).collect();
+                assert_close(&format!("{device:?} {}: {name}", case.name), &got, wanted, case.tolerance);
+            }
+        }
+    }
+}
+
+/// What a device cannot hold is an error that names it, and the session goes on.
+#[test]
+fn refused_allocations_are_errors() {
+    for device in devices() {
+        let mut session = device.session().unwrap();
+        let kept = Tensor::new(&[2], vec![1.0, 2.0]).unwrap();
+        session.set("kept", &kept).unwrap();
+        let error = session.zero("vast", &[1 << 24, 1 << 26], DType::F32).unwrap_err();
+        assert!(error.kind() == mnemon::error::ErrorKind::Device && error.to_string().contains("`vast`"), "{error}");
+        let mut g = Graph::new();
+        let x = g.persistent("kept", [2]).unwrap();
+        let vast = g.input("x", [B, (1 << 20).into()], DType::F32).unwrap();
+        let sum = g.sum(&[vast, x]).unwrap();
+        g.output("sum", sum).unwrap();
+        let capacity = Capacity { sequences: 1 << 30, axes: vec![(1, 1 << 30)] };
+        if device.kind() != mnemon::device::DeviceKind::Reference {
+            // The reference makes its values when it runs.
+            let error = session.load(&g, &capacity).err().expect("2^52 bytes do not fit").to_string();
+            assert!(error.contains("bytes"), "{device:?}: {error}");
+        }
+        assert_eq!(session.get("kept").unwrap(), kept);
+    }
+}
+
 /// Tensors larger than the device's binding limit are split.
 #[test]
 fn large_tensors_are_split() {
-    let Some(device) = common::gpus().pop() else { return };
+    for device in common::gpus() {
+        split(&device);
+    }
+}
+
+fn split(device: &mnemon::device::Device) {
     let case = lstm_case(&[4, 9, 300, 17, 300, 1], 3, 5, Bias::Two, true, 1.0);
     let expected = truth(&case);
     // A binding of 20 kB holds 256 rows of gates.

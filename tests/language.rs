@@ -1,5 +1,7 @@
 //! Character language models: training, resuming, generating, bad input.
 
+mod common;
+
 use mnemon::data::Vocabulary;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
@@ -52,8 +54,8 @@ fn bits(trainer: &mut Trainer) -> Vec<u32> {
 }
 
 #[test]
-fn the_loss_falls_on_both_executors() {
-    for device in [Device::cpu(), Device::reference()] {
+fn the_loss_falls_on_every_device() {
+    for device in common::devices() {
         let mut trainer = trainer(&device, TrainOptions { epochs: 12, decay: 1.0, clip: Some(5.0), ..OPTIONS });
         let before = trainer.validate().unwrap().unwrap();
         let mut losses = Vec::new();
@@ -76,7 +78,7 @@ fn the_loss_falls_on_both_executors() {
 fn training_resumes_bit_for_bit_in_the_middle_of_an_epoch() {
     let path = file("resume.safetensors");
     let (train, valid) = tokens();
-    for device in [Device::cpu(), Device::reference()] {
+    for device in common::devices() {
         let mut whole = trainer(&device, OPTIONS);
         while !whole.finished() {
             whole.step().unwrap();
@@ -114,7 +116,7 @@ fn limits_count_steps() {
 #[test]
 fn a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state() {
     let path = file("diverged.safetensors");
-    for device in [Device::cpu(), Device::reference()] {
+    for device in common::devices() {
         let mut diverging = trainer(&device, TrainOptions { learning_rate: 1e38, ..OPTIONS });
         let mut once = trainer(&device, TrainOptions { learning_rate: 1e38, ..OPTIONS });
         once.step().unwrap();

@@ -5,14 +5,19 @@
 use mnemon::gpu::{Binding, KERNELS, shaders};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::index;
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
+/// Only shaders whose name says so may use subgroups.
 fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    let subgroups = name.ends_with("_subgroup.wgsl");
+    let capabilities = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    if subgroups {
+        validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    }
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {e:?}"));
     (module, info)
 }
 
@@ -22,16 +27,30 @@ fn every_shader_is_valid_and_translates() {
     assert_eq!(all.len(), KERNELS.len());
     for (name, source) in &all {
         let (module, info) = parse(name, source);
-        let options = spv::Options::default();
+        let subgroups = name.ends_with("_subgroup.wgsl");
+        // Overrides take their defaults.
+        let (module, info) =
+            naga::back::pipeline_constants::process_overrides(&module, &info, None, &Default::default())
+                .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let options = spv::Options { lang_version: if subgroups { (1, 3) } else { (1, 1) }, ..Default::default() };
         let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: spir-v: {e}"));
         assert!(words.len() > 100, "{name}");
         let bounds = index::BoundsCheckPolicies::default();
-        let options = msl::Options { bounds_check_policies: bounds, fake_missing_bindings: true, ..Default::default() };
+        let options = msl::Options {
+            lang_version: if subgroups { (2, 1) } else { (1, 2) },
+            bounds_check_policies: bounds,
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
         let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{name}: msl: {e}"));
         assert!(text.contains("kernel void"), "{name}");
         let mut text = String::new();
-        let options = hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        let options = hlsl::Options {
+            shader_model: if subgroups { hlsl::ShaderModel::V6_0 } else { hlsl::ShaderModel::V5_1 },
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
         let pipeline = hlsl::PipelineOptions::default();
         hlsl::Writer::new(&mut text, &options, &pipeline)
             .write(&module, &info, None)

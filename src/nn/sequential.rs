@@ -112,7 +112,8 @@ impl Sequential {
         self.build_graph_for(input, &mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
         let mut session = self.device.session()?;
         for (stream, spec) in self.specs(input)?.iter().enumerate() {
-            let values = spec.initializer.values(&spec.shape, self.seed, stream as u64);
+            let values =
+                spec.initializer.values(&spec.shape, self.seed, stream as u64).map_err(|e| e.within(&spec.name))?;
             session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
         }
         self.built = Some(Built { input, session, programs: Vec::new() });

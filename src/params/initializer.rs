@@ -1,7 +1,9 @@
 //! How parameters begin.
 
+use super::admit;
 use super::random::Random;
 use crate::config::GATE_F;
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
 /// A rule for a parameter's first values. Matrices are `[outputs, inputs]`.
@@ -26,12 +28,13 @@ pub enum Initializer {
 }
 
 impl Initializer {
-    /// The values of a parameter of `shape`, row-major. `stream` tells parameters of one model apart.
-    pub fn values(&self, shape: &[usize], seed: u64, stream: u64) -> Vec<f32> {
-        let count: usize = shape.iter().product();
+    /// The values of a parameter of `shape`, row-major, or an error where the host cannot hold them. `stream` tells
+    /// parameters of one model apart.
+    pub fn values(&self, shape: &[usize], seed: u64, stream: u64) -> Result<Vec<f32>> {
+        let count = admit("parameter", shape)?;
         let mut random = Random::new(seed, stream);
         let mut uniform = |limit: f64| (0..count).map(|_| ((random.uniform() * 2.0 - 1.0) * limit) as f32).collect();
-        match *self {
+        Ok(match *self {
             Self::Zeros => vec![0.0; count],
             Self::Constant(value) => vec![value; count],
             Self::Uniform(limit) => uniform(f64::from(limit)),
@@ -46,7 +49,7 @@ impl Initializer {
                 let hidden = count / 4;
                 (0..count).map(|i| if hidden > 0 && i / hidden == GATE_F { 1.0 } else { 0.0 }).collect()
             }
-        }
+        })
     }
 }
 
@@ -81,7 +84,7 @@ mod tests {
 
     #[test]
     fn orthogonal_is_orthonormal_on_the_short_side() {
-        let w = Initializer::Orthogonal.values(&[20, 5], 1, 2);
+        let w = Initializer::Orthogonal.values(&[20, 5], 1, 2).unwrap();
         for a in 0..5 {
             for b in 0..5 {
                 let dot: f32 = (0..20).map(|r| w[r * 5 + a] * w[r * 5 + b]).sum();
@@ -93,15 +96,23 @@ mod tests {
 
     #[test]
     fn glorot_stays_inside_its_limit_and_unit_forget_sets_one_block() {
-        let w = Initializer::GlorotUniform.values(&[4, 8], 1, 0);
+        let w = Initializer::GlorotUniform.values(&[4, 8], 1, 0).unwrap();
         assert!(w.iter().all(|x| x.abs() <= 0.5f32.sqrt()) && w.iter().any(|x| x.abs() > 0.3));
-        assert_eq!(Initializer::UnitForget.values(&[8], 0, 0), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(Initializer::UnitForget.values(&[8], 0, 0).unwrap(), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn more_than_the_host_holds_is_an_error() {
+        for shape in [[1 << 31, 1 << 31], [usize::MAX, 2], [1 << 20, 1 << 30]] {
+            let error = Initializer::Zeros.values(&shape, 0, 0).unwrap_err();
+            assert!(error.to_string().contains(&format!("{shape:?}")), "{error}");
+        }
     }
 
     #[test]
     fn the_same_seed_gives_the_same_values_and_streams_differ() {
-        let a = Initializer::Normal(1.0).values(&[9], 4, 0);
-        assert_eq!(a, Initializer::Normal(1.0).values(&[9], 4, 0));
-        assert_ne!(a, Initializer::Normal(1.0).values(&[9], 4, 1));
+        let values = |stream| Initializer::Normal(1.0).values(&[9], 4, stream).unwrap();
+        assert_eq!(values(0), values(0));
+        assert_ne!(values(0), values(1));
     }
 }

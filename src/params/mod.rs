@@ -8,6 +8,7 @@ pub use initializer::Initializer;
 pub use tensor::{DType, Tensor};
 
 use crate::config::{Bias, GATES};
+use crate::error::{Error, Result};
 
 /// A parameter that a model declares: what it is called, its shape, and how it begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,16 @@ pub struct ParameterSpec {
     pub shape: Vec<usize>,
     /// How it begins.
     pub initializer: Initializer,
+}
+
+/// The number of values in `shape`, or an error that names it where the host cannot hold so many of four bytes. It only
+/// asks: what would abort the process later is refused here, where it can be reported.
+pub fn admit(name: &str, shape: &[usize]) -> Result<usize> {
+    let values = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+    let held = values.filter(|&n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
+    held.ok_or_else(|| {
+        Error::device(format!("memory: `{name}` of {shape:?} values of 4 bytes does not fit the host's"))
+    })
 }
 
 /// The parameters of one LSTM layer in PyTorch's names and order:

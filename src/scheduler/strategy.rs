@@ -135,12 +135,7 @@ fn fixed(shape: &Shape, at: usize) -> usize {
 
 /// What `op` needs on `target` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
 /// values.
-pub fn workspace(
-    op: &Op,
-    target: &Target,
-    inputs: &[Option<&Shape>],
-    len: &dyn Fn(&Shape) -> usize,
-) -> Vec<Workspace> {
+pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn Fn(&Shape) -> usize) -> Vec<Workspace> {
     if target.executor != Executor::Gpu {
         return Vec::new();
     }

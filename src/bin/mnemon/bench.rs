@@ -188,7 +188,7 @@ fn build(config: &Config, mode: Mode, session: &mut Session) -> Result<Graph> {
     if rows.saturating_mul(config.I.max(config.H)) > u32::MAX as usize {
         return Err(Error::new(ErrorKind::Argument, "bench: T*B*I and T*B*H must be below 2^32"));
     }
-    let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX);
+    let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX)?;
     session.set("x", &Tensor::new(&[rows, config.I], values)?)?;
     let x = graph.persistent("x", [N, config.I.into()])?;
     let (mut y, mut by) = (x, vec![("x".to_string(), x)]);
@@ -226,7 +226,7 @@ fn parameters(
     let mut values = Vec::new();
     for (at, (name, shape)) in shapes.iter().enumerate() {
         let name = format!("{name}_l{layer}");
-        let first = Initializer::Uniform(limit).values(shape, 0, (layer * shapes.len() + at) as u64);
+        let first = Initializer::Uniform(limit).values(shape, 0, (layer * shapes.len() + at) as u64)?;
         session.set(&name, &Tensor::new(shape, first)?)?;
         let value = graph.persistent(&name, shape)?;
         by.push((name, value));
