@@ -3,7 +3,7 @@
 //!
 //! Exits with 1 unless nine strings of ten that it never saw come out right.
 
-use mnemon::config::Bias;
+use mnemon::config::LstmConfig;
 use mnemon::device::Device;
 use mnemon::device::Session;
 use mnemon::error::Result;
@@ -30,8 +30,8 @@ fn parameters() -> Vec<ParameterSpec> {
     let spec = |name: String, shape: Vec<usize>, initializer| ParameterSpec { name, shape, initializer };
     let mut all = vec![spec("embedding.weight".into(), vec![DIGITS + 1, EMBEDDING], Initializer::Normal(1.0))];
     for layer in ["encoder", "decoder"] {
-        let lstm = lstm_parameters(EMBEDDING, HIDDEN, Bias::Two);
-        all.extend(lstm.into_iter().map(|(role, shape)| spec(format!("{layer}.{role}_l0"), shape, uniform)));
+        let lstm = lstm_parameters(&LstmConfig::new(EMBEDDING, HIDDEN), 0);
+        all.extend(lstm.into_iter().map(|p| spec(format!("{layer}.{}", p.name), p.shape, uniform)));
     }
     all.push(spec("dense.weight".into(), vec![DIGITS, HIDDEN], uniform));
     all
@@ -48,12 +48,8 @@ fn lstm(graph: &mut Graph, layer: &str, tokens: Value, state: Option<(Value, Val
     let table = parameter(graph, "embedding.weight")?;
     let x = graph.embedding(table, tokens)?;
     let mut weight = |role: &str| parameter(graph, &format!("{layer}.{role}_l0"));
-    let weights = LstmWeights {
-        weight_ih: weight("weight_ih")?,
-        weight_hh: weight("weight_hh")?,
-        bias_ih: Some(weight("bias_ih")?),
-        bias_hh: Some(weight("bias_hh")?),
-    };
+    let weights = LstmWeights::new(weight("weight_ih")?, weight("weight_hh")?);
+    let weights = weights.bias(Some(weight("bias_ih")?), Some(weight("bias_hh")?));
     graph.lstm(x, state, &weights)
 }
 

@@ -1,9 +1,13 @@
-// One timestep of an LSTM layer, fused: the four gates' products with h, the activations and the state update.
-// One thread owns one unit of 8 sequences with all four gates in registers; U is packed [k][unit] of vec4 (i f g o), h
-// is padded to a multiple of four. Nothing but the results leaves registers.
-// Grid = sequence blocks · unit blocks, 64 threads across units.
+// One timestep of an LSTM layer, fused, of all its directions: the four gates' products with h, the activations and the
+// state update. One thread owns one unit of 8 sequences with all four gates in registers; U is packed [k][unit] of vec4
+// (i f g o), h is padded to a multiple of four. Nothing but the results leaves registers.
+// Grid = directions · sequence blocks · unit blocks, 64 threads across units.
 // #import grid
 // #import math
+// #import activation
+// #import threefry
+// #import lstm_options
+// #import lstm_rows
 // #import lstm_forward_cell
 
 fn multiply(h: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
@@ -17,14 +21,16 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     let group = linear_workgroup(workgroup, count);
-    let b = params.first + (group / params.unit_blocks) * 8u;
     let unit = (group % params.unit_blocks) * 64u + local;
-    if (b >= params.end || unit >= params.hidden) {
+    let block = group / params.unit_blocks;
+    let b = params.first + (block % params.row_blocks) * 8u;
+    let d = block / params.row_blocks;
+    if (d >= params.directions || b >= params.end || unit >= params.hidden) {
         return;
     }
     // Sequences past the end repeat the last one; they are not stored.
     let last = params.end - 1u;
-    let base = params.slot * params.sequences;
+    let base = (params.slot * params.directions + d) * params.sequences;
     let r0 = (base + b) * params.quads;
     let r1 = (base + min(b + 1u, last)) * params.quads;
     let r2 = (base + min(b + 2u, last)) * params.quads;
@@ -42,7 +48,7 @@ fn main(
     var s6 = vec4<f32>(0.0);
     var s7 = vec4<f32>(0.0);
     for (var q = 0u; q < params.quads; q++) {
-        let w = q * 4u * params.hidden + unit;
+        let w = weights_of(d) + q * 4u * params.hidden + unit;
         let w0 = weights[w];
         let w1 = weights[w + params.hidden];
         let w2 = weights[w + 2u * params.hidden];
@@ -57,7 +63,7 @@ fn main(
         s7 = multiply(state[r7 + q], w0, w1, w2, w3, s7);
     }
     for (var r = 0u; r < 8u; r++) {
-        finish(b + r, unit, s0);
+        finish(b + r, d, unit, s0);
         s0 = s1;
         s1 = s2;
         s2 = s3;

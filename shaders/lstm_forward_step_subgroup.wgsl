@@ -1,8 +1,13 @@
 // `lstm_forward_step` for adapters where a load from one address by all threads costs as much as any: each of the first
 // eight lanes of a subgroup loads h of one sequence (and of one eight further on), and all lanes get it by broadcast.
-// One thread owns one unit of 1, 8 or 16 sequences. Grid = sequence blocks · unit blocks, 64 threads across units.
+// One thread owns one unit of 1, 8 or 16 sequences. Grid = directions · sequence blocks · unit blocks, 64 threads across
+// units.
 // #import grid
 // #import math
+// #import activation
+// #import threefry
+// #import lstm_options
+// #import lstm_rows
 // #import lstm_forward_cell
 
 // Sequences of one thread: 1, 8 or 16.
@@ -20,13 +25,15 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     let group = linear_workgroup(workgroup, count);
-    let b = params.first + (group / params.unit_blocks) * ROWS;
     let unit = (group % params.unit_blocks) * 64u + local;
-    // No thread leaves early, since all lanes take part in broadcasts; units and sequences past the end repeat the
-    // last one and are not stored.
+    let block = group / params.unit_blocks;
+    let b = params.first + (block % params.row_blocks) * ROWS;
+    // No thread leaves early, since all lanes take part in broadcasts; what is past an end repeats the last and is not
+    // stored.
+    let d = min(block / params.row_blocks, params.directions - 1u);
     let column = min(unit, params.hidden - 1u);
     let last = params.end - 1u;
-    let base = params.slot * params.sequences;
+    let base = (params.slot * params.directions + d) * params.sequences;
     let row = b + select(lane & 7u, 0u, ROWS == 1u);
     let r0 = (base + min(row, last)) * params.quads;
     let r8 = (base + min(row + 8u, last)) * params.quads;
@@ -47,7 +54,7 @@ fn main(
     var s14 = vec4<f32>(0.0);
     var s15 = vec4<f32>(0.0);
     for (var q = 0u; q < params.quads; q++) {
-        let w = q * 4u * params.hidden + column;
+        let w = weights_of(d) + q * 4u * params.hidden + column;
         let w0 = weights[w];
         let w1 = weights[w + params.hidden];
         let w2 = weights[w + 2u * params.hidden];
@@ -75,8 +82,11 @@ fn main(
             s15 = multiply(subgroupBroadcast(h8, 7u), w0, w1, w2, w3, s15);
         }
     }
+    if (block / params.row_blocks > d) {
+        return;
+    }
     for (var r = 0u; r < ROWS; r++) {
-        finish(b + r, unit, s0);
+        finish(b + r, d, unit, s0);
         s0 = s1;
         s1 = s2;
         s2 = s3;

@@ -1,5 +1,5 @@
-// Rearranges a weight for a kernel: destination [A, B, C], each element from source a·stride_a + b·stride_b + c·stride_c
-// where a, b and c are inside their limits, else zero. With `accumulate` it adds to the destination.
+// Rearranges a weight for a kernel: elements [A, B, C], B·C of them in a row, each from source a·stride_a + b·stride_b +
+// c·stride_c where a, b and c are inside their limits and that is in the source, else zero. With `accumulate` it adds to the destination.
 // One thread an element, grid = A·B·C / 256.
 // #import grid
 
@@ -14,11 +14,14 @@ struct Params {
     stride_b: u32,
     stride_c: u32,
     accumulate: u32,
+    first: u32,     // where in the destination the first element goes
+    stride_to: u32, // from one A to the next in the destination
+    source_len: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> source: array<f32>;
-@group(0) @binding(2) var<storage, read_write> destination: array<f32>; // [A, B, C]
+@group(0) @binding(2) var<storage, read_write> destination: array<f32>;
 
 @compute @workgroup_size(256)
 fn main(
@@ -33,12 +36,14 @@ fn main(
     let c = i % params.c;
     let b = (i / params.c) % params.b;
     let a = i / (params.c * params.b);
+    let to = params.first + a * params.stride_to + b * params.c + c;
     var value = 0.0;
-    if (a < params.limit_a && b < params.limit_b && c < params.limit_c) {
-        value = source[a * params.stride_a + b * params.stride_b + c * params.stride_c];
+    let at = a * params.stride_a + b * params.stride_b + c * params.stride_c;
+    if (a < params.limit_a && b < params.limit_b && c < params.limit_c && at < params.source_len) {
+        value = source[at];
     }
     if (params.accumulate != 0u) {
-        value += destination[i];
+        value += destination[to];
     }
-    destination[i] = value;
+    destination[to] = value;
 }

@@ -11,6 +11,8 @@ struct Params {
     units: u32,      // H where columns are gates unit by unit: column 4u+g is stored as g·H+u; else 0
     accumulate: u32, // whether the output holds the sum of later pieces
     square: u32,
+    stride: u32,     // values from one row to the next
+    first: u32,      // where the columns that count begin
 }
 
 const CHUNK: u32 = 64u;
@@ -48,7 +50,7 @@ fn main(
         var sum = 0.0;
         if (inside) {
             for (var row = start + local.y; row < end; row += SLICES) {
-                let value = x[(row - params.row_start) * params.columns + column];
+                let value = x[(row - params.row_start) * params.stride + params.first + column];
                 sum += select(value, value * value, params.square != 0u);
             }
         }

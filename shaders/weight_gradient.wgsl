@@ -13,6 +13,10 @@ struct Params {
     blocks: u32, // workgroups across columns of C
     units: u32,         // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
     accumulate: u32,    // whether C holds the sum of later pieces
+    a_stride: u32,      // values from one row of A to the next
+    a_first: u32,       // where the columns of A that count begin
+    b_stride: u32,      // the same of B
+    b_first: u32,
 }
 
 const CHUNK: u32 = 64u;
@@ -73,9 +77,9 @@ fn chunk_sum(start: u32, end: u32, row: u32, column: u32) -> Tile {
     let o = array<u32, 8>(row, min(row + 1u, m), min(row + 2u, m), min(row + 3u, m), min(row + 4u, m), min(row + 5u, m), min(row + 6u, m), min(row + 7u, m));
     let p = vec4<u32>(column, min(column + 1u, n), min(column + 2u, n), min(column + 3u, n));
     for (var r = start; r < end; r++) {
-        let at = r * params.n;
+        let at = r * params.b_stride + params.b_first;
         let x = vec4<f32>(b[at + p.x], b[at + p.y], b[at + p.z], b[at + p.w]);
-        let row_a = r * params.m;
+        let row_a = r * params.a_stride + params.a_first;
         t.s0 = fma(vec4<f32>(a[row_a + o[0]]), x, t.s0);
         t.s1 = fma(vec4<f32>(a[row_a + o[1]]), x, t.s1);
         t.s2 = fma(vec4<f32>(a[row_a + o[2]]), x, t.s2);

@@ -13,6 +13,10 @@ struct Params {
     blocks: u32,      // workgroups across quads of rows of C
     units: u32,       // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
     accumulate: u32,  // whether C holds the sum of later pieces
+    a_stride: u32,    // values from one row of A to the next
+    a_first: u32,     // where the columns of A that count begin
+    b_stride: u32,    // the same of B
+    b_first: u32,
 }
 
 const CHUNK: u32 = 64u;
@@ -28,7 +32,7 @@ fn address(row: u32, column: u32) -> u32 {
 }
 
 fn load(r: u32, row: u32) -> vec4<f32> {
-    let at = r * params.m;
+    let at = r * params.a_stride + params.a_first;
     let last = params.m - 1u;
     return vec4<f32>(a[at + row], a[at + min(row + 1u, last)], a[at + min(row + 2u, last)], a[at + min(row + 3u, last)]);
 }
@@ -108,17 +112,17 @@ fn main(
         let whole = start + ((end - start) & ~3u);
         for (var r = start; r < whole; r += 4u) {
             let a0 = load(r + 0u, origin);
-            let b0 = b[(r + 0u) * params.n + n0];
-            let d0 = b[(r + 0u) * params.n + n8];
+            let b0 = b[(r + 0u) * params.b_stride + params.b_first + n0];
+            let d0 = b[(r + 0u) * params.b_stride + params.b_first + n8];
             let a1 = load(r + 1u, origin);
-            let b1 = b[(r + 1u) * params.n + n0];
-            let d1 = b[(r + 1u) * params.n + n8];
+            let b1 = b[(r + 1u) * params.b_stride + params.b_first + n0];
+            let d1 = b[(r + 1u) * params.b_stride + params.b_first + n8];
             let a2 = load(r + 2u, origin);
-            let b2 = b[(r + 2u) * params.n + n0];
-            let d2 = b[(r + 2u) * params.n + n8];
+            let b2 = b[(r + 2u) * params.b_stride + params.b_first + n0];
+            let d2 = b[(r + 2u) * params.b_stride + params.b_first + n8];
             let a3 = load(r + 3u, origin);
-            let b3 = b[(r + 3u) * params.n + n0];
-            let d3 = b[(r + 3u) * params.n + n8];
+            let b3 = b[(r + 3u) * params.b_stride + params.b_first + n0];
+            let d3 = b[(r + 3u) * params.b_stride + params.b_first + n8];
             s0 = fma(vec4<f32>(subgroupBroadcast(b0, 0u)), a0, s0);
             s0 = fma(vec4<f32>(subgroupBroadcast(b1, 0u)), a1, s0);
             s0 = fma(vec4<f32>(subgroupBroadcast(b2, 0u)), a2, s0);
@@ -186,8 +190,8 @@ fn main(
         }
         for (var r = whole; r < end; r++) {
             let a0 = load(r, origin);
-            let b0 = b[r * params.n + n0];
-            let d0 = b[r * params.n + n8];
+            let b0 = b[r * params.b_stride + params.b_first + n0];
+            let d0 = b[r * params.b_stride + params.b_first + n8];
             s0 = fma(vec4<f32>(subgroupBroadcast(b0, 0u)), a0, s0);
             s1 = fma(vec4<f32>(subgroupBroadcast(b0, 1u)), a0, s1);
             s2 = fma(vec4<f32>(subgroupBroadcast(b0, 2u)), a0, s2);

@@ -48,12 +48,9 @@ impl Model {
     fn step(&mut self, adam: &Optimizer, input: usize, output: usize) -> Result<()> {
         let mut y = self.graph.input("x", [N, input.into()], DType::F32)?;
         for l in 0..LAYERS {
-            let weights = LstmWeights {
-                weight_ih: self.parameter(format!("lstm.weight_ih_l{l}"))?,
-                weight_hh: self.parameter(format!("lstm.weight_hh_l{l}"))?,
-                bias_ih: Some(self.parameter(format!("lstm.bias_ih_l{l}"))?),
-                bias_hh: Some(self.parameter(format!("lstm.bias_hh_l{l}"))?),
-            };
+            let mut parameter = |role: &str| self.parameter(format!("lstm.{role}_l{l}"));
+            let weights = LstmWeights::new(parameter("weight_ih")?, parameter("weight_hh")?);
+            let weights = weights.bias(Some(parameter("bias_ih")?), Some(parameter("bias_hh")?));
             y = self.graph.lstm(y, None, &weights)?.y;
         }
         let (weight, bias) = (self.parameter("dense.weight".into())?, self.parameter("dense.bias".into())?);

@@ -3,11 +3,11 @@
 mod common;
 
 use common::{assert_close, devices};
-use mnemon::config::Bias;
+use mnemon::config::{Bias, LstmConfig};
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{B, Expr, Graph, N, Over, ReduceKind, Value};
 use mnemon::params::random::Random;
-use mnemon::params::{DType, Tensor, lstm_parameters};
+use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
 use mnemon::scheduler::{Batch, Capacity, CompileOptions, Target, compile};
 use std::collections::BTreeMap;
@@ -43,19 +43,14 @@ fn lstm_case(lengths: &[usize], input: usize, hidden: usize, bias: Bias, states:
     let mut ends = Vec::new();
     for layer in 0..2usize {
         let mut values = Vec::new();
-        for (name, shape) in lstm_parameters(if layer == 0 { input } else { hidden }, hidden, bias) {
-            let full = format!("{name}_l{layer}");
+        let config = LstmConfig::new(input, hidden).layers(2).bias(bias);
+        for LstmParameter { name: full, shape, .. } in lstm_parameters(&config, layer) {
             let v = g.persistent(&full, &shape).unwrap();
             persistent.insert(full.clone(), random(&shape, 10 + wanted.len() as u64, 0.3 * scale));
             wanted.push((full, v));
             values.push(v);
         }
-        let weights = LstmWeights {
-            weight_ih: values[0],
-            weight_hh: values[1],
-            bias_ih: values.get(2).copied(),
-            bias_hh: values.get(3).copied(),
-        };
+        let weights = LstmWeights::new(values[0], values[1]).bias(values.get(2).copied(), values.get(3).copied());
         let state = states.then(|| {
             ["h0", "c0"].map(|s| {
                 let name = format!("{s}_l{layer}");

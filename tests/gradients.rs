@@ -45,12 +45,11 @@ fn weighted(g: &mut Graph, value: Value, name: &str) -> Result<Value> {
 
 fn layer(g: &mut Graph, name: &str, input: usize, hidden: usize, biases: usize) -> Result<LstmWeights> {
     let four_h = 4 * hidden;
-    Ok(LstmWeights {
-        weight_ih: g.persistent(&format!("{name}.weight_ih"), [four_h, input])?,
-        weight_hh: g.persistent(&format!("{name}.weight_hh"), [four_h, hidden])?,
-        bias_ih: if biases > 0 { Some(g.persistent(&format!("{name}.bias_ih"), [four_h])?) } else { None },
-        bias_hh: if biases > 1 { Some(g.persistent(&format!("{name}.bias_hh"), [four_h])?) } else { None },
-    })
+    let weight_ih = g.persistent(&format!("{name}.weight_ih"), [four_h, input])?;
+    let weight_hh = g.persistent(&format!("{name}.weight_hh"), [four_h, hidden])?;
+    let bias_ih = if biases > 0 { Some(g.persistent(&format!("{name}.bias_ih"), [four_h])?) } else { None };
+    let bias_hh = if biases > 1 { Some(g.persistent(&format!("{name}.bias_hh"), [four_h])?) } else { None };
+    Ok(LstmWeights::new(weight_ih, weight_hh).bias(bias_ih, bias_hh))
 }
 
 fn state(g: &mut Graph, name: &str, hidden: usize) -> Result<(Value, Value)> {

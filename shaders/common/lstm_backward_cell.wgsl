@@ -1,63 +1,189 @@
-// The step back of an LSTM layer apart from its product: parameters, bindings, gradients of the gates in their place.
+// The step back of an LSTM layer apart from its products: parameters, bindings, what arrives at h, and the gradients of the
+// gates in their place. Plain cell:
 //   dh = dy_t + Uᵀ dgates_{t+1}   (at a sequence's last step: dy_t + dh_n)
 //   dc = dc + dh o (1 - tanh²c)   di = dc g i(1-i)   df = dc c_{t-1} f(1-f)   dg = dc i (1-g²)   do = dh tanh c o(1-o)
 struct Params {
-    hidden: u32,       // H
-    first: u32,        // first sequence of this dispatch
-    end: u32,          // one past the last
-    ongoing: u32,      // sequences before this one have a next step
-    row: u32,          // the row of sequence `first` in the piece of gates, cells and dy
-    previous: u32,     // the row of sequence `first` at the step before, in its piece of cells
-    sequences: u32,    // B, rows of one slot of the state
-    slot: u32,         // 0 or 1: the slot of `state` that holds the next step's gate gradients
-    unit_blocks: u32,  // workgroups across units
-    has_previous: u32, // 1: the cells before are rows of `previous_cells`, 2: they are c_0, 0: they are zero
+    hidden: u32,         // H
+    output: u32,         // R
+    columns: u32,        // columns of the product: R of what arrives at h, H of what arrives before a projection
+    inner: u32,          // vectors of four that the product sums over
+    weight_rows: u32,    // rows of one direction's weights, of vectors of four values each
+    first: u32,          // first sequence of this dispatch
+    end: u32,            // one past the last
+    ongoing: u32,        // sequences before this one have a next step
+    step: u32,           // number of the step in each direction's order
+    piece_start: u32,    // the bound piece holds these rows of gates, cells, dy and dprojected
+    piece_end: u32,
+    previous_start: u32, // and this one these of the cells before
+    previous_end: u32,
+    sequences: u32,      // B
+    operand: u32,        // where in `state` the product's operand begins
+    result: u32,         // where in `state` this step's gradients go
+    unit_blocks: u32,    // workgroups across columns
+    row_blocks: u32,     // workgroups across sequences
+    directions: u32,     // D
+    reverse: u32,        // bit d: direction d runs back in time
+    has_c0: u32,
     has_dy: u32,
-    has_dh_n: u32,
+    offsets: u32,        // where the first rows of each step begin in `table`
+    lengths: u32,        // where the lengths begin
+    start: u32,          // absolute time of step 0
+    dropout_x: u32,      // keys of the layer's random operations: recurrent dropout, zoneout of h, of c
+    dropout_y: u32,
+    zoneout_h_x: u32,
+    zoneout_h_y: u32,
+    zoneout_c_x: u32,
+    zoneout_c_y: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>;      // [2, B, H]
-@group(0) @binding(3) var<storage, read_write> gates: array<vec4<f32>>;      // [rows, H]: gates, then their gradients
-@group(0) @binding(4) var<storage, read> cells: array<f32>;                  // [rows, H]
-@group(0) @binding(5) var<storage, read> previous_cells: array<f32>;         // [rows, H] or c_0 [B, H]
-@group(0) @binding(6) var<storage, read> dy: array<f32>;                     // [rows, H]
-@group(0) @binding(7) var<storage, read> dh_n: array<f32>;                   // [B, H]
-@group(0) @binding(8) var<storage, read_write> dc: array<f32>;               // [B, H]
+@group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>; // slots of [D, B, H], one of [D, B, padded R / 4]
+@group(0) @binding(3) var<storage, read_write> gates: array<vec4<f32>>; // [rows, D, H]: as saved, then their gradients
+@group(0) @binding(4) var<storage, read> previous_cells: array<f32>;    // [rows, D, H] or c_0 [B, D, H]
+@group(0) @binding(5) var<storage, read> dy: array<f32>;                // [rows, D, R]
+@group(0) @binding(6) var<storage, read_write> carry: array<f32>;       // dc [B, D, H], then dh_n or what zoneout hands on [B, D, R]
+@group(0) @binding(7) var<storage, read> table: array<u32>;             // sample ids, first rows, lengths
+@group(0) @binding(8) var<storage, read> peepholes: array<vec4<f32>>;   // [D, H] of p_i p_f p_o
+@group(0) @binding(9) var<storage, read_write> dprojected: array<f32>;  // [rows, D, R]
 
-// The gradients of one unit of one sequence once its row of the product with U is known.
-fn finish(b: u32, unit: u32, product: f32) {
-    if (b >= params.end || unit >= params.hidden) {
-        return;
-    }
-    let row = params.row + b - params.first;
-    let at = row * params.hidden + unit;
-    let sequence = b * params.hidden + unit;
+// What arrives at h of one element, from its row of the product; zoneout's part is set aside.
+fn arrive(b: u32, d: u32, column: u32, product: f32, row: u32, time: u32) -> f32 {
+    let sequence = (b * params.directions + d) * params.output + column;
+    let carried = params.sequences * params.directions * params.hidden + sequence;
+    let unit = d * params.output + column;
     var dh = 0.0;
     if (b < params.ongoing) {
-        dh = product;
-    } else if (params.has_dh_n != 0u) {
-        dh = dh_n[sequence];
+        let next_time = select(time + 1u, time - 1u, reversed(d));
+        let key = vec2<u32>(params.dropout_x, params.dropout_y);
+        dh = product * recurrent_mask(key, table[b], next_time, unit);
+        if (ZONEOUT_H > 0.0) {
+            dh += carry[carried];
+        }
+        dh = within(dh, GRADIENT_CLIP);
+    } else {
+        dh = carry[carried];
     }
     if (params.has_dy != 0u) {
-        dh += dy[at];
+        dh += dy[((row - params.piece_start) * params.directions + d) * params.output + column];
     }
-    let a = gates[at];
-    let tanh_c = tanh_f32(cells[at]);
-    let dcell = dc[sequence] + dh * a.w * (1.0 - tanh_c * tanh_c);
+    if (ZONEOUT_H > 0.0) {
+        let key = vec2<u32>(params.zoneout_h_x, params.zoneout_h_y);
+        let stay = stays(key, table[b], time, unit, ZONEOUT_H);
+        carry[carried] = stay * dh;
+        dh *= 1.0 - stay;
+    }
+    return dh;
+}
+
+// The gates' gradients of one unit from that of its h before projection and zoneout.
+fn differentiate(b: u32, d: u32, unit: u32, dh: f32, row: u32, time: u32) {
+    let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+    let sequence = (b * params.directions + d) * params.hidden + unit;
     var before = 0.0;
-    if (params.has_previous == 1u) {
-        before = previous_cells[(params.previous + b - params.first) * params.hidden + unit];
-    } else if (params.has_previous == 2u) {
+    if (params.step > 0u) {
+        let previous = row_of(b, d, params.step - 1u);
+        before = previous_cells[((previous - params.previous_start) * params.directions + d) * params.hidden + unit];
+    } else if (params.has_c0 != 0u) {
         before = previous_cells[sequence];
     }
-    let d = vec4<f32>(
-        dcell * a.z * a.x * (1.0 - a.x),
-        dcell * before * a.y * (1.0 - a.y),
-        dcell * a.x * (1.0 - a.z * a.z),
-        dh * tanh_c * a.w * (1.0 - a.w),
-    );
-    dc[sequence] = dcell * a.y;
-    gates[at] = d;
-    state[((1u - params.slot) * params.sequences + b) * params.hidden + unit] = d;
+    let z = gates[at];
+    var a = z;
+    var slope = vec4<f32>(z.x * (1.0 - z.x), z.y * (1.0 - z.y), 1.0 - z.z * z.z, z.w * (1.0 - z.w));
+    if (!SAVES_ACTIVATED) {
+        a = vec4<f32>(gate_value(z.x), gate_value(z.y), candidate_value(z.z), gate_value(z.w));
+        slope = vec4<f32>(
+            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.x, CLIP)),
+            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.y, CLIP)),
+            activation_slope(CANDIDATE, CANDIDATE_ALPHA, CANDIDATE_BETA, within(z.z, CLIP)),
+            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.w, CLIP)),
+        );
+        if (CLIP > 0.0) {
+            slope = select(vec4<f32>(0.0), slope, abs(z) < vec4<f32>(CLIP));
+        }
+    }
+    if (COUPLED) {
+        a.y = 1.0 - a.x;
+    }
+    let raw = a.y * before + a.x * a.z;
+    let candidate = within(raw, CELL_CLIP);
+    let value = activate(OUTPUT, OUTPUT_ALPHA, OUTPUT_BETA, candidate);
+    var output_slope = activation_slope(OUTPUT, OUTPUT_ALPHA, OUTPUT_BETA, candidate);
+    if (OUTPUT == 3u && OUTPUT_ALPHA == 1.0 && OUTPUT_BETA == 1.0) {
+        output_slope = 1.0 - value * value; // the same, without a second tanh
+    }
+    let dz_o = dh * value * slope.w;
+    var peephole = vec4<f32>(0.0);
+    if (PEEPHOLES) {
+        peephole = peepholes[d * params.hidden + unit];
+    }
+    let dc = carry[sequence] + peephole.z * dz_o;
+    var stay = 0.0;
+    if (ZONEOUT_C > 0.0) {
+        let key = vec2<u32>(params.zoneout_c_x, params.zoneout_c_y);
+        stay = stays(key, table[b], time, d * params.hidden + unit, ZONEOUT_C);
+    }
+    var dcell = dh * a.w * output_slope + (1.0 - stay) * dc;
+    if (CELL_CLIP > 0.0 && abs(raw) >= CELL_CLIP) {
+        dcell = 0.0;
+    }
+    let df = dcell * before;
+    var dz = vec4<f32>(dcell * a.z * slope.x, df * slope.y, dcell * a.x * slope.z, dz_o);
+    if (COUPLED) {
+        dz.x = (dcell * a.z - df) * slope.x;
+        dz.y = 0.0;
+    }
+    carry[sequence] = stay * dc + dcell * a.y + peephole.x * dz.x + peephole.y * dz.y;
+    gates[at] = dz;
+    state[params.result + (d * params.sequences + b) * params.hidden + unit] = dz;
+}
+
+// Whether the bound pieces hold the step of sequence `b`.
+fn holds(b: u32, d: u32, row: u32) -> bool {
+    var held = row >= params.piece_start && row < params.piece_end;
+    if (params.step > 0u && params.previous_end > 0u) {
+        let previous = row_of(b, d, params.step - 1u);
+        held = held && previous >= params.previous_start && previous < params.previous_end;
+    }
+    return held;
+}
+
+// One element of the fused step: what arrives at h, then the gates.
+fn finish_step(b: u32, d: u32, unit: u32, product: f32) {
+    if (b >= params.end || unit >= params.columns) {
+        return;
+    }
+    let t = time_of(b, d, params.step);
+    let row = table[params.offsets + t] + b;
+    if (holds(b, d, row)) {
+        let dh = arrive(b, d, unit, product, row, params.start + t);
+        differentiate(b, d, unit, dh, row, params.start + t);
+    }
+}
+
+// One element of what arrives at a projected h; it is the operand of the next product.
+fn finish_arrive(b: u32, d: u32, column: u32, product: f32) {
+    if (b >= params.end || column >= params.columns) {
+        return;
+    }
+    let t = time_of(b, d, params.step);
+    let row = table[params.offsets + t] + b;
+    if (row < params.piece_start || row >= params.piece_end) {
+        return;
+    }
+    let dh = arrive(b, d, column, product, row, params.start + t);
+    dprojected[((row - params.piece_start) * params.directions + d) * params.output + column] = dh;
+    let quads = (params.output + 3u) / 4u;
+    state[params.result + (d * params.sequences + b) * quads + column / 4u][column % 4u] = dh;
+}
+
+// The gates of one unit below a projection.
+fn finish_unproject(b: u32, d: u32, unit: u32, product: f32) {
+    if (b >= params.end || unit >= params.columns) {
+        return;
+    }
+    let t = time_of(b, d, params.step);
+    let row = table[params.offsets + t] + b;
+    if (holds(b, d, row)) {
+        differentiate(b, d, unit, product, row, params.start + t);
+    }
 }

@@ -1,53 +1,114 @@
-// The step of an LSTM layer apart from its product: parameters, bindings, activations, state.
-//   i, f, o = sigmoid(xw + U h)   g = tanh(xw + U h)   c = f c + i g   h = o tanh(c)       (gates i f g o)
+// The step of an LSTM layer apart from its product: parameters, bindings, activations, states.
 struct Params {
     hidden: u32,      // H
-    quads: u32,       // padded H / 4
+    output: u32,      // R
+    quads: u32,       // padded R / 4
     first: u32,       // first sequence of this dispatch
     end: u32,         // one past the last
     ending: u32,      // sequences from here on end with this step
-    row: u32,         // the row of sequence `first` in the piece of gates, cells and y
-    sequences: u32,   // B, rows of one slot of the state
-    slot: u32,        // 0 or 1: the slot of `state` that holds h_{t-1}
+    step: u32,        // number of the step in each direction's order
+    piece_start: u32, // the bound piece holds these rows of gates, cells and y
+    piece_end: u32,
+    sequences: u32,   // B
+    slot: u32,        // 0 or 1: the slot of `state` that holds what was h at the step before
     unit_blocks: u32, // workgroups across units
+    row_blocks: u32,  // workgroups across sequences
+    directions: u32,  // D
+    reverse: u32,     // bit d: direction d runs back in time
     save: u32,        // 1: gates are wanted, 2: cells too
+    offsets: u32,     // where the first rows of each step begin in `table`
+    lengths: u32,     // where the lengths begin
+    start: u32,       // absolute time of step 0
+    dropout_x: u32,   // keys of the layer's random operations: recurrent dropout, zoneout of h, of c
+    dropout_y: u32,
+    zoneout_h_x: u32,
+    zoneout_h_y: u32,
+    zoneout_c_x: u32,
+    zoneout_c_y: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;          // [padded H][H] of i f g o
-@group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>;      // [2, B, quads]
-@group(0) @binding(3) var<storage, read_write> gates: array<vec4<f32>>;      // [rows, H]: xw, then activated gates
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;                // [rows, H]
-@group(0) @binding(5) var<storage, read_write> c: array<f32>;                // [B, H]
-@group(0) @binding(6) var<storage, read_write> cells: array<f32>;            // [rows, H]
-@group(0) @binding(7) var<storage, read_write> h_n: array<f32>;              // [B, H]
+@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;     // [D, padded R + 1][H] of i f g o; last peepholes
+@group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>; // [2, D, B, quads]
+@group(0) @binding(3) var<storage, read_write> gates: array<vec4<f32>>; // [rows, D, H]: xw, then what is saved
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;           // [rows, D, R]; [rows, D, H] before a projection
+@group(0) @binding(5) var<storage, read_write> c: array<f32>;           // [B, D, H]
+@group(0) @binding(6) var<storage, read_write> cells: array<f32>;       // [rows, D, H]
+@group(0) @binding(7) var<storage, read_write> h_n: array<f32>;         // [B, D, R]
+@group(0) @binding(8) var<storage, read> table: array<u32>;             // sample ids, first rows, lengths
+
+// Whether y takes h before its projection, and another kernel goes on.
+override PROJECTS: bool = false;
+
+// The first row of direction d's weights.
+fn weights_of(d: u32) -> u32 {
+    return d * (4u * params.quads + 1u) * params.hidden;
+}
 
 // What is left of one unit of one sequence once its row of U h is known.
-fn finish(b: u32, unit: u32, product: vec4<f32>) {
+fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
     if (b >= params.end || unit >= params.hidden) {
         return;
     }
-    let row = params.row + b - params.first;
-    let at = row * params.hidden + unit;
-    let z = gates[at] + product;
-    let i = sigmoid_f32(z.x);
-    let f = sigmoid_f32(z.y);
-    let g = tanh_f32(z.z);
-    let o = sigmoid_f32(z.w);
-    let sequence = b * params.hidden + unit;
-    let cell = f * c[sequence] + i * g;
-    let h = o * tanh_f32(cell);
+    let t = time_of(b, d, params.step);
+    let row = table[params.offsets + t] + b;
+    if (row < params.piece_start || row >= params.piece_end) {
+        return;
+    }
+    let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+    let sequence = (b * params.directions + d) * params.hidden + unit;
+    let sample = table[b];
+    let time = params.start + t;
+    let c_prev = c[sequence];
+    var z = gates[at] + product;
+    var peephole = vec4<f32>(0.0);
+    if (PEEPHOLES) {
+        peephole = weights[weights_of(d) + 4u * params.quads * params.hidden + unit];
+        z.x += peephole.x * c_prev;
+        z.y += peephole.y * c_prev;
+    }
+    let i = gate_value(z.x);
+    var f = 1.0 - i;
+    if (!COUPLED) {
+        f = gate_value(z.y);
+    }
+    let g = candidate_value(z.z);
+    let candidate = within(f * c_prev + i * g, CELL_CLIP);
+    var cell = candidate;
+    if (ZONEOUT_C > 0.0) {
+        let key = vec2<u32>(params.zoneout_c_x, params.zoneout_c_y);
+        let stay = stays(key, sample, time, d * params.hidden + unit, ZONEOUT_C);
+        cell = stay * c_prev + (1.0 - stay) * candidate;
+    }
+    if (PEEPHOLES) {
+        z.w += peephole.z * cell;
+    }
+    let o = gate_value(z.w);
+    var h = o * activate(OUTPUT, OUTPUT_ALPHA, OUTPUT_BETA, candidate);
     c[sequence] = cell;
-    y[at] = h;
-    let next = ((1u - params.slot) * params.sequences + b) * params.quads + unit / 4u;
-    state[next][unit % 4u] = h;
     if (params.save >= 1u) {
-        gates[at] = vec4<f32>(i, f, g, o);
+        gates[at] = select(z, vec4<f32>(i, f, g, o), SAVES_ACTIVATED);
     }
     if (params.save >= 2u) {
         cells[at] = cell;
     }
-    if (b >= params.ending) {
+    if (PROJECTS) {
+        y[at] = h;
+        return;
+    }
+    if (ZONEOUT_H > 0.0) {
+        // h_n holds the running h.
+        let key = vec2<u32>(params.zoneout_h_x, params.zoneout_h_y);
+        let stay = stays(key, sample, time, d * params.output + unit, ZONEOUT_H);
+        h = stay * h_n[sequence] + (1.0 - stay) * h;
+    }
+    y[at] = h;
+    if (ZONEOUT_H > 0.0 || b >= params.ending) {
         h_n[sequence] = h;
     }
+    // The mask is that of the step that reads it.
+    let next_time = select(time + 1u, time - 1u, reversed(d));
+    let mask = recurrent_mask(vec2<u32>(params.dropout_x, params.dropout_y), sample, next_time, d * params.output + unit);
+    let next = (((1u - params.slot) * params.directions + d) * params.sequences + b) * params.quads + unit / 4u;
+    state[next][unit % 4u] = h * mask;
 }

@@ -56,8 +56,8 @@ pub(super) struct Call<'a> {
     pub(super) batch: &'a Batch,
     /// The program's scalars in this run.
     pub(super) scalars: &'a [f32],
-    /// Two packed operands.
-    pub(super) packs: &'a mut [Cached; 2],
+    /// Packed operands that are kept between runs.
+    pub(super) packs: &'a mut [Cached],
 }
 
 impl<'a> Call<'a> {

@@ -5,9 +5,10 @@ use super::dropout::{RowKind, dropout};
 use super::elementwise::elementwise;
 use super::lstm_backward::lstm_backward;
 use super::lstm_forward::lstm_forward;
+use super::lstm_layer::PACKS;
 use super::storage::{self, Buffer, Memory, Persistent, Place};
 use super::tape::Tape;
-use super::{products, reduce, rows, softmax};
+use super::{columns, products, reduce, rows, softmax};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
@@ -36,7 +37,7 @@ pub struct Prepared {
     places: Vec<Option<(Buffer, usize)>>,
     /// For each step its compiled expressions.
     tapes: Vec<Option<Tape>>,
-    packs: Vec<[Cached; 2]>,
+    packs: Vec<[Cached; PACKS]>,
     /// The sizes of every value in the last run; empty before the first.
     shapes: Vec<Vec<usize>>,
 }
@@ -285,7 +286,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn step(&mut self, step: &Step, tape: Option<&Tape>, packs: &mut [Cached; 2]) -> Result<()> {
+    fn step(&mut self, step: &Step, tape: Option<&Tape>, packs: &mut [Cached]) -> Result<()> {
         if matches!(step.op, Op::View { .. }) {
             return Ok(());
         }
@@ -326,11 +327,14 @@ impl Run<'_> {
             }
         };
         match &step.op {
-            Op::Lstm => lstm_forward(call),
-            Op::LstmBackward => lstm_backward(call),
-            Op::LstmWeightGradient(part) => products::lstm_weight_gradient(call, *part),
+            Op::Lstm(op) => lstm_forward(call, op),
+            Op::LstmBackward(op) => lstm_backward(call, op),
+            Op::LstmWeightGradient { part, direction, lstm } => {
+                products::lstm_weight_gradient(call, *part, *direction, lstm)
+            }
             Op::Linear => products::linear(call),
-            Op::MatMul | Op::LstmInputGradient => products::matmul(call),
+            Op::MatMul => products::matmul(call),
+            Op::LstmInputGradient => products::lstm_input_gradient(call),
             Op::WeightGradient => products::weight_gradient(call),
             Op::Embedding => rows::embedding(call),
             Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),
@@ -344,6 +348,9 @@ impl Run<'_> {
             Op::Reduce { kind, over } => reduce::reduce(call, *kind, *over),
             Op::CrossEntropy { ignore } => softmax::cross_entropy(call, *ignore),
             Op::CrossEntropyBackward { ignore } => softmax::cross_entropy_backward(call, *ignore),
+            Op::Concat => columns::concat(call),
+            Op::Slice { first, .. } => columns::slice(call, *first),
+            Op::Pad { before, .. } => columns::pad(call, *before),
             Op::ArgMax => rows::argmax(call),
             Op::View { .. } => Ok(()),
         }

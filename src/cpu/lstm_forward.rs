@@ -6,106 +6,188 @@
 //! ```
 //!
 //! The input's part of all gates is one product over all rows. Then each thread owns some sequences for all timesteps
-//! and meets no other. The final states hold the running ones on the way: a sequence that has ended is left alone.
+//! and meets no other. Other cells than this one go through [`super::lstm_cell`].
 
-use super::call::Call;
+use super::call::{Cached, Call};
+use super::lstm_cell::{self, CellWeights, Scratch};
+use super::lstm_layer::{
+    Layer, Pass, Rows, Weights, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
+};
 use super::math;
-use super::matmul::{Left, Packed, multiply};
+use super::matmul::{Left, multiply};
 use super::products::affine;
-use super::rows::TASK_COST;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
-use crate::graph::op::lstm;
-use crate::scheduler::Axis;
+use crate::graph::lstm::lstm;
+use crate::graph::{LstmOp, Parameter};
 use pulp::Arch;
-use std::ops::Range;
-
-/// The sequences of each thread: contiguous, with about as many rows each. `cost` is that of one row.
-pub(super) fn shares(axis: &Axis, sequences: usize, cost: usize) -> Vec<Range<usize>> {
-    let wanted = (axis.rows() * cost / TASK_COST).clamp(1, rayon::current_num_threads());
-    // Sequence b takes part in the steps whose rows exceed b; lengths descend.
-    let mut lengths = vec![0; sequences];
-    (0..axis.steps()).for_each(|t| lengths[..axis.rows_at(t)].iter_mut().for_each(|l| *l += 1));
-    let (mut shares, mut first, mut rows) = (Vec::new(), 0, 0);
-    for (b, length) in lengths.iter().enumerate() {
-        rows += length;
-        if rows * wanted >= axis.rows() * (shares.len() + 1) && shares.len() + 1 < wanted {
-            shares.push(first..b + 1);
-            first = b + 1;
-        }
-    }
-    if first < sequences {
-        shares.push(first..sequences);
-    }
-    shares
-}
-
-/// Cuts packed rows of `width` values into each share's rows of each step.
-pub(super) fn cut<'a>(
-    mut rows: &'a mut [f32],
-    width: usize,
-    axis: &Axis,
-    shares: &[Range<usize>],
-) -> Vec<Vec<&'a mut [f32]>> {
-    let mut parts: Vec<Vec<&'a mut [f32]>> = shares.iter().map(|_| Vec::with_capacity(axis.steps())).collect();
-    for t in 0..axis.steps() {
-        for (share, part) in shares.iter().zip(&mut parts) {
-            let active = axis.rows_at(t).min(share.end).saturating_sub(share.start);
-            let (head, tail) = std::mem::take(&mut rows).split_at_mut(active * width);
-            part.push(head);
-            rows = tail;
-        }
-    }
-    parts
-}
-
-/// Cuts `[B, width]` into each share's rows.
-pub(super) fn cut_states<'a>(mut rows: &'a mut [f32], width: usize, shares: &[Range<usize>]) -> Vec<&'a mut [f32]> {
-    let mut parts = Vec::with_capacity(shares.len());
-    for share in shares {
-        let (head, tail) = std::mem::take(&mut rows).split_at_mut(share.len() * width);
-        parts.push(head);
-        rows = tail;
-    }
-    parts
-}
-
-/// Copies `from` to `to`, or zeros.
-pub(super) fn begin(to: &mut [f32], from: Option<&[f32]>) {
-    match from {
-        Some(from) => to.copy_from_slice(&from[..to.len()]),
-        None => to.fill(0.0),
-    }
-}
 
 /// Some sequences, all their timesteps.
 struct Part<'a> {
-    /// `[4H]` of each active row of each step: the input's part, then the activated gates.
-    gates: Vec<&'a mut [f32]>,
-    y: Vec<&'a mut [f32]>,
-    /// Empty if nobody wants the cells.
-    cells: Vec<&'a mut [f32]>,
-    /// The running h, at last the final one.
+    /// Its first sequence.
+    first: usize,
+    /// `[D·4H]` of each row: the input's part, then what is saved of the gates.
+    gates: Rows<'a>,
+    y: Rows<'a>,
+    /// The next three are absent if nobody wants them.
+    cells: Rows<'a>,
+    hidden: Rows<'a>,
+    products: Rows<'a>,
+    /// h_0, at last the final h.
     h: &'a mut [f32],
-    /// The running c, at last the final one.
+    /// c_0, at last the final c.
     c: &'a mut [f32],
 }
 
+/// The running states of one direction, and room for one step of all sequences.
+struct Running {
+    h: Vec<f32>,
+    c: Vec<f32>,
+    /// h as it meets U
+    masked: Vec<f32>,
+    /// U h
+    product: Vec<f32>,
+    /// h before projection and zoneout
+    hidden: Vec<f32>,
+    /// h after projection, before zoneout
+    projected: Vec<f32>,
+    stays: Vec<f32>,
+    scratch: Scratch,
+}
+
 impl Part<'_> {
-    fn run(self, hidden: usize, weight_hh: &Packed) {
-        let Self { gates, y, cells, h, c } = self;
-        let mut cells = cells.into_iter();
-        for (gates, y) in gates.into_iter().zip(y) {
-            let size = y.len();
-            let (h, c) = (&mut h[..size], &mut c[..size]);
-            multiply(Left::Rows { data: h, stride: hidden }, weight_hh, gates, true);
-            activate(gates, c, h, hidden);
-            y.copy_from_slice(h);
-            if let Some(cells) = cells.next() {
-                cells.copy_from_slice(c);
-            }
+    fn run(mut self, layer: &Layer<'_>) {
+        for d in 0..layer.op.directions() {
+            self.direction(layer, d);
         }
     }
+
+    fn direction(&mut self, layer: &Layer<'_>, d: usize) {
+        let (directions, hidden, r) = (layer.op.directions(), layer.hidden, layer.r);
+        let size = self.c.len() / (directions * hidden);
+        let lengths = &layer.lengths[self.first..self.first + size];
+        let mut now = Running {
+            h: own_columns(self.h, d, directions, r),
+            c: own_columns(self.c, d, directions, hidden),
+            masked: vec![0.0; size * r],
+            product: vec![0.0; size * GATES * hidden],
+            hidden: vec![0.0; size * hidden],
+            projected: vec![0.0; size * r],
+            stays: vec![0.0; r],
+            scratch: Scratch::new(hidden),
+        };
+        let reversed = layer.op.direction.reversed(d);
+        for s in 0..lengths.first().copied().unwrap_or(0) {
+            let active = lengths.partition_point(|&n| n > s);
+            let time = |b: usize| if reversed { lengths[b] - 1 - s } else { s };
+            if directions == 1 && layer.plain(d) && time(0) == time(active - 1) {
+                self.plain_step(layer, time(0), active, &mut now);
+            } else {
+                self.step(layer, d, active, time, &mut now);
+            }
+        }
+        put_columns(self.h, &now.h, d, directions, r);
+        put_columns(self.c, &now.c, d, directions, hidden);
+    }
+
+    /// A step of plain cells whose rows lie side by side: the product is added to them where they are.
+    fn plain_step(&mut self, layer: &Layer<'_>, t: usize, active: usize, now: &mut Running) {
+        let hidden = layer.hidden;
+        let (h, c) = (&mut now.h[..active * hidden], &mut now.c[..active * hidden]);
+        let gates = self.gates.step(t, active);
+        multiply(Left::Rows { data: h, stride: hidden }, layer.weights[0].hh, gates, true);
+        activate(gates, c, h, hidden);
+        self.y.step(t, active).copy_from_slice(h);
+        if self.cells.wanted() {
+            self.cells.step(t, active).copy_from_slice(c);
+        }
+    }
+
+    /// A step of any cell, row by row.
+    fn step(&mut self, layer: &Layer<'_>, d: usize, active: usize, time: impl Fn(usize) -> usize, now: &mut Running) {
+        let (hidden, r, weights) = (layer.hidden, layer.r, &layer.weights[d]);
+        let left = masked(layer, d, active, self.first, &time, now);
+        let product = &mut now.product[..active * GATES * hidden];
+        multiply(Left::Rows { data: if left { &now.masked } else { &now.h }, stride: r }, weights.hh, product, false);
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for b in 0..active {
+                    self.cell(layer, d, b, time(b), now);
+                }
+            },
+        );
+        if let Some(hr) = weights.hr {
+            let left = Left::Rows { data: &now.hidden[..active * hidden], stride: hidden };
+            multiply(left, hr, &mut now.projected[..active * r], false);
+        } else {
+            now.projected[..active * r].copy_from_slice(&now.hidden[..active * r]);
+        }
+        for b in 0..active {
+            let (h, new) = (&mut now.h[b * r..][..r], &now.projected[b * r..][..r]);
+            if layer.op.cell.zoneout_h > 0.0 {
+                layer.zoneout(1, self.first + b, time(b), d, &mut now.stays);
+                for ((h, &new), &stay) in h.iter_mut().zip(new).zip(&now.stays) {
+                    *h = stay * *h + (1.0 - stay) * new;
+                }
+            } else {
+                h.copy_from_slice(new);
+            }
+            self.y.row(time(b), b, d, r).copy_from_slice(h);
+        }
+    }
+
+    /// The row of sequence `b` at step `t`: gates, cell, and h before projection.
+    #[inline(always)]
+    fn cell(&mut self, layer: &Layer<'_>, d: usize, b: usize, t: usize, now: &mut Running) {
+        let (hidden, weights) = (layer.hidden, &layer.weights[d]);
+        let product = &mut now.product[b * GATES * hidden..][..GATES * hidden];
+        if self.products.wanted() {
+            self.products.row(t, b, d, GATES * hidden).copy_from_slice(product);
+        }
+        if let Some(norm) = &weights.norm {
+            normalise(product, norm.epsilon);
+            product.iter_mut().zip(norm.hh).for_each(|(x, &gain)| *x *= gain);
+        }
+        let gates = self.gates.row(t, b, d, GATES * hidden);
+        gates.iter_mut().zip(&*product).for_each(|(a, &x)| *a += x);
+        let (c, out) = (&mut now.c[b * hidden..][..hidden], &mut now.hidden[b * hidden..][..hidden]);
+        if layer.op.cell.zoneout_c > 0.0 {
+            layer.zoneout(2, self.first + b, t, d, &mut now.scratch.stays);
+        }
+        if layer.plain_cell() {
+            activate_row(gates, c, out, hidden);
+        } else {
+            let cell_weights = CellWeights { peepholes: weights.peepholes, norm: weights.norm };
+            lstm_cell::forward(&layer.op.cell, &cell_weights, gates, c, out, &mut now.scratch);
+        }
+        if self.cells.wanted() {
+            self.cells.row(t, b, d, hidden).copy_from_slice(c);
+        }
+        if self.hidden.wanted() {
+            self.hidden.row(t, b, d, hidden).copy_from_slice(out);
+        }
+    }
+}
+
+/// Fills `now.masked` with h under its masks; whether there are any.
+fn masked(
+    layer: &Layer<'_>,
+    d: usize,
+    active: usize,
+    first: usize,
+    time: &impl Fn(usize) -> usize,
+    now: &mut Running,
+) -> bool {
+    let r = layer.r;
+    (0..active).all(|b| {
+        let row = &mut now.masked[b * r..][..r];
+        let any = layer.recurrent_mask(first + b, time(b), d, row);
+        if any {
+            row.iter_mut().zip(&now.h[b * r..]).for_each(|(m, &h)| *m *= h);
+        }
+        any
+    })
 }
 
 /// Activates rows of gates `[4H]` in place and updates c and h `[H]`.
@@ -115,13 +197,18 @@ fn activate(gates: &mut [f32], c: &mut [f32], h: &mut [f32], hidden: usize) {
         || {
             let rows = gates.chunks_exact_mut(GATES * hidden);
             for ((gates, c), h) in rows.zip(c.chunks_exact_mut(hidden)).zip(h.chunks_exact_mut(hidden)) {
-                gates[..GATE_G * hidden].iter_mut().for_each(|x| *x = math::sigmoid(*x));
-                gates[GATE_G * hidden..GATE_O * hidden].iter_mut().for_each(|x| *x = math::tanh(*x));
-                gates[GATE_O * hidden..].iter_mut().for_each(|x| *x = math::sigmoid(*x));
-                update(gates, c, h);
+                activate_row(gates, c, h, hidden);
             }
         },
     );
+}
+
+#[inline(always)]
+fn activate_row(gates: &mut [f32], c: &mut [f32], h: &mut [f32], hidden: usize) {
+    gates[..GATE_G * hidden].iter_mut().for_each(|x| *x = math::sigmoid(*x));
+    gates[GATE_G * hidden..GATE_O * hidden].iter_mut().for_each(|x| *x = math::tanh(*x));
+    gates[GATE_O * hidden..].iter_mut().for_each(|x| *x = math::sigmoid(*x));
+    update(gates, c, h);
 }
 
 #[inline(always)]
@@ -136,56 +223,77 @@ fn update(gates: &[f32], c: &mut [f32], h: &mut [f32]) {
     }
 }
 
-/// [`crate::graph::Op::Lstm`].
-pub(super) fn lstm_forward(call: &mut Call<'_>) -> Result<()> {
-    let x = call.input(lstm::X)?;
-    let (weight_ih, weight_hh) = (call.operand(lstm::WEIGHT_IH)?.clone(), call.operand(lstm::WEIGHT_HH)?.clone());
-    let (inputs, hidden) = (weight_ih.columns(), weight_hh.columns());
-    let axis = call.batch.axis(call.operand(lstm::X)?.axis.unwrap_or(0))?;
-    let sequences = call.batch.sequences();
-    let (h0, c0) = (call.maybe_input(lstm::H0)?, call.maybe_input(lstm::C0)?);
-    let (bias_ih, bias_hh) = (call.maybe_input(lstm::BIAS_IH)?, call.maybe_input(lstm::BIAS_HH)?);
-    let (ih, hh) = (call.input(lstm::WEIGHT_IH)?, call.input(lstm::WEIGHT_HH)?);
-    let (gates, y) = (call.output(lstm::GATES)?, call.output(lstm::Y)?);
-    let (cells, h, c) = (call.maybe_output(lstm::CELLS), call.output(lstm::H_N)?, call.output(lstm::C_N)?);
-    if hidden == 0 {
+/// x W_ihᵀ + b of every direction into `gates` `[N, D·4H]`; where there is no W_ih, x itself is the product.
+fn project(call: &Call<'_>, op: &LstmOp, packed: &mut Cached, gates: &mut [f32], four_h: usize) -> Result<()> {
+    let (x, inputs) = (call.input(lstm::X)?, call.operand(lstm::X)?.columns());
+    let at = |parameter| (0..op.directions()).map(move |d| lstm::parameter(d, parameter));
+    let mut bias = vec![0.0; op.directions() * four_h];
+    let mut any = false;
+    for parameter in [Parameter::BiasIh, Parameter::BiasHh] {
+        for (at, bias) in at(parameter).zip(bias.chunks_exact_mut(four_h)) {
+            if let Some(own) = call.maybe_input(at)? {
+                bias.iter_mut().zip(own).for_each(|(a, b)| *a += b);
+                any = true;
+            }
+        }
+    }
+    let bias = any.then_some(bias.as_slice());
+    let weights =
+        at(Parameter::WeightIh).filter_map(|at| call.maybe_input(at).transpose()).collect::<Result<Vec<_>>>()?;
+    if weights.is_empty() {
+        gates.copy_from_slice(x);
+        if let Some(bias) = bias {
+            gates.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(a, b)| *a += b));
+        }
         return Ok(());
     }
-    let [pack_ih, pack_hh] = &mut *call.packs;
-    let pack_ih = pack_ih.get(weight_ih.version, |p| p.transpose(ih, inputs, GATES * hidden));
-    let pack_hh = pack_hh.get(weight_hh.version, |p| p.transpose(hh, hidden, GATES * hidden));
-    affine(x, pack_ih, inputs, bias_ih, bias_hh, gates);
-    begin(h, h0);
-    begin(c, c0);
-    let shares = shares(axis, sequences, GATES * hidden * hidden);
-    let mut cells = cells.map(|cells| cut(cells, hidden, axis, &shares)).unwrap_or_default().into_iter();
-    let all = cut(gates, GATES * hidden, axis, &shares).into_iter().zip(cut(y, hidden, axis, &shares));
-    let states = cut_states(h, hidden, &shares).into_iter().zip(cut_states(c, hidden, &shares));
-    let parts: Vec<Part<'_>> = all
-        .zip(states)
-        .map(|((gates, y), (h, c))| Part { gates, y, cells: cells.next().unwrap_or_default(), h, c })
-        .collect();
-    rayon::scope(|scope| parts.into_iter().for_each(|part| scope.spawn(move |_| part.run(hidden, pack_hh))));
+    // Versions only grow, so the last one tells of any change.
+    let versions = at(Parameter::WeightIh).map(|at| call.maybe(at).and_then(|o| o.version));
+    let version = versions.reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))).flatten();
+    let packed = packed.get(version, |p| p.transpose(&weights, inputs, four_h));
+    affine(x, packed, inputs, bias, gates);
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::scheduler::Batch;
-
-    #[test]
-    fn shares_cover_all_sequences_and_cuts_all_rows() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        for lengths in [vec![5, 0, 3, 3, 1, 0], vec![], vec![0, 0], vec![9], vec![4; 7]] {
-            let batch = Batch::ragged(&lengths).unwrap();
-            let axis = batch.axis(0).unwrap();
-            let shares = pool.install(|| shares(axis, lengths.len(), 1_000_000));
-            let covered: Vec<usize> = shares.iter().flat_map(|s| s.clone()).collect();
-            assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>());
-            let mut rows = vec![0.0; axis.rows() * 2];
-            let parts = cut(&mut rows, 2, axis, &shares);
-            assert_eq!(parts.iter().flatten().map(|p| p.len()).sum::<usize>(), axis.rows() * 2);
+/// [`crate::graph::Op::Lstm`].
+pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
+    let packs = std::mem::take(&mut call.packs);
+    let (hidden, r) = Layer::sizes(call, lstm::parameter(0, Parameter::WeightHh))?;
+    let directions = op.directions();
+    let axis = call.batch.axis(call.operand(lstm::X)?.axis.unwrap_or(0))?;
+    let (h0, c0) = (call.maybe_input(lstm::H0)?, call.maybe_input(lstm::C0)?);
+    let (gates, y) = (call.output(lstm::GATES)?, call.output(lstm::Y)?);
+    let (h, c) = (call.output(lstm::H_N)?, call.output(lstm::C_N)?);
+    let [cells, hiddens, products] = [lstm::CELLS, lstm::HIDDEN, lstm::PRODUCT].map(|at| call.maybe_output(at));
+    let products = products.filter(|_| op.cell.layer_norm.is_some());
+    let (weights, ih): (Vec<Weights<'_>>, _) = weights(call, packs, op, lstm::parameter, Pass::Forward)?;
+    project(call, op, ih, gates, GATES * hidden)?;
+    begin(h, h0);
+    begin(c, c0);
+    let lengths = lengths(axis, call.batch.sequences());
+    let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r };
+    let shares = shares(axis, &lengths, directions * GATES * hidden * r);
+    let mut gates = Rows::cut(gates, directions * GATES * hidden, axis, &shares).into_iter();
+    let mut y = Rows::cut(y, directions * r, axis, &shares).into_iter();
+    let mut cells = Rows::cut_if(cells, directions * hidden, axis, &shares).into_iter();
+    let mut hiddens = Rows::cut_if(hiddens, directions * hidden, axis, &shares).into_iter();
+    let mut products = Rows::cut_if(products, directions * GATES * hidden, axis, &shares).into_iter();
+    let states = cut_states(h, directions * r, &shares).into_iter().zip(cut_states(c, directions * hidden, &shares));
+    let layer = &layer;
+    rayon::scope(|scope| {
+        for (share, (h, c)) in shares.iter().zip(states) {
+            let part = Part {
+                first: share.start,
+                gates: gates.next().unwrap_or_default(),
+                y: y.next().unwrap_or_default(),
+                cells: cells.next().unwrap_or_default(),
+                hidden: hiddens.next().unwrap_or_default(),
+                products: products.next().unwrap_or_default(),
+                h,
+                c,
+            };
+            scope.spawn(move |_| part.run(layer));
         }
-    }
+    });
+    Ok(())
 }

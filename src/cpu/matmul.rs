@@ -44,14 +44,15 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Packs the transpose of `weight` `[columns, inner]`.
-    pub(super) fn transpose(&mut self, weight: &[f32], inner: usize, columns: usize) {
-        self.fill(inner, columns, |k, n, width, panel| {
+    /// Packs the transposes of `weights`, each `[columns, inner]`, side by side.
+    pub(super) fn transpose(&mut self, weights: &[&[f32]], inner: usize, columns: usize) {
+        let all = columns * weights.len();
+        self.fill(inner, all, |k, n, width, panel| {
             panel.fill(0.0);
-            let rows = weight[n * inner..].chunks_exact(inner.max(1)).take(width.min(columns - n));
-            for (j, row) in rows.enumerate() {
-                for (to, &from) in panel.chunks_exact_mut(width).zip(&row[k..]) {
-                    to[j] = from;
+            for j in 0..width.min(all - n) {
+                let row = &weights[(n + j) / columns][(n + j) % columns * inner..][..inner];
+                for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
+                    to[j] = value;
                 }
             }
         });
@@ -283,7 +284,7 @@ mod tests {
                 let (at, bt) = (transpose(&a, m, k), transpose(&b, k, n));
                 let mut packs = [Packed::default(), Packed::default()];
                 packs[0].rows(&b.chunks_exact(n).collect::<Vec<_>>(), n);
-                packs[1].transpose(&bt, k, n);
+                packs[1].transpose(&[&bt], k, n);
                 for packed in &packs {
                     let lefts = [Left::Rows { data: &a, stride: k }, Left::Columns { data: &at, stride: m, first: 0 }];
                     for left in lefts {

@@ -5,11 +5,14 @@
 //! number of threads, nor a row's result on the rows beside it.
 
 mod call;
+mod columns;
 mod dropout;
 mod elementwise;
 mod executor;
 mod lstm_backward;
+mod lstm_cell;
 mod lstm_forward;
+mod lstm_layer;
 mod math;
 mod matmul;
 mod products;

@@ -1,12 +1,14 @@
 //! Operations that are matrix products: linear layers, weight gradients.
 
-use super::call::Call;
+use super::call::{Cached, Call};
+use super::lstm_layer::Layer;
 use super::matmul::{Left, Packed, multiply, multiply_parallel};
 use super::reduce::sum_rows;
 use super::rows::over_rows;
+use crate::config::{GATE_F, GATE_I, GATE_O, GATES};
 use crate::error::Result;
-use crate::graph::{LstmPart, ReduceKind};
-use crate::scheduler::Axis;
+use crate::graph::{LstmOp, LstmPart, ReduceKind};
+use crate::scheduler::{Axis, Batch};
 use std::ops::Range;
 
 /// x `[R, I]`, W `[O, I]`, b `[O]` (optional): x Wᵀ + b `[R, O]`.
@@ -14,35 +16,21 @@ pub(super) fn linear(call: &mut Call<'_>) -> Result<()> {
     let (x, weight, bias) = (call.input(0)?, call.input(1)?, call.maybe_input(2)?);
     let (outputs, inputs) = (call.operand(1)?.rows(), call.operand(1)?.columns());
     let (out, version) = (call.output(0)?, call.operand(1)?.version);
-    let packed = call.packs[0].get(version, |packed| packed.transpose(weight, inputs, outputs));
-    affine(x, packed, inputs, bias, None, out);
+    let packed = call.packs[0].get(version, |packed| packed.transpose(&[weight], inputs, outputs));
+    affine(x, packed, inputs, bias, out);
     Ok(())
 }
 
-/// x `[R, I]` times a packed operand, plus both biases, into `out`.
-pub(super) fn affine(
-    x: &[f32],
-    packed: &Packed,
-    inputs: usize,
-    bias: Option<&[f32]>,
-    other_bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    let mut row = bias.map(<[f32]>::to_vec);
-    if let Some(other) = other_bias {
-        match &mut row {
-            Some(row) => row.iter_mut().zip(other).for_each(|(a, b)| *a += b),
-            None => row = Some(other.to_vec()),
-        }
-    }
-    multiply_parallel(Left::Rows { data: x, stride: inputs }, packed, out, row.is_some(), |out| {
-        if let Some(row) = &row {
-            out.chunks_exact_mut(row.len()).for_each(|to| to.copy_from_slice(row));
+/// x `[R, I]` times a packed operand, plus a bias, into `out`.
+pub(super) fn affine(x: &[f32], packed: &Packed, inputs: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+    multiply_parallel(Left::Rows { data: x, stride: inputs }, packed, out, bias.is_some(), |out| {
+        if let Some(bias) = bias {
+            out.chunks_exact_mut(bias.len()).for_each(|to| to.copy_from_slice(bias));
         }
     });
 }
 
-/// a `[R, K]`, b `[K, C]`: a b `[R, C]`. The same for an LSTM's input gradient, dgates W_ih.
+/// a `[R, K]`, b `[K, C]`: a b `[R, C]`.
 pub(super) fn matmul(call: &mut Call<'_>) -> Result<()> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (inner, columns) = (call.operand(1)?.rows(), call.operand(1)?.columns());
@@ -58,70 +46,172 @@ pub(super) fn rows_of(data: &[f32], columns: usize) -> Vec<&[f32]> {
     data.chunks_exact(columns.max(1)).collect()
 }
 
-/// a `[R, O]`, b `[R, I]`: aᵀ b `[O, I]`.
-pub(super) fn weight_gradient(call: &mut Call<'_>) -> Result<()> {
-    let (a, b) = (call.input(0)?, call.input(1)?);
-    let (outputs, inputs) = (call.operand(0)?.columns(), call.operand(1)?.columns());
-    let (chunks, out) = (call.chunks(0)?, call.output(0)?);
-    let Call { packs: [first, _], .. } = call;
-    accumulate(a, outputs, &rows_of(b, inputs), inputs, &chunks, first, out);
+/// dgates `[N, D·4H]` times every direction's W_ih `[4H, I]`, one below the other; without weights dgates themselves.
+pub(super) fn lstm_input_gradient(call: &mut Call<'_>) -> Result<()> {
+    let (dgates, stride) = (call.input(0)?, call.operand(0)?.columns());
+    let out = call.output(0)?;
+    if call.inputs.len() == 1 {
+        out.copy_from_slice(dgates);
+        return Ok(());
+    }
+    let columns = call.operand(1)?.columns();
+    let (mut rows, mut version) = (Vec::new(), Some(0));
+    for at in 1..call.inputs.len() {
+        rows.extend(rows_of(call.input(at)?, columns));
+        // Versions only grow, so the last one tells of any change.
+        version = version.zip(call.operand(at)?.version).map(|(a, b)| a.max(b));
+    }
+    let packed = call.packs[0].get(version, |packed| packed.rows(&rows, columns));
+    multiply_parallel(Left::Rows { data: dgates, stride }, packed, out, false, |_| ());
     Ok(())
 }
 
-/// A parameter's gradient from dgates `[N, 4H]`.
-pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart) -> Result<()> {
-    let dgates = call.input(0)?;
-    let (outputs, chunks) = (call.operand(0)?.columns(), call.chunks(0)?);
+/// Columns of a left operand, and the rows that it meets.
+struct Operands<'a> {
+    /// `[N, stride]`
+    a: &'a [f32],
+    stride: usize,
+    /// The first of the columns that count.
+    first: usize,
+    /// A row of `inputs` values for each row of `a`.
+    b: &'a [&'a [f32]],
+    inputs: usize,
+}
+
+/// a `[R, O]`, b `[R, I]`: aᵀ b `[O, I]`.
+pub(super) fn weight_gradient(call: &mut Call<'_>) -> Result<()> {
+    let (a, b) = (call.input(0)?, call.input(1)?);
+    let (stride, inputs) = (call.operand(0)?.columns(), call.operand(1)?.columns());
+    let (chunks, out) = (call.chunks(0)?, call.output(0)?);
+    accumulate(&Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs }, &chunks, &mut call.packs[0], out);
+    Ok(())
+}
+
+/// A parameter's gradient of direction `d`, from what [`LstmPart`] says.
+pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize, op: &LstmOp) -> Result<()> {
+    let a = call.input(0)?;
+    let (stride, chunks, out) = (call.operand(0)?.columns(), call.chunks(0)?, call.output(0)?);
+    let (directions, own) = (op.directions(), stride / op.directions());
+    let first = d * own;
+    let axis = call.batch.axis(call.operand(0)?.axis.unwrap_or(0))?;
+    let columns = |at: usize| call.operand(at).map(|o| o.columns() / directions);
     match part {
-        LstmPart::Bias => sum_rows(ReduceKind::Sum, dgates, &chunks, call.output(0)?),
-        LstmPart::InputWeights => weight_gradient(call)?,
+        LstmPart::Bias => {
+            sum_rows(ReduceKind::Sum, &a[first.min(a.len())..], stride, &chunks, out);
+        }
+        LstmPart::InputWeights => {
+            let inputs = call.operand(1)?.columns();
+            let b = rows_of(call.input(1)?, inputs);
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+        }
+        LstmPart::Projection => {
+            let inputs = columns(1)?;
+            let b: Vec<&[f32]> = own_rows(call.input(1)?, d, directions, inputs).collect();
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+        }
         LstmPart::RecurrentWeights => {
-            let (y, h0, hidden) = (call.input(1)?, call.maybe_input(2)?, call.operand(1)?.columns());
-            let axis = call.batch.axis(call.operand(0)?.axis.unwrap_or(0))?;
+            let inputs = columns(1)?;
+            let zero = vec![0.0; inputs];
+            let states =
+                States { axis, of: call.input(1)?, initial: call.maybe_input(2)?, columns: inputs, zero: &zero };
+            let mut b = states.before(d, op);
+            let masked = masked_rows(call.batch, axis, &b, d, op, inputs);
+            if let Some(masked) = &masked {
+                b = rows_of(masked, inputs);
+            }
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+        }
+        LstmPart::Peepholes => {
+            let hidden = columns(1)?;
             let zero = vec![0.0; hidden];
-            let previous = previous_rows(axis, y, h0, hidden, &zero);
-            let out = call.output(0)?;
-            accumulate(dgates, outputs, &previous, hidden, &chunks, &mut call.packs[0], out);
+            let cells = call.input(1)?;
+            let states = States { axis, of: cells, initial: call.maybe_input(2)?, columns: hidden, zero: &zero };
+            let now: Vec<&[f32]> = own_rows(cells, d, directions, hidden).collect();
+            peepholes(&Operands { a, stride, first, b: &now, inputs: hidden }, &states.before(d, op), &chunks, out);
         }
     }
     Ok(())
 }
 
-/// For each packed row, h of the step before: a row of y, or of h_0 (else `zero`) at the first step.
-fn previous_rows<'a>(
-    axis: &Axis,
-    y: &'a [f32],
-    h0: Option<&'a [f32]>,
-    hidden: usize,
-    zero: &'a [f32],
-) -> Vec<&'a [f32]> {
-    let mut rows = Vec::with_capacity(axis.rows());
-    for t in 0..axis.steps() {
-        rows.extend((0..axis.rows_at(t)).map(|b| match (t, h0) {
-            (0, None) => zero,
-            (0, Some(h0)) => &h0[b * hidden..][..hidden],
-            _ => &y[(axis.offset(t - 1) + b) * hidden..][..hidden],
-        }));
-    }
-    rows
+/// The columns of direction `d` in each row.
+fn own_rows(rows: &[f32], d: usize, directions: usize, n: usize) -> impl Iterator<Item = &[f32]> {
+    rows.chunks_exact((directions * n).max(1)).map(move |row| &row[d * n..][..n])
 }
 
-/// Σ over rows of aᵀ b into `out` `[O, I]`, chunk by chunk. Threads own rows of `out`.
-fn accumulate(
-    a: &[f32],
-    outputs: usize,
-    b: &[&[f32]],
-    inputs: usize,
-    chunks: &[Range<usize>],
-    packed: &mut super::call::Cached,
-    out: &mut [f32],
-) {
+/// States of every row and those before the first steps.
+struct States<'a> {
+    axis: &'a Axis,
+    /// `[N, D·columns]`
+    of: &'a [f32],
+    /// `[B, D·columns]`
+    initial: Option<&'a [f32]>,
+    columns: usize,
+    /// What stands for an absent initial state.
+    zero: &'a [f32],
+}
+
+impl<'a> States<'a> {
+    /// For each packed row the state of the step before in direction `d`'s order.
+    fn before(&self, d: usize, op: &LstmOp) -> Vec<&'a [f32]> {
+        let (axis, n, directions) = (self.axis, self.columns, op.directions());
+        let own = |rows: &'a [f32], row: usize| &rows[row * directions * n + d * n..][..n];
+        let initial = |b: usize| self.initial.map_or(self.zero, |initial| own(initial, b));
+        let mut rows = Vec::with_capacity(axis.rows());
+        for t in 0..axis.steps() {
+            rows.extend((0..axis.rows_at(t)).map(|b| match op.direction.reversed(d) {
+                true if b < axis.rows_at(t + 1) => own(self.of, axis.offset(t + 1) + b),
+                false if t > 0 => own(self.of, axis.offset(t - 1) + b),
+                _ => initial(b),
+            }));
+        }
+        rows
+    }
+}
+
+/// The rows under the layer's recurrent dropout, if it drops.
+fn masked_rows(batch: &Batch, axis: &Axis, rows: &[&[f32]], d: usize, op: &LstmOp, r: usize) -> Option<Vec<f32>> {
+    op.dropout()?;
+    let layer = Layer { op, batch, axis, lengths: &[], weights: Vec::new(), hidden: 0, r };
+    let mut masked = vec![0.0; rows.len() * r];
+    over_rows(&mut masked, r, 16 * r, |first, out| {
+        for (at, out) in out.chunks_exact_mut(r).enumerate() {
+            let row = first + at;
+            let t = axis.offsets().partition_point(|&start| start as usize <= row) - 1;
+            layer.recurrent_mask(row - axis.offset(t), t, d, out);
+            out.iter_mut().zip(rows[row]).for_each(|(m, &h)| *m *= h);
+        }
+    });
+    Some(masked)
+}
+
+/// Σ over rows of the gradients of i and f times the cell before, and of o times the cell; chunk by chunk.
+fn peepholes(now: &Operands<'_>, before: &[&[f32]], chunks: &[Range<usize>], out: &mut [f32]) {
+    let hidden = now.inputs;
+    out.fill(0.0);
+    for chunk in chunks {
+        let mut part = vec![0.0; out.len()];
+        for row in chunk.clone() {
+            let gates = &now.a[row * now.stride + now.first..][..GATES * hidden];
+            for (block, (gate, cell)) in
+                [(GATE_I, before[row]), (GATE_F, before[row]), (GATE_O, now.b[row])].into_iter().enumerate()
+            {
+                let (part, da) = (&mut part[block * hidden..][..hidden], &gates[gate * hidden..][..hidden]);
+                part.iter_mut().zip(da).zip(cell).for_each(|((p, &da), &c)| *p += da * c);
+            }
+        }
+        out.iter_mut().zip(&part).for_each(|(a, &x)| *a += x);
+    }
+}
+
+/// Σ over rows of aᵀ b into `out`, chunk by chunk. Threads own rows of `out`.
+fn accumulate(operands: &Operands<'_>, chunks: &[Range<usize>], packed: &mut Cached, out: &mut [f32]) {
+    let &Operands { a, stride, first: begin, b, inputs } = operands;
     out.fill(0.0);
     for chunk in chunks.iter().filter(|c| !c.is_empty()) {
         let packed = packed.get(None, |packed| packed.rows(&b[chunk.clone()], inputs));
-        let data = &a[chunk.start * outputs..chunk.end * outputs];
+        let data = &a[chunk.start * stride..chunk.end * stride];
         over_rows(out, inputs, inputs * chunk.len(), |first, out| {
-            multiply(Left::Columns { data, stride: outputs, first }, packed, out, true);
+            multiply(Left::Columns { data, stride, first: begin + first }, packed, out, true);
         });
     }
 }

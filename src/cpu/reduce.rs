@@ -45,16 +45,16 @@ pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Resul
         }
         Over::Rows => {
             let (x, chunks) = (call.input(0)?, call.chunks(0)?);
-            sum_rows(kind, x, &chunks, call.output(0)?);
+            let (stride, out) = (call.operand(0)?.columns(), call.output(0)?);
+            sum_rows(kind, x, stride, &chunks, out);
         }
     }
     Ok(())
 }
 
-/// The sum of the rows of x `[R, F]` into `out` `[F]`: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
+/// The sum of rows of x, `stride` values apart, into `out`, as many values as it holds: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
 /// Threads own columns.
-pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], chunks: &[Range<usize>], out: &mut [f32]) {
-    let columns = out.len();
+pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], stride: usize, chunks: &[Range<usize>], out: &mut [f32]) {
     out.fill(0.0);
     let rows: usize = chunks.iter().map(Range::len).sum();
     over_rows(out, 1, rows, |first, out| {
@@ -66,7 +66,7 @@ pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], chunks: &[Range<usize>], out
                     for begin in chunk.clone().step_by(BLOCK_K) {
                         part.fill(0.0);
                         for row in begin..chunk.end.min(begin + BLOCK_K) {
-                            let from = &x[row * columns + first..][..part.len()];
+                            let from = &x[row * stride + first..][..part.len()];
                             match kind {
                                 ReduceKind::Sum => part.iter_mut().zip(from).for_each(|(a, x)| *a += x),
                                 ReduceKind::SumOfSquares => part.iter_mut().zip(from).for_each(|(a, x)| *a += x * x),

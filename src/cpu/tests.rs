@@ -37,12 +37,10 @@ fn an_lstm_over_ragged_sequences_matches_plain_loops_on_any_number_of_threads() 
     let (input, hidden) = (5, 19);
     let mut graph = Graph::new();
     let x = graph.input("x", [N, input.into()], DType::F32).unwrap();
-    let weights = LstmWeights {
-        weight_ih: graph.persistent("w", [GATES * hidden, input]).unwrap(),
-        weight_hh: graph.persistent("u", [GATES * hidden, hidden]).unwrap(),
-        bias_ih: Some(graph.persistent("b", [GATES * hidden]).unwrap()),
-        bias_hh: None,
-    };
+    let w = graph.persistent("w", [GATES * hidden, input]).unwrap();
+    let u = graph.persistent("u", [GATES * hidden, hidden]).unwrap();
+    let bias = graph.persistent("b", [GATES * hidden]).unwrap();
+    let weights = LstmWeights::new(w, u).bias(Some(bias), None);
     let h0 = graph.persistent("h0", [B, hidden.into()]).unwrap();
     let c0 = graph.persistent("c0", [B, hidden.into()]).unwrap();
     let out = graph.lstm(x, Some((h0, c0)), &weights).unwrap();

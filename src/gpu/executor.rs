@@ -166,7 +166,7 @@ impl Preparer<'_> {
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
     pub fn launch(&mut self, kernel: &'static Kernel, views: &[Option<View>]) -> Result<Launch> {
-        self.launch_with(kernel, "", None, &[], views)
+        self.launch_with(kernel, "", None, &Constants::new(), views)
     }
 
     /// [`Self::launch`] with a prelude that declares bindings of its own, and with constants.
@@ -175,7 +175,7 @@ impl Preparer<'_> {
         kernel: &'static Kernel,
         prelude: &str,
         bindings: Option<Vec<Binding>>,
-        constants: Constants,
+        constants: &Constants,
         views: &[Option<View>],
     ) -> Result<Launch> {
         let pipeline = self.pipelines.get(self.context, kernel, prelude, bindings, constants)?;
@@ -190,6 +190,7 @@ impl Preparer<'_> {
                     size: wgpu::BufferSize::new(pipeline.params.next_multiple_of(16)),
                 },
                 Binding::Run => whole(self.run_scalars),
+                Binding::Absent => continue,
                 Binding::Read | Binding::Write => match views.next() {
                     Some(Some(v)) => wgpu::BufferBinding {
                         buffer: &v.buffer,
@@ -227,6 +228,13 @@ impl Run<'_> {
         }
     }
 
+    /// Where the lengths of the sequences on `axis` begin in the table.
+    pub fn lengths(&self, axis: u8) -> u32 {
+        let program = &self.values.program;
+        let steps = program.capacity.axes.get(axis as usize).map_or(0, |a| a.0);
+        (table_base(program, axis) + steps + 1) as u32
+    }
+
     /// The time axis numbered `axis`, T, and where its first rows begin in the table.
     pub fn axis(&self, axis: Option<u8>) -> Result<(Option<&Axis>, u32, u32)> {
         let Some(a) = axis else { return Ok((None, 0, 0)) };
@@ -245,9 +253,15 @@ impl Run<'_> {
     }
 }
 
-/// Where the first rows of axis `axis` begin in the table: behind the sample ids and the axes before.
+/// Where the first rows of axis `axis` begin in the table: behind the sample ids and the axes before. Lengths follow them.
 fn table_base(program: &Program, axis: u8) -> usize {
-    program.capacity.sequences + program.capacity.axes[..axis as usize].iter().map(|a| a.0 + 1).sum::<usize>()
+    let sequences = program.capacity.sequences;
+    sequences + program.capacity.axes[..axis as usize].iter().map(|a| a.0 + 1 + sequences).sum::<usize>()
+}
+
+/// Words of the table.
+fn table_len(program: &Program) -> usize {
+    table_base(program, program.capacity.axes.len() as u8)
 }
 
 impl Gpu {
@@ -319,7 +333,7 @@ impl Gpu {
         let arenas: Result<Vec<_>> =
             program.placement.arenas.iter().map(|&bytes| self.context.buffers.storage("arena", bytes)).collect();
         let values = self.values(program, arenas?)?;
-        let table_len = program.capacity.sequences + program.capacity.axes.iter().map(|a| a.0 + 1).sum::<usize>();
+        let table_len = table_len(program);
         let table = self.context.buffers.storage("table", 4 * table_len as u64)?;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let run_scalars = self.context.buffers.create("scalars", 4 * SCALARS as u64, uniform)?;
@@ -422,12 +436,16 @@ impl Gpu {
             queue.write_buffer(&prepared.run_scalars, 0, bytemuck::cast_slice(&scalars));
         }
         let capacity = &program.capacity;
-        let mut table = vec![0u32; capacity.sequences + capacity.axes.iter().map(|a| a.0 + 1).sum::<usize>()];
+        let mut table = vec![0u32; table_len(program)];
         table[..batch.sequences()].copy_from_slice(batch.samples());
         for a in 0..capacity.axes.len() {
             let offsets = batch.axis(a as u8)?.offsets();
             let base = table_base(program, a as u8);
             table[base..base + offsets.len()].copy_from_slice(offsets);
+            let lengths = base + capacity.axes[a].0 + 1;
+            for (b, length) in table[lengths..lengths + batch.sequences()].iter_mut().enumerate() {
+                *length = batch.axis(a as u8)?.length(b) as u32;
+            }
         }
         if table != prepared.uploaded_table {
             queue.write_buffer(&prepared.table, 0, bytemuck::cast_slice(&table));

@@ -16,6 +16,8 @@ pub enum Binding {
     Read,
     /// A storage buffer that is read and written.
     Write,
+    /// A number that this entry point of its shader does not use.
+    Absent,
 }
 
 /// A row of the kernel table: one shader, one entry point, one bind-group layout.
@@ -34,9 +36,12 @@ pub struct Kernel {
 }
 
 const COMMON: &[(&str, &str)] = &[
+    ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("lstm_backward_cell", include_str!("../../shaders/common/lstm_backward_cell.wgsl")),
     ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),
+    ("lstm_options", include_str!("../../shaders/common/lstm_options.wgsl")),
+    ("lstm_rows", include_str!("../../shaders/common/lstm_rows.wgsl")),
     ("math", include_str!("../../shaders/common/math.wgsl")),
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
@@ -70,7 +75,7 @@ pub(super) struct Pipeline {
 }
 
 /// Values of a kernel's `override` constants.
-pub(super) type Constants = &'static [(&'static str, u32)];
+pub(super) type Constants = Vec<(&'static str, f32)>;
 
 /// All that a pipeline is made from.
 #[derive(PartialEq, Eq, Hash)]
@@ -79,7 +84,8 @@ struct Key {
     entry: &'static str,
     prelude: String,
     bindings: Vec<Binding>,
-    constants: Constants,
+    /// Bits of the constants.
+    constants: Vec<(&'static str, u32)>,
 }
 
 /// Compiled kernels.
@@ -94,11 +100,12 @@ impl Pipelines {
         kernel: &'static Kernel,
         prelude: &str,
         bindings: Option<Vec<Binding>>,
-        constants: Constants,
+        constants: &Constants,
     ) -> Result<Arc<Pipeline>> {
         let bindings = bindings.unwrap_or_else(|| kernel.bindings.to_vec());
         let (name, entry) = (kernel.name, kernel.entry);
-        let key = Key { name, entry, prelude: prelude.to_string(), bindings: bindings.clone(), constants };
+        let bits = constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
+        let key = Key { name, entry, prelude: prelude.to_string(), bindings: bindings.clone(), constants: bits };
         if let Some(pipeline) = self.0.get(&key) {
             return Ok(Arc::clone(pipeline));
         }
@@ -113,7 +120,7 @@ fn build(
     kernel: &'static Kernel,
     prelude: &str,
     bindings: Vec<Binding>,
-    constants: Constants,
+    constants: &Constants,
 ) -> Result<Pipeline> {
     let device = &context.device;
     let source = assemble(prelude, kernel.source)?;
@@ -131,12 +138,13 @@ fn build(
     let entries: Vec<wgpu::BindGroupLayoutEntry> = bindings
         .iter()
         .enumerate()
+        .filter(|(_, binding)| **binding != Binding::Absent)
         .map(|(at, binding)| {
             let (ty, has_dynamic_offset) = match binding {
                 Binding::Params => (wgpu::BufferBindingType::Uniform, true),
                 Binding::Run => (wgpu::BufferBindingType::Uniform, false),
                 Binding::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
-                Binding::Write => (wgpu::BufferBindingType::Storage { read_only: false }, false),
+                Binding::Write | Binding::Absent => (wgpu::BufferBindingType::Storage { read_only: false }, false),
             };
             wgpu::BindGroupLayoutEntry {
                 binding: at as u32,

@@ -105,8 +105,8 @@ impl<'a> Recorder<'a> {
 
 /// Bytes of one parameter slot.
 pub(super) fn slot_bytes(context: &Context) -> u64 {
-    // The largest parameters are 12 fields.
-    context.uniform_alignment().max(64)
+    // The largest parameters are 32 fields.
+    context.uniform_alignment().max(128)
 }
 
 fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgpu::SubmissionIndex {

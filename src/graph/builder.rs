@@ -1,31 +1,97 @@
 //! Adding operations, with their shapes checked as they are added.
 
-use super::op::{Op, Over, ReduceKind, lstm};
+use super::lstm::{LstmOp, Parameter, lstm};
+use super::op::{Op, Over, ReduceKind};
 use super::shape::Shape;
 use super::{Expr, Graph, Value};
 use crate::error::{Error, Result};
 
-/// The parameters of one LSTM layer as values of a graph.
+/// The parameters of one direction of an LSTM layer as values of a graph.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmWeights {
-    /// W_ih `[4H, I]`
-    pub weight_ih: Value,
-    /// W_hh `[4H, H]`
+    /// W_ih `[4H, I]`; without it x is W_ih x already, `[N, D·4H]`
+    pub weight_ih: Option<Value>,
+    /// W_hh `[4H, R]`
     pub weight_hh: Value,
     /// b_ih `[4H]`
     pub bias_ih: Option<Value>,
     /// b_hh `[4H]`
     pub bias_hh: Option<Value>,
+    /// W_hr `[R, H]` of a projection
+    pub weight_hr: Option<Value>,
+    /// p_i, p_f, p_o `[3H]`
+    pub peepholes: Option<Value>,
+    /// Gains and biases of layer normalisation.
+    pub norm: Option<LstmNorm>,
+}
+
+/// Gains and biases of layer normalisation inside a cell (Ba et al. 2016).
+#[derive(Debug, Clone, Copy)]
+pub struct LstmNorm {
+    /// The gain of W_ih x `[4H]`; absent where x is projected already
+    pub ih: Option<Value>,
+    /// The gain of W_hh h `[4H]`
+    pub hh: Value,
+    /// The cell's gain `[H]`
+    pub gain: Value,
+    /// The cell's bias `[H]`
+    pub bias: Value,
+}
+
+impl LstmWeights {
+    /// Weights without bias, projection, peepholes and normalisation.
+    pub fn new(weight_ih: Value, weight_hh: Value) -> Self {
+        Self {
+            weight_ih: Some(weight_ih),
+            weight_hh,
+            bias_ih: None,
+            bias_hh: None,
+            weight_hr: None,
+            peepholes: None,
+            norm: None,
+        }
+    }
+
+    /// Weights from values by role, as [`crate::params::lstm_parameters`] names them; `None` for what is not there.
+    pub fn by_role(mut value: impl FnMut(&str) -> Option<Value>) -> Result<Self> {
+        let missing = |role: &str| Error::argument(format!("lstm: `{role}` is missing"));
+        let weight_hh = value("weight_hh").ok_or_else(|| missing("weight_hh"))?;
+        let norm = match value("norm_hh") {
+            Some(hh) => Some(LstmNorm {
+                ih: value("norm_ih"),
+                hh,
+                gain: value("norm_gain").ok_or_else(|| missing("norm_gain"))?,
+                bias: value("norm_bias").ok_or_else(|| missing("norm_bias"))?,
+            }),
+            None => None,
+        };
+        Ok(Self {
+            weight_ih: value("weight_ih"),
+            weight_hh,
+            bias_ih: value("bias_ih"),
+            bias_hh: value("bias_hh"),
+            weight_hr: value("weight_hr"),
+            peepholes: value("peepholes"),
+            norm,
+        })
+    }
+
+    /// Sets both biases.
+    #[must_use]
+    pub fn bias(mut self, bias_ih: Option<Value>, bias_hh: Option<Value>) -> Self {
+        (self.bias_ih, self.bias_hh) = (bias_ih, bias_hh);
+        self
+    }
 }
 
 /// What one LSTM layer gives.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmOutputs {
-    /// h of every row, `[N, H]`
+    /// h of every row, `[N, D·R]`
     pub y: Value,
-    /// h of each sequence's last step, `[B, H]`
+    /// h of each sequence's last step in the direction's order, `[B, D·R]`
     pub h_n: Value,
-    /// c of each sequence's last step, `[B, H]`
+    /// c likewise, `[B, D·H]`
     pub c_n: Value,
 }
 
@@ -41,18 +107,102 @@ pub struct RowLoss {
 }
 
 impl Graph {
-    /// One LSTM layer over x `[N, I]`; absent states are zero. See [`crate::config::LstmConfig`] for the formula.
+    /// One plain LSTM layer, forward, over x `[N, I]`; absent states are zero. See [`crate::config::LstmConfig`] for the
+    /// formula.
     pub fn lstm(&mut self, x: Value, state: Option<(Value, Value)>, weights: &LstmWeights) -> Result<LstmOutputs> {
-        let mut inputs = vec![None; lstm::INPUTS];
+        self.lstm_layer(x, state, &LstmOp::plain(), std::slice::from_ref(weights))
+    }
+
+    /// One LSTM layer of any kind over x `[N, I]`, with the weights of each direction; states are h `[B, D·R]` and c
+    /// `[B, D·H]`, zero where absent.
+    pub fn lstm_layer(
+        &mut self,
+        x: Value,
+        state: Option<(Value, Value)>,
+        op: &LstmOp,
+        weights: &[LstmWeights],
+    ) -> Result<LstmOutputs> {
+        if weights.len() != op.directions() {
+            return Err(Error::argument(format!(
+                "lstm: expected the weights of {} directions, got {}",
+                op.directions(),
+                weights.len()
+            )));
+        }
+        let (x, weights) = self.normalise_input(x, op, weights)?;
+        let mut inputs = vec![None; lstm::parameter(op.directions(), Parameter::WeightIh)];
         inputs[lstm::X] = Some(x);
         inputs[lstm::H0] = state.map(|s| s.0);
         inputs[lstm::C0] = state.map(|s| s.1);
-        inputs[lstm::WEIGHT_IH] = Some(weights.weight_ih);
-        inputs[lstm::WEIGHT_HH] = Some(weights.weight_hh);
-        inputs[lstm::BIAS_IH] = weights.bias_ih;
-        inputs[lstm::BIAS_HH] = weights.bias_hh;
-        let out = self.push(Op::Lstm, inputs)?;
+        for (d, w) in weights.iter().enumerate() {
+            let mut set = |parameter, value| inputs[lstm::parameter(d, parameter)] = value;
+            set(Parameter::WeightIh, w.weight_ih);
+            set(Parameter::WeightHh, Some(w.weight_hh));
+            set(Parameter::BiasIh, w.bias_ih);
+            set(Parameter::BiasHh, w.bias_hh);
+            set(Parameter::WeightHr, w.weight_hr);
+            set(Parameter::Peepholes, w.peepholes);
+            set(Parameter::NormHh, w.norm.map(|n| n.hh));
+            set(Parameter::NormGain, w.norm.map(|n| n.gain));
+            set(Parameter::NormBias, w.norm.map(|n| n.bias));
+        }
+        let out = self.push(Op::Lstm(*op), inputs)?;
         Ok(LstmOutputs { y: out[lstm::Y], h_n: out[lstm::H_N], c_n: out[lstm::C_N] })
+    }
+
+    /// Where W_ih x is normalised it is computed beforehand, since no step of it depends on another.
+    fn normalise_input(&mut self, x: Value, op: &LstmOp, weights: &[LstmWeights]) -> Result<(Value, Vec<LstmWeights>)> {
+        let mut weights = weights.to_vec();
+        let Some(epsilon) = op.cell.layer_norm else { return Ok((x, weights)) };
+        let mut products = Vec::new();
+        for w in &mut weights {
+            let (Some(weight), Some(gain)) = (w.weight_ih.take(), w.norm.and_then(|n| n.ih)) else {
+                return Ok((x, weights)); // x is projected already
+            };
+            let product = self.linear(x, weight, None)?;
+            products.push(self.layer_norm(product, epsilon, Some(gain), None)?);
+        }
+        Ok((self.concat(&products)?, weights))
+    }
+
+    /// The numbers of `count` random operations of the model.
+    pub fn random_operations(&mut self, count: u32) -> u32 {
+        let first = self.dropouts;
+        self.dropouts += count;
+        first
+    }
+
+    /// Values `[R, F]` side by side: `[R, ΣF]`.
+    pub fn concat(&mut self, values: &[Value]) -> Result<Value> {
+        if let [one] = values { Ok(*one) } else { self.push_one(Op::Concat, values) }
+    }
+
+    /// Columns `first..first + count` of x `[R, F]`.
+    pub fn slice(&mut self, x: Value, first: usize, count: usize) -> Result<Value> {
+        self.push_one(Op::Slice { first, count }, &[x])
+    }
+
+    /// Each row of x `[R, F]` less its mean, divided by its deviation, times a gain `[F]` plus a bias `[F]`
+    /// (Ba et al. 2016): the variance is the mean of squares, epsilon is added to it.
+    pub fn layer_norm(&mut self, x: Value, epsilon: f32, gain: Option<Value>, bias: Option<Value>) -> Result<Value> {
+        let Some(features) = self.shape(x).columns() else {
+            return Err(Error::shape(format!("layer_norm: the columns of {} must be a number", self.shape(x))));
+        };
+        let by = Expr::Const(1.0 / features as f32);
+        let sum = self.reduce(ReduceKind::Sum, Over::Columns, x)?;
+        let centred = self.elementwise(Expr::Input(0) - by.clone() * Expr::Input(1), &[x, sum])?;
+        let squares = self.reduce(ReduceKind::SumOfSquares, Over::Columns, centred)?;
+        let mut expr = Expr::Input(0) / (by * Expr::Input(1) + Expr::Const(epsilon)).sqrt();
+        let mut operands = vec![centred, squares];
+        if let Some(gain) = gain {
+            expr = expr * Expr::Input(operands.len());
+            operands.push(gain);
+        }
+        if let Some(bias) = bias {
+            expr = expr + Expr::Input(operands.len());
+            operands.push(bias);
+        }
+        self.elementwise(expr, &operands)
     }
 
     /// x `[R, I]` by W `[O, I]` and b `[O]`: x Wᵀ + b, `[R, O]`.

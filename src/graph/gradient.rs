@@ -1,7 +1,8 @@
 //! Gradients as a graph transformation: each operation's rule adds the operations that compute its inputs' gradients.
 
-use super::op::{Broadcast, LstmPart, Op, Over, ReduceKind, broadcast, lstm, lstm_backward};
-use super::{Expr, Graph, Node, Value};
+use super::lstm::{LstmOp, LstmPart, Parameter, lstm, lstm_backward};
+use super::op::{Broadcast, Op, Over, ReduceKind, broadcast};
+use super::{Dim, Expr, Graph, Node, Value};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
@@ -123,7 +124,7 @@ impl Rule<'_> {
         let first = gradients[0];
         let sum = |over| Op::Reduce { kind: ReduceKind::Sum, over };
         match (&node.op, first) {
-            (Op::Lstm, _) => self.lstm(gradients),
+            (Op::Lstm(op), _) => self.lstm(op, gradients),
             (Op::Elementwise { exprs }, _) => self.elementwise(exprs, gradients),
             (Op::CrossEntropy { .. }, None) | (Op::ArgMax, _) => Ok(()),
             (_, None) => Err(Error::internal("no gradient arrives")),
@@ -140,7 +141,7 @@ impl Rule<'_> {
             }
             (Op::Embedding, Some(dy)) => {
                 let (table, tokens) = (self.input(0)?, self.input(1)?);
-                let Some(super::Dim::Fixed(rows)) = self.graph.shape(table).rows().cloned() else {
+                let Some(Dim::Fixed(rows)) = self.graph.shape(table).rows().cloned() else {
                     return Err(Error::unsupported("a table with a symbolic number of rows has no gradient"));
                 };
                 self.give(0, Op::EmbeddingBackward { rows }, &[tokens, dy])
@@ -154,14 +155,31 @@ impl Rule<'_> {
                 }
                 self.give(0, Op::CrossEntropyBackward { ignore: *ignore }, &inputs)
             }
+            (Op::Concat, Some(dy)) => {
+                let mut first = 0;
+                for at in 0..node.inputs.len() {
+                    let count = self.columns(at)?;
+                    self.give(at, Op::Slice { first, count }, &[dy])?;
+                    first += count;
+                }
+                Ok(())
+            }
+            (Op::Slice { first, count }, Some(dy)) => {
+                let after = self.columns(0)? - first - count;
+                self.give(0, Op::Pad { before: *first, after }, &[dy])
+            }
+            (Op::Pad { before, .. }, Some(dy)) => {
+                let count = self.columns(0)?;
+                self.give(0, Op::Slice { first: *before, count }, &[dy])
+            }
             (Op::View { .. }, Some(dy)) => {
                 let shape = self.graph.shape(self.input(0)?).clone();
                 self.give(0, Op::View { shape }, &[dy])
             }
             (
-                Op::LstmBackward
+                Op::LstmBackward(_)
                 | Op::LstmInputGradient
-                | Op::LstmWeightGradient(_)
+                | Op::LstmWeightGradient { .. }
                 | Op::WeightGradient
                 | Op::EmbeddingBackward { .. }
                 | Op::CrossEntropyBackward { .. },
@@ -227,36 +245,92 @@ impl Rule<'_> {
         Ok(())
     }
 
-    fn lstm(&mut self, gradients: &[Option<Value>]) -> Result<()> {
+    /// The columns of the input at `at`, which shape rules have made a number.
+    fn columns(&self, at: usize) -> Result<usize> {
+        let columns = self.graph.shape(self.input(at)?).columns();
+        columns.ok_or_else(|| Error::internal(format!("the columns of input {at} are no number")))
+    }
+
+    fn lstm(&mut self, op: &LstmOp, gradients: &[Option<Value>]) -> Result<()> {
         let node = self.node;
-        if gradients[lstm::GATES].is_some() || gradients[lstm::CELLS].is_some() {
-            return Err(Error::unsupported("saved gates and cells have no gradient"));
+        if gradients[lstm::GATES..].iter().any(Option::is_some) {
+            return Err(Error::unsupported("what a layer saves for its gradient has no gradient"));
         }
-        let mut inputs = vec![None; 7];
+        let normed = op.cell.layer_norm.is_some();
+        let mut inputs = vec![None; lstm_backward::parameter(op.directions(), Parameter::WeightIh)];
         inputs[lstm_backward::GATES] = Some(node.outputs[lstm::GATES]);
         inputs[lstm_backward::CELLS] = Some(node.outputs[lstm::CELLS]);
+        inputs[lstm_backward::PRODUCT] = normed.then_some(node.outputs[lstm::PRODUCT]);
         inputs[lstm_backward::C0] = node.inputs[lstm::C0];
-        inputs[lstm_backward::WEIGHT_HH] = node.inputs[lstm::WEIGHT_HH];
         inputs[lstm_backward::DY] = gradients[lstm::Y];
         inputs[lstm_backward::DH_N] = gradients[lstm::H_N];
         inputs[lstm_backward::DC_N] = gradients[lstm::C_N];
-        let back = self.graph.push(Op::LstmBackward, inputs)?;
+        use Parameter::{BiasHh, BiasIh, NormBias, NormGain, NormHh, Peepholes, WeightHh, WeightHr, WeightIh};
+        for d in 0..op.directions() {
+            for parameter in [WeightHh, WeightHr, Peepholes, NormHh, NormGain, NormBias] {
+                inputs[lstm_backward::parameter(d, parameter)] = node.inputs[lstm::parameter(d, parameter)];
+            }
+        }
+        let back = self.graph.push(Op::LstmBackward(*op), inputs)?;
         let dgates = back[lstm_backward::DGATES];
         self.pending.add(self.wants(lstm::H0), back[lstm_backward::DH0]);
         self.pending.add(self.wants(lstm::C0), back[lstm_backward::DC0]);
-        let (x, weight_ih) = (self.input(lstm::X)?, self.input(lstm::WEIGHT_IH)?);
-        self.give(lstm::X, Op::LstmInputGradient, &[dgates, weight_ih])?;
-        self.give(lstm::WEIGHT_IH, Op::LstmWeightGradient(LstmPart::InputWeights), &[dgates, x])?;
-        if let Some(weight_hh) = self.wants(lstm::WEIGHT_HH) {
-            let inputs = vec![Some(dgates), Some(node.outputs[lstm::Y]), node.inputs[lstm::H0]];
-            let gradient = self.graph.push(Op::LstmWeightGradient(LstmPart::RecurrentWeights), inputs)?[0];
-            self.pending.add(Some(weight_hh), gradient);
+        if let Some(x) = self.wants(lstm::X) {
+            let weights = (0..op.directions()).filter_map(|d| node.inputs[lstm::parameter(d, WeightIh)]);
+            let inputs: Vec<Value> = [dgates].into_iter().chain(weights).collect();
+            let gradient = self.graph.push_one(Op::LstmInputGradient, &inputs)?;
+            self.pending.add(Some(x), gradient);
         }
-        let (ih, hh) = (self.wants(lstm::BIAS_IH), self.wants(lstm::BIAS_HH));
-        if ih.is_some() || hh.is_some() {
-            let gradient = self.graph.push_one(Op::LstmWeightGradient(LstmPart::Bias), &[dgates])?;
-            self.pending.add(ih, gradient);
-            self.pending.add(hh, gradient);
+        let product = if normed { back[lstm_backward::DPRODUCT] } else { dgates };
+        for d in 0..op.directions() {
+            let part = |part| Op::LstmWeightGradient { part, direction: d, lstm: *op };
+            let at = |parameter| lstm::parameter(d, parameter);
+            let mut give = |parameter, what, inputs: Vec<Option<Value>>| {
+                let Some(value) = self.wants(at(parameter)) else { return Ok(()) };
+                let gradient = self.graph.push(part(what), inputs)?[0];
+                self.pending.add(Some(value), gradient);
+                Ok::<(), Error>(())
+            };
+            give(WeightIh, LstmPart::InputWeights, vec![Some(dgates), node.inputs[lstm::X]])?;
+            let (y, h0) = (Some(node.outputs[lstm::Y]), node.inputs[lstm::H0]);
+            give(WeightHh, LstmPart::RecurrentWeights, vec![Some(product), y, h0])?;
+            let hidden = Some(node.outputs[lstm::HIDDEN]);
+            give(WeightHr, LstmPart::Projection, vec![Some(back[lstm_backward::DPROJECTED]), hidden])?;
+            let (cells, c0) = (Some(node.outputs[lstm::CELLS]), node.inputs[lstm::C0]);
+            give(Peepholes, LstmPart::Peepholes, vec![Some(dgates), cells, c0])?;
+            give(NormHh, LstmPart::Bias, vec![Some(back[lstm_backward::DGAINS])])?;
+            let (ih, hh) = (self.wants(at(BiasIh)), self.wants(at(BiasHh)));
+            if ih.is_some() || hh.is_some() {
+                let gradient = self.graph.push_one(part(LstmPart::Bias), &[dgates])?;
+                self.pending.add(ih, gradient);
+                self.pending.add(hh, gradient);
+            }
+            self.norm_of_cell(d, op, &back)?;
+        }
+        Ok(())
+    }
+
+    /// Gain and bias of the normalised cell: sums over rows of what arrives at it.
+    fn norm_of_cell(&mut self, d: usize, op: &LstmOp, back: &[Value]) -> Result<()> {
+        let at = |parameter| lstm::parameter(d, parameter);
+        let (gain, bias) = (self.wants(at(Parameter::NormGain)), self.wants(at(Parameter::NormBias)));
+        if gain.is_none() && bias.is_none() {
+            return Ok(());
+        }
+        let columns = self.graph.shape(back[lstm_backward::DCELL]).columns().unwrap_or(0) / op.directions();
+        let mut own = |value: Value| match op.directions() {
+            1 => Ok(value),
+            _ => self.graph.slice(value, d * columns, columns),
+        };
+        let (dcell, normed) = (own(back[lstm_backward::DCELL])?, own(back[lstm_backward::CELL_NORMED])?);
+        if gain.is_some() {
+            let product = self.graph.elementwise(Expr::Input(0) * Expr::Input(1), &[dcell, normed])?;
+            let sum = self.graph.reduce(ReduceKind::Sum, Over::Rows, product)?;
+            self.pending.add(gain, sum);
+        }
+        if bias.is_some() {
+            let sum = self.graph.reduce(ReduceKind::Sum, Over::Rows, dcell)?;
+            self.pending.add(bias, sum);
         }
         Ok(())
     }

@@ -7,11 +7,13 @@
 pub mod builder;
 pub mod expression;
 pub mod gradient;
+pub mod lstm;
 pub mod op;
 pub mod shape;
 
 pub use expression::{Binary, Expr, Unary};
-pub use op::{Broadcast, LstmPart, Op, Over, ReduceKind, broadcast};
+pub use lstm::{LstmOp, LstmPart, Parameter};
+pub use op::{Broadcast, Op, Over, ReduceKind, broadcast};
 pub use shape::{B, Dim, N, Shape, Symbol, T};
 
 use crate::error::{Error, Result};

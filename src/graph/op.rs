@@ -1,78 +1,11 @@
 //! The operations and their shape rules.
 
 use super::expression::Expr;
-use super::shape::{B, Dim, Shape, Symbol};
+use super::lstm::{self, LstmOp, LstmPart};
+use super::shape::{Dim, Shape};
 use super::{Layout, ValueInfo};
-use crate::config::GATES;
 use crate::error::{Error, Result};
 use crate::params::DType;
-
-/// Which gradient of an LSTM's parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LstmPart {
-    /// dW_ih `[4H, I]` = dgatesᵀ x
-    InputWeights,
-    /// dW_hh `[4H, H]` = dgatesᵀ h_prev
-    RecurrentWeights,
-    /// db `[4H]`, the sum of dgates over rows; both biases have the same.
-    Bias,
-}
-
-/// Positions of [`Op::Lstm`]'s inputs and outputs.
-pub mod lstm {
-    /// x `[N, I]`
-    pub const X: usize = 0;
-    /// h_0 `[B, H]`, optional
-    pub const H0: usize = 1;
-    /// c_0 `[B, H]`, optional
-    pub const C0: usize = 2;
-    /// W_ih `[4H, I]`
-    pub const WEIGHT_IH: usize = 3;
-    /// W_hh `[4H, H]`
-    pub const WEIGHT_HH: usize = 4;
-    /// b_ih `[4H]`, optional
-    pub const BIAS_IH: usize = 5;
-    /// b_hh `[4H]`, optional
-    pub const BIAS_HH: usize = 6;
-    /// Number of inputs.
-    pub const INPUTS: usize = 7;
-
-    /// y `[N, H]`, h of every row
-    pub const Y: usize = 0;
-    /// h of each sequence's last step `[B, H]`
-    pub const H_N: usize = 1;
-    /// c of each sequence's last step `[B, H]`
-    pub const C_N: usize = 2;
-    /// activated gates `[N, 4H]`, for the gradient
-    pub const GATES: usize = 3;
-    /// c of every row `[N, H]`, for the gradient
-    pub const CELLS: usize = 4;
-}
-
-/// Positions of [`Op::LstmBackward`]'s inputs and outputs.
-pub mod lstm_backward {
-    /// activated gates `[N, 4H]`, overwritten by the output
-    pub const GATES: usize = 0;
-    /// c of every row `[N, H]`
-    pub const CELLS: usize = 1;
-    /// c_0 `[B, H]`, optional
-    pub const C0: usize = 2;
-    /// W_hh `[4H, H]`
-    pub const WEIGHT_HH: usize = 3;
-    /// gradient of y `[N, H]`, optional
-    pub const DY: usize = 4;
-    /// gradient of the final h `[B, H]`, optional
-    pub const DH_N: usize = 5;
-    /// gradient of the final c `[B, H]`, optional
-    pub const DC_N: usize = 6;
-
-    /// gradient of the pre-activations `[N, 4H]`, in the place of the gates
-    pub const DGATES: usize = 0;
-    /// gradient of h_0 `[B, H]`
-    pub const DH0: usize = 1;
-    /// gradient of c_0 `[B, H]`
-    pub const DC0: usize = 2;
-}
 
 /// What a reduction computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,14 +31,22 @@ pub enum Over {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
-    /// One LSTM layer over all timesteps; positions in [`lstm`].
-    Lstm,
-    /// Gate gradients of one LSTM layer, back through time; positions in [`lstm_backward`].
-    LstmBackward,
-    /// dx `[N, I]` = dgates W_ih, from dgates `[N, 4H]` and W_ih `[4H, I]`.
+    /// One LSTM layer, its direction or both, over all timesteps; positions in [`super::lstm::lstm`].
+    Lstm(LstmOp),
+    /// Gate gradients of one LSTM layer, back through time; positions in [`super::lstm::lstm_backward`].
+    LstmBackward(LstmOp),
+    /// dx `[N, I]`, the sum over directions of dgates W_ih, from dgates `[N, D·4H]` and each W_ih `[4H, I]`; without
+    /// weights dgates in the order of rows, `[N, D·4H]` of blocks i f g o.
     LstmInputGradient,
-    /// A parameter's gradient from dgates `[N, 4H]` and, for weights, x `[N, I]` or y `[N, H]` and h_0 (optional).
-    LstmWeightGradient(LstmPart),
+    /// A parameter's gradient, from what [`LstmPart`] says.
+    LstmWeightGradient {
+        /// Which parameter.
+        part: LstmPart,
+        /// Of which direction.
+        direction: usize,
+        /// The layer.
+        lstm: LstmOp,
+    },
     /// x `[R, I]`, W `[O, I]`, b `[O]` (optional) give x Wᵀ + b `[R, O]`.
     Linear,
     /// a `[R, K]`, b `[K, C]` give a b `[R, C]`.
@@ -152,6 +93,22 @@ pub enum Op {
     },
     /// x `[R, C]` gives the column of each row's largest value, the first of equals `[R]`.
     ArgMax,
+    /// Values `[R, F]` side by side `[R, ΣF]`.
+    Concat,
+    /// Columns `first..first + count` of x `[R, F]`.
+    Slice {
+        /// The first column.
+        first: usize,
+        /// How many.
+        count: usize,
+    },
+    /// x `[R, F]` with columns of zeros before and after.
+    Pad {
+        /// Columns before.
+        before: usize,
+        /// Columns after.
+        after: usize,
+    },
     /// The same values under another shape with the same outermost size and values a row.
     View {
         /// The new shape.
@@ -172,7 +129,7 @@ pub struct OutputSpec {
     pub layout: Layout,
 }
 
-fn float(role: &'static str, shape: impl Into<Shape>) -> OutputSpec {
+pub(super) fn float(role: &'static str, shape: impl Into<Shape>) -> OutputSpec {
     OutputSpec { role, shape: shape.into(), dtype: DType::F32, layout: Layout::Rows }
 }
 
@@ -207,19 +164,19 @@ pub fn broadcast(output: &Shape, input: &Shape) -> Option<Broadcast> {
     column.then_some(Broadcast::Column)
 }
 
-struct Inputs<'a>(&'a [Option<&'a ValueInfo>]);
+pub(super) struct Inputs<'a>(&'a [Option<&'a ValueInfo>]);
 
 impl<'a> Inputs<'a> {
-    fn get(&self, at: usize, role: &str) -> Result<&'a ValueInfo> {
+    pub(super) fn get(&self, at: usize, role: &str) -> Result<&'a ValueInfo> {
         self.maybe(at).ok_or_else(|| Error::argument(format!("input {at} ({role}) is missing")))
     }
 
-    fn maybe(&self, at: usize) -> Option<&'a ValueInfo> {
+    pub(super) fn maybe(&self, at: usize) -> Option<&'a ValueInfo> {
         self.0.get(at).copied().flatten()
     }
 
     /// Checks type, rank and storage, and gives the shape.
-    fn rank(&self, at: usize, role: &str, rank: usize, dtype: DType) -> Result<&'a Shape> {
+    pub(super) fn rank(&self, at: usize, role: &str, rank: usize, dtype: DType) -> Result<&'a Shape> {
         let info = self.get(at, role)?;
         if info.dtype != dtype {
             return Err(Error::shape(format!("{role} `{}`: expected {dtype:?}, got {:?}", info.name, info.dtype)));
@@ -237,7 +194,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// A float matrix with a known number of columns: its rows and columns.
-    fn matrix(&self, at: usize, role: &str) -> Result<(&'a Dim, usize)> {
+    pub(super) fn matrix(&self, at: usize, role: &str) -> Result<(&'a Dim, usize)> {
         let shape = self.rank(at, role, 2, DType::F32)?;
         match (&shape.0[0], &shape.0[1]) {
             (rows, Dim::Fixed(columns)) => Ok((rows, *columns)),
@@ -245,7 +202,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    fn exact(&self, at: usize, role: &str, wanted: impl Into<Shape>) -> Result<()> {
+    pub(super) fn exact(&self, at: usize, role: &str, wanted: impl Into<Shape>) -> Result<()> {
         let wanted = wanted.into();
         let info = self.get(at, role)?;
         if info.shape != wanted || info.dtype != DType::F32 {
@@ -257,16 +214,15 @@ impl<'a> Inputs<'a> {
         Ok(())
     }
 
-    fn exact_if(&self, at: usize, role: &str, wanted: impl Into<Shape>) -> Result<()> {
+    pub(super) fn exact_if(&self, at: usize, role: &str, wanted: impl Into<Shape>) -> Result<()> {
         if self.maybe(at).is_some() { self.exact(at, role, wanted) } else { Ok(()) }
     }
 
-    fn gates(&self, at: usize) -> Result<(&'a Dim, usize)> {
+    /// Gates or their gradients: rows and columns.
+    pub(super) fn gates(&self, at: usize) -> Result<(&'a Dim, usize)> {
         let info = self.get(at, "gates")?;
         match info.shape.0.as_slice() {
-            [rows, Dim::Fixed(columns)] if info.layout == Layout::Gates && columns % GATES == 0 => {
-                Ok((rows, columns / GATES))
-            }
+            [rows, Dim::Fixed(columns)] if info.layout == Layout::Gates => Ok((rows, *columns)),
             _ => Err(Error::argument(format!("`{}` does not hold the gates of an LSTM", info.name))),
         }
     }
@@ -276,10 +232,10 @@ impl Op {
     /// Its name in messages and value names.
     pub fn name(&self) -> &'static str {
         match self {
-            Op::Lstm => "lstm",
-            Op::LstmBackward => "lstm_backward",
+            Op::Lstm(_) => "lstm",
+            Op::LstmBackward(_) => "lstm_backward",
             Op::LstmInputGradient => "lstm_input_gradient",
-            Op::LstmWeightGradient(_) => "lstm_weight_gradient",
+            Op::LstmWeightGradient { .. } => "lstm_weight_gradient",
             Op::Linear => "linear",
             Op::MatMul => "matmul",
             Op::WeightGradient => "weight_gradient",
@@ -291,6 +247,9 @@ impl Op {
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyBackward { .. } => "cross_entropy_backward",
             Op::ArgMax => "argmax",
+            Op::Concat => "concat",
+            Op::Slice { .. } => "slice",
+            Op::Pad { .. } => "pad",
             Op::View { .. } => "view",
         }
     }
@@ -299,26 +258,11 @@ impl Op {
     pub fn infer(&self, inputs: &[Option<&ValueInfo>]) -> Result<Vec<OutputSpec>> {
         let i = Inputs(inputs);
         match self {
-            Op::Lstm => infer_lstm(&i),
-            Op::LstmBackward => infer_lstm_backward(&i),
-            Op::LstmInputGradient => {
-                let (rows, hidden) = i.gates(0)?;
-                let (four_h, input) = i.matrix(1, "weight_ih")?;
-                if *four_h != Dim::Fixed(GATES * hidden) {
-                    return Err(Error::shape(format!("weight_ih: expected {} rows, got {four_h}", GATES * hidden)));
-                }
-                Ok(vec![float("dx", [rows.clone(), input.into()])])
-            }
-            Op::LstmWeightGradient(part) => {
-                let (rows, hidden) = i.gates(0)?;
-                if *part == LstmPart::Bias {
-                    return Ok(vec![float("db", [GATES * hidden])]);
-                }
-                let (other, columns) = i.matrix(1, "operand")?;
-                if other != rows {
-                    return Err(Error::shape(format!("operand: expected {rows} rows, got {other}")));
-                }
-                Ok(vec![float("dw", [GATES * hidden, columns])])
+            Op::Lstm(op) => lstm::infer_lstm(&i, op),
+            Op::LstmBackward(op) => lstm::infer_lstm_backward(&i, op),
+            Op::LstmInputGradient => lstm::infer_input_gradient(&i, inputs),
+            Op::LstmWeightGradient { part, direction, lstm } => {
+                lstm::infer_weight_gradient(&i, *part, lstm, *direction)
             }
             Op::Linear => {
                 let (rows, input) = i.matrix(0, "x")?;
@@ -383,6 +327,28 @@ impl Op {
                 let shape = Shape::from([rows.clone()]);
                 Ok(vec![OutputSpec { role: "column", shape, dtype: DType::U32, layout: Layout::Rows }])
             }
+            Op::Concat => {
+                let (rows, mut total) = i.matrix(0, "x")?;
+                for at in 1..inputs.len() {
+                    let (other, columns) = i.matrix(at, "x")?;
+                    if other != rows {
+                        return Err(Error::shape(format!("input {at}: expected {rows} rows, got {other}")));
+                    }
+                    total += columns;
+                }
+                Ok(vec![float("y", [rows.clone(), total.into()])])
+            }
+            Op::Slice { first, count } => {
+                let (rows, columns) = i.matrix(0, "x")?;
+                if *count == 0 || first.checked_add(*count).is_none_or(|end| end > columns) {
+                    return Err(Error::shape(format!("columns {first} and {count} on are not among {columns}")));
+                }
+                Ok(vec![float("y", [rows.clone(), (*count).into()])])
+            }
+            Op::Pad { before, after } => {
+                let (rows, columns) = i.matrix(0, "x")?;
+                Ok(vec![float("y", [rows.clone(), (before + columns + after).into()])])
+            }
             Op::View { shape } => {
                 let info = i.get(0, "x")?;
                 let same_rows = info.shape.rows() == shape.rows() && info.shape.row_len() == shape.row_len();
@@ -397,45 +363,6 @@ impl Op {
             }
         }
     }
-}
-
-fn infer_lstm(i: &Inputs<'_>) -> Result<Vec<OutputSpec>> {
-    let (rows, input) = i.matrix(lstm::X, "x")?;
-    if !matches!(rows, Dim::Symbol(Symbol::Rows(_))) {
-        return Err(Error::shape(format!("x must have the rows of a time axis (N), got {rows}")));
-    }
-    let (_, hidden) = i.matrix(lstm::WEIGHT_HH, "weight_hh")?;
-    let four_h = GATES * hidden;
-    i.exact(lstm::WEIGHT_IH, "weight_ih", [four_h, input])?;
-    i.exact(lstm::WEIGHT_HH, "weight_hh", [four_h, hidden])?;
-    i.exact_if(lstm::BIAS_IH, "bias_ih", [four_h])?;
-    i.exact_if(lstm::BIAS_HH, "bias_hh", [four_h])?;
-    i.exact_if(lstm::H0, "h0", [B, hidden.into()])?;
-    i.exact_if(lstm::C0, "c0", [B, hidden.into()])?;
-    Ok(vec![
-        float("y", [rows.clone(), hidden.into()]),
-        float("h_n", [B, hidden.into()]),
-        float("c_n", [B, hidden.into()]),
-        OutputSpec { layout: Layout::Gates, ..float("gates", [rows.clone(), four_h.into()]) },
-        float("cells", [rows.clone(), hidden.into()]),
-    ])
-}
-
-fn infer_lstm_backward(i: &Inputs<'_>) -> Result<Vec<OutputSpec>> {
-    let (rows, hidden) = i.gates(lstm_backward::GATES)?;
-    let sequence = || Shape::from([rows.clone(), hidden.into()]);
-    let state = || Shape::from([B, hidden.into()]);
-    i.exact(lstm_backward::CELLS, "cells", sequence())?;
-    i.exact_if(lstm_backward::C0, "c0", state())?;
-    i.exact(lstm_backward::WEIGHT_HH, "weight_hh", [GATES * hidden, hidden])?;
-    i.exact_if(lstm_backward::DY, "dy", sequence())?;
-    i.exact_if(lstm_backward::DH_N, "dh_n", state())?;
-    i.exact_if(lstm_backward::DC_N, "dc_n", state())?;
-    Ok(vec![
-        OutputSpec { layout: Layout::Gates, ..float("dgates", [rows.clone(), (GATES * hidden).into()]) },
-        float("dh0", state()),
-        float("dc0", state()),
-    ])
 }
 
 fn infer_elementwise(i: &Inputs<'_>, exprs: &[Expr]) -> Result<Vec<OutputSpec>> {

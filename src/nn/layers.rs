@@ -1,7 +1,7 @@
 //! The layers, as plain data with builders.
 
 use super::{Activation, Init};
-use crate::config::Bias;
+use crate::config::{Bias, LstmConfig};
 use crate::error::{Error, Result};
 use crate::params::{Initializer, ParameterSpec, lstm_parameters};
 use serde::{Deserialize, Serialize};
@@ -289,17 +289,17 @@ impl Layer {
                 };
                 vec![spec("weight", vec![l.vocabulary, l.size], initializer)]
             }
-            Self::Lstm(l) => lstm_parameters(input, l.units, l.bias)
+            Self::Lstm(l) => lstm_parameters(&LstmConfig::new(input, l.units).bias(l.bias), 0)
                 .into_iter()
-                .map(|(role, shape)| {
-                    let initializer = match (l.init, role) {
+                .map(|parameter| {
+                    let initializer = match (l.init, parameter.role) {
                         (Init::PyTorch, _) => uniform(l.units),
                         (_, "weight_ih") => Initializer::GlorotUniform,
                         (_, "weight_hh") => Initializer::Orthogonal,
                         (_, "bias_ih") => Initializer::UnitForget,
                         _ => Initializer::Zeros,
                     };
-                    spec(&format!("{role}_l0"), shape, initializer)
+                    spec(&parameter.name, parameter.shape, initializer)
                 })
                 .collect(),
             Self::Dense(l) => {

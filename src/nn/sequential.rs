@@ -278,12 +278,8 @@ fn append(graph: &mut Graph, placed: &Placed<'_>, options: GraphOptions<'_>, flo
     flow.output = match placed.layer {
         Layer::Embedding(_) => graph.embedding(parameters[0], x)?,
         Layer::Lstm(layer) => {
-            let weights = LstmWeights {
-                weight_ih: parameters[0],
-                weight_hh: parameters[1],
-                bias_ih: parameters.get(2).copied(),
-                bias_hh: parameters.get(3).copied(),
-            };
+            let weights = LstmWeights::new(parameters[0], parameters[1])
+                .bias(parameters.get(2).copied(), parameters.get(3).copied());
             let mut state = None;
             if layer.stateful {
                 let mut carried = |part: &str| {

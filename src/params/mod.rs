@@ -7,7 +7,7 @@ pub mod tensor;
 pub use initializer::Initializer;
 pub use tensor::{DType, Tensor};
 
-use crate::config::{Bias, GATES};
+use crate::config::{Bias, GATES, LstmConfig, PEEPHOLES};
 use crate::error::{Error, Result};
 
 /// A parameter that a model declares: what it is called, its shape, and how it begins.
@@ -31,15 +31,49 @@ pub fn admit(name: &str, shape: &[usize]) -> Result<usize> {
     })
 }
 
-/// The parameters of one LSTM layer in PyTorch's names and order:
-/// `weight_ih [4H, I]`, `weight_hh [4H, H]`, `bias_ih [4H]`, `bias_hh [4H]`, gate blocks i f g o.
-pub fn lstm_parameters(input: usize, hidden: usize, bias: Bias) -> Vec<(&'static str, Vec<usize>)> {
-    let mut all = vec![("weight_ih", vec![GATES * hidden, input]), ("weight_hh", vec![GATES * hidden, hidden])];
-    if bias != Bias::None {
-        all.push(("bias_ih", vec![GATES * hidden]));
+/// A parameter of one direction of one LSTM layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LstmParameter {
+    /// PyTorch's name where PyTorch has it: `weight_ih_l0`, `bias_hh_l1_reverse`.
+    pub name: String,
+    /// The name without layer and direction.
+    pub role: &'static str,
+    /// The direction, 0 or 1.
+    pub direction: usize,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// The parameters of layer `layer`, direction by direction, in PyTorch's order: `weight_ih [4H, I]`, `weight_hh [4H, R]`,
+/// `bias_ih [4H]`, `bias_hh [4H]`, `weight_hr [R, H]`; then what PyTorch has not: `peepholes [3H]`, and for layer
+/// normalisation `norm_ih [4H]`, `norm_hh [4H]`, `norm_gain [H]`, `norm_bias [H]`. Gate blocks are in the order i f g o.
+pub fn lstm_parameters(config: &LstmConfig, layer: usize) -> Vec<LstmParameter> {
+    let (hidden, r) = (config.hidden_size, config.output_size());
+    let four_h = GATES * hidden;
+    let mut roles = vec![("weight_ih", vec![four_h, config.layer_input(layer)]), ("weight_hh", vec![four_h, r])];
+    if config.bias != Bias::None {
+        roles.push(("bias_ih", vec![four_h]));
     }
-    if bias == Bias::Two {
-        all.push(("bias_hh", vec![GATES * hidden]));
+    if config.bias == Bias::Two {
+        roles.push(("bias_hh", vec![four_h]));
     }
-    all
+    if config.projection.is_some() {
+        roles.push(("weight_hr", vec![r, hidden]));
+    }
+    if config.cell.peepholes {
+        roles.push(("peepholes", vec![PEEPHOLES * hidden]));
+    }
+    if config.cell.layer_norm.is_some() {
+        roles.extend([("norm_ih", vec![four_h]), ("norm_hh", vec![four_h])]);
+        roles.extend([("norm_gain", vec![hidden]), ("norm_bias", vec![hidden])]);
+    }
+    let suffix = |direction: usize| if direction == 1 { "_reverse" } else { "" };
+    (0..config.direction.count())
+        .flat_map(|direction| {
+            roles.clone().into_iter().map(move |(role, shape)| {
+                let name = format!("{role}_l{layer}{}", suffix(direction));
+                LstmParameter { name, role, direction, shape }
+            })
+        })
+        .collect()
 }

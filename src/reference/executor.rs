@@ -1,9 +1,10 @@
 //! Running a program step by step over values of its own.
 
-use super::array::{Array, Call, Rows, columns, pack, unpack};
+use super::array::{Array, Call, Rows, pack, unpack};
 use super::store::{Data, Stored};
 use super::{
-    Real, argmax, cross_entropy, dropout, elementwise, embedding, linear, lstm_backward, lstm_forward, reduce, view,
+    Real, argmax, columns, cross_entropy, dropout, elementwise, embedding, linear, lstm_backward, lstm_forward,
+    lstm_gradients, reduce, view,
 };
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op};
@@ -226,7 +227,7 @@ fn ends(program: &Program) -> Vec<(usize, usize)> {
 
 /// Refuses a result that has not the type and size that the program promises.
 fn check<R>(info: &ProgramValue, batch: &Batch, result: &Array<R>) -> Result<()> {
-    let wanted = (Rows::of(&info.shape, batch)?.count, columns(&info.shape, batch)?);
+    let wanted = (Rows::of(&info.shape, batch)?.count, super::array::columns(&info.shape, batch)?);
     if result.dim() != wanted || result.dtype() != info.dtype {
         return Err(Error::internal(format!(
             "`{}` came out as {:?} of {:?}, expected {:?} of {wanted:?}",
@@ -243,10 +244,12 @@ fn check<R>(info: &ProgramValue, batch: &Batch, result: &Array<R>) -> Result<()>
 fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
     let one = |x: ndarray::Array2<R>| vec![Array::Float(x)];
     Ok(match &call.step.op {
-        Op::Lstm => lstm_forward::lstm(call)?,
-        Op::LstmBackward => lstm_backward::lstm_backward(call)?,
-        Op::LstmInputGradient => one(lstm_backward::input_gradient(call)?),
-        Op::LstmWeightGradient(part) => one(lstm_backward::weight_gradient(call, *part)?),
+        Op::Lstm(op) => lstm_forward::lstm(call, op)?,
+        Op::LstmBackward(op) => lstm_backward::lstm_backward(call, op)?,
+        Op::LstmInputGradient => one(lstm_gradients::input_gradient(call)?),
+        Op::LstmWeightGradient { part, direction, lstm } => {
+            one(lstm_gradients::weight_gradient(call, *part, *direction, lstm)?)
+        }
         Op::Linear => one(linear::linear(call)?),
         Op::MatMul => one(linear::matmul(call)?),
         Op::WeightGradient => one(linear::weight_gradient(call)?),
@@ -257,6 +260,9 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::Reduce { kind, over } => one(reduce::reduce(call, *kind, *over)?),
         Op::CrossEntropy { ignore } => cross_entropy::cross_entropy(call, *ignore)?,
         Op::CrossEntropyBackward { ignore } => one(cross_entropy::cross_entropy_backward(call, *ignore)?),
+        Op::Concat => one(columns::concat(call)?),
+        Op::Slice { first, count } => one(columns::slice(call, *first, *count)?),
+        Op::Pad { before, after } => one(columns::pad(call, *before, *after)?),
         Op::ArgMax => vec![Array::Index(argmax::argmax(call)?)],
         Op::View { .. } => vec![view::view(call)?],
     })

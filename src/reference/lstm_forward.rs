@@ -1,80 +1,173 @@
-//! One LSTM layer over all timesteps, by the formula of [`crate::config::LstmConfig`].
+//! One LSTM layer over all timesteps, by the formulas of [`crate::config::Cell`].
 
+use super::activation::value;
 use super::array::{Array, Call};
-use super::{Real, sigmoid};
+use super::lstm_layer::{Masks, Weights, axis, normalise, steps};
+use super::{Real, real};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
-use crate::error::{Error, Result};
-use crate::graph::op::lstm;
+use crate::error::Result;
+use crate::graph::lstm::lstm;
+use crate::graph::{LstmOp, Parameter};
 use ndarray::Array2;
 
-/// The parameters of a layer.
-struct Weights<'a, R> {
-    /// `[4H, I]`
-    ih: &'a Array2<R>,
-    /// `[4H, H]`
-    hh: &'a Array2<R>,
-    /// `[4H]` each, held as one column.
-    biases: Vec<&'a Array2<R>>,
+/// What one step of one sequence gives, each per unit.
+struct StepResult<R> {
+    /// As they are saved.
+    gates: Vec<R>,
+    /// The recurrent product before normalisation.
+    product: Vec<R>,
+    c: Vec<R>,
+    /// h before projection and zoneout.
+    hidden: Vec<R>,
 }
 
-impl<R: Real> Weights<'_, R> {
-    /// Row `k` of W x + b + U h, for rows `row` of x and `b` of h.
-    fn preactivation(&self, k: usize, x: &Array2<R>, row: usize, h: &Array2<R>, b: usize) -> R {
+/// x kept in ± limit.
+pub(super) fn clamp<R: Real>(x: R, limit: Option<f32>) -> R {
+    match limit {
+        Some(limit) => x.max(-real::<R>(limit)).min(real(limit)),
+        None => x,
+    }
+}
+
+/// Direction `d` of a layer.
+struct Layer<'a, R> {
+    op: &'a LstmOp,
+    d: usize,
+    weights: Weights<'a, R>,
+    x: &'a Array2<R>,
+}
+
+impl<R: Real> Layer<'_, R> {
+    /// Gate row `k` of W x + b at logical row `row`.
+    fn input_part(&self, row: usize, k: usize) -> R {
         let mut sum = R::zero();
-        for bias in &self.biases {
+        for bias in &self.weights.biases {
             sum += bias[[k, 0]];
         }
-        for i in 0..x.ncols() {
-            sum += self.ih[[k, i]] * x[[row, i]];
-        }
-        for j in 0..h.ncols() {
-            sum += self.hh[[k, j]] * h[[b, j]];
+        match self.weights.ih {
+            Some(ih) => {
+                for i in 0..self.x.ncols() {
+                    sum += ih[[k, i]] * self.x[[row, i]];
+                }
+            }
+            None => sum += self.x[[row, self.d * self.weights.hh.nrows() + k]],
         }
         sum
     }
-}
 
-/// y `[T, B, H]`, h_n and c_n `[B, H]`, activated gates `[T, B, 4H]` and cells `[T, B, H]`, by positions of
-/// [`crate::graph::op::lstm`]. A sequence that has ended keeps its state, so a sequence of no step ends in h_0 and c_0.
-pub(super) fn lstm<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
-    let x = call.float(lstm::X)?;
-    let biases = [call.maybe(lstm::BIAS_IH)?, call.maybe(lstm::BIAS_HH)?];
-    let weights = Weights {
-        ih: call.float(lstm::WEIGHT_IH)?,
-        hh: call.float(lstm::WEIGHT_HH)?,
-        biases: biases.into_iter().flatten().collect(),
-    };
-    let number = call.shape(lstm::X)?.axis().ok_or_else(|| Error::internal("x has no time axis"))?;
-    let axis = call.batch.axis(number)?;
-    let (sequences, hidden) = (call.batch.sequences(), weights.hh.ncols());
-    let state = || Array2::zeros((sequences, hidden));
-    let mut h = call.maybe(lstm::H0)?.cloned().unwrap_or_else(state);
-    let mut c = call.maybe(lstm::C0)?.cloned().unwrap_or_else(state);
-    let mut y = Array2::zeros((x.nrows(), hidden));
-    let mut cells = y.clone();
-    let mut gates = Array2::zeros((x.nrows(), GATES * hidden));
-    for t in 0..axis.steps() {
-        for b in 0..axis.rows_at(t) {
-            let row = t * sequences + b;
-            for k in 0..GATES * hidden {
-                let a = weights.preactivation(k, x, row, &h, b);
-                gates[[row, k]] = if k / hidden == GATE_G { a.tanh() } else { sigmoid(a) };
-            }
-            for unit in 0..hidden {
-                let gate = |gate: usize| gates[[row, gate * hidden + unit]];
-                c[[b, unit]] = gate(GATE_F) * c[[b, unit]] + gate(GATE_I) * gate(GATE_G);
-                h[[b, unit]] = gate(GATE_O) * c[[b, unit]].tanh();
-                cells[[row, unit]] = c[[b, unit]];
-                y[[row, unit]] = h[[b, unit]];
+    /// One step at time `t` (logical row `row`) from the states before it.
+    fn step(&self, masks: &Masks<'_>, t: usize, row: usize, h: &[R], c: &[R]) -> StepResult<R> {
+        let (w, cell, hidden) = (&self.weights, &self.op.cell, self.weights.hidden());
+        let masked: Vec<R> =
+            h.iter().enumerate().map(|(j, &h)| h * masks.recurrent::<R>(t, self.d * w.output() + j)).collect();
+        let mut product: Vec<R> = (0..GATES * hidden)
+            .map(|k| masked.iter().enumerate().fold(R::zero(), |s, (j, &h)| s + w.hh[[k, j]] * h))
+            .collect();
+        let raw = product.clone();
+        if let Some(norm) = &w.norm {
+            let normed = normalise(&raw, norm.epsilon).0;
+            product = normed.iter().enumerate().map(|(k, &n)| n * norm.hh[[k, 0]]).collect();
+        }
+        let gates = vec![R::zero(); GATES * hidden];
+        let mut result = StepResult { gates, product: raw, c: c.to_vec(), hidden: Vec::new() };
+        let peephole = |gate: usize, unit: usize| w.peepholes.map_or(R::zero(), |p| p[[gate * hidden + unit, 0]]);
+        let mut arguments = vec![R::zero(); hidden];
+        let mut output = arguments.clone();
+        for unit in 0..hidden {
+            let a = |gate: usize| self.input_part(row, gate * hidden + unit) + product[gate * hidden + unit];
+            let activated = |gate: usize, a: R| {
+                let activation = if gate == GATE_G { cell.candidate } else { cell.gate };
+                value(activation, clamp(a, cell.clip))
+            };
+            let a_i = a(GATE_I) + peephole(0, unit) * c[unit];
+            let a_f = a(GATE_F) + peephole(1, unit) * c[unit];
+            let i = activated(GATE_I, a_i);
+            let f = if cell.coupled { R::one() - i } else { activated(GATE_F, a_f) };
+            let g = activated(GATE_G, a(GATE_G));
+            let candidate = clamp(f * c[unit] + i * g, cell.cell_clip);
+            let z = masks.zoneout_c::<R>(t, self.d * hidden + unit);
+            result.c[unit] = z * c[unit] + (R::one() - z) * candidate;
+            let a_o = a(GATE_O) + peephole(2, unit) * result.c[unit];
+            output[unit] = activated(GATE_O, a_o);
+            arguments[unit] = candidate;
+            let saved = if cell.saves_activated() { [i, f, g, output[unit]] } else { [a_i, a_f, a(GATE_G), a_o] };
+            for (gate, saved) in saved.into_iter().enumerate() {
+                result.gates[gate * hidden + unit] = saved;
             }
         }
+        if let Some(norm) = &w.norm {
+            let normed = normalise(&arguments, norm.epsilon).0;
+            arguments = (0..hidden).map(|u| normed[u] * norm.gain[[u, 0]] + norm.bias[[u, 0]]).collect();
+        }
+        result.hidden = (0..hidden).map(|u| output[u] * value(cell.output, arguments[u])).collect();
+        result
     }
-    let mut outputs: Vec<Array<R>> = vec![Array2::zeros((0, 0)).into(); 5];
+
+    /// h from h before projection and zoneout.
+    fn finish(&self, masks: &Masks<'_>, t: usize, hidden: &[R], h: &[R]) -> Vec<R> {
+        let r = self.weights.output();
+        (0..r)
+            .map(|p| {
+                let new = match self.weights.hr {
+                    Some(hr) => hidden.iter().enumerate().fold(R::zero(), |s, (u, &m)| s + hr[[p, u]] * m),
+                    None => hidden[p],
+                };
+                let z = masks.zoneout_h::<R>(t, self.d * r + p);
+                z * h[p] + (R::one() - z) * new
+            })
+            .collect()
+    }
+}
+
+/// All outputs by positions of [`crate::graph::lstm::lstm`]. A sequence of no step ends in h_0 and c_0.
+pub(super) fn lstm<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<Vec<Array<R>>> {
+    let x = call.float(lstm::X)?;
+    let axis = axis(call, lstm::X)?;
+    let (sequences, directions) = (call.batch.sequences(), op.directions());
+    let first = Weights::of(call, op, 0, lstm::parameter)?;
+    let (hidden, r) = (first.hidden(), first.output());
+    let zeros = |rows: usize, columns: usize| Array2::<R>::zeros((rows, directions * columns));
+    let rows = x.nrows();
+    let mut h_n = call.maybe(lstm::H0)?.cloned().unwrap_or_else(|| zeros(sequences, r));
+    let mut c_n = call.maybe(lstm::C0)?.cloned().unwrap_or_else(|| zeros(sequences, hidden));
+    let (mut y, mut cells, mut before) = (zeros(rows, r), zeros(rows, hidden), zeros(rows, hidden));
+    let (mut gates, mut products) = (zeros(rows, GATES * hidden), zeros(rows, GATES * hidden));
+    for d in 0..directions {
+        let mut weights = Weights::of(call, op, d, lstm::parameter)?;
+        weights.ih = call.maybe(lstm::parameter(d, Parameter::WeightIh))?;
+        let biases = [Parameter::BiasIh, Parameter::BiasHh].map(|b| call.maybe(lstm::parameter(d, b)));
+        weights.biases = biases.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let layer = Layer { op, d, weights, x };
+        let put = |to: &mut Array2<R>, row: usize, values: &[R]| {
+            values.iter().enumerate().for_each(|(j, &v)| to[[row, d * values.len() + j]] = v);
+        };
+        for b in 0..sequences {
+            let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.samples()[b] };
+            let mut h: Vec<R> = (0..r).map(|j| h_n[[b, d * r + j]]).collect();
+            let mut c: Vec<R> = (0..hidden).map(|j| c_n[[b, d * hidden + j]]).collect();
+            for t in steps(axis, b, op, d) {
+                let row = t * sequences + b;
+                let step = layer.step(&masks, t, row, &h, &c);
+                h = layer.finish(&masks, t, &step.hidden, &h);
+                c = step.c;
+                put(&mut y, row, &h);
+                put(&mut cells, row, &c);
+                put(&mut before, row, &step.hidden);
+                put(&mut gates, row, &step.gates);
+                put(&mut products, row, &step.product);
+            }
+            put(&mut h_n, b, &h);
+            put(&mut c_n, b, &c);
+        }
+    }
+    let mut outputs: Vec<Array<R>> = vec![Array2::zeros((0, 0)).into(); 7];
     outputs[lstm::Y] = y.into();
-    outputs[lstm::H_N] = h.into();
-    outputs[lstm::C_N] = c.into();
+    outputs[lstm::H_N] = h_n.into();
+    outputs[lstm::C_N] = c_n.into();
     outputs[lstm::GATES] = gates.into();
     outputs[lstm::CELLS] = cells.into();
+    outputs[lstm::HIDDEN] = before.into();
+    outputs[lstm::PRODUCT] = products.into();
     Ok(outputs)
 }
 
@@ -93,12 +186,9 @@ mod tests {
         let mut g = Graph::new();
         let x = g.persistent("x", [N, 1.into()]).unwrap();
         let state = ["h", "c"].map(|name| g.persistent(name, [B, 1.into()]).unwrap());
-        let weights = LstmWeights {
-            weight_ih: g.persistent("ih", [4, 1]).unwrap(),
-            weight_hh: g.persistent("hh", [4, 1]).unwrap(),
-            bias_ih: Some(g.persistent("b", [4]).unwrap()),
-            bias_hh: Some(g.persistent("bb", [4]).unwrap()),
-        };
+        let [ih, hh] = ["ih", "hh"].map(|name| g.persistent(name, [4, 1]).unwrap());
+        let [b, bb] = ["b", "bb"].map(|name| g.persistent(name, [4]).unwrap());
+        let weights = LstmWeights::new(ih, hh).bias(Some(b), Some(bb));
         let out = g.lstm(x, Some((state[0], state[1])), &weights).unwrap();
         for (name, value) in [("y", out.y), ("h_n", out.h_n), ("c_n", out.c_n)] {
             g.output(name, value).unwrap();

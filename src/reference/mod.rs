@@ -5,8 +5,10 @@
 //! is. A program's placement and workspace are ignored: every value has its own array, views included, so that a
 //! planner's mistake cannot reach this executor, and a wrong result elsewhere can be bisected by [`Reference::value`].
 
+mod activation;
 mod argmax;
 mod array;
+mod columns;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -15,6 +17,8 @@ mod executor;
 mod linear;
 mod lstm_backward;
 mod lstm_forward;
+mod lstm_gradients;
+mod lstm_layer;
 mod reduce;
 mod store;
 mod view;

@@ -53,6 +53,12 @@ impl Axis {
         self.rows_at.get(t).map_or(0, |&n| n as usize)
     }
 
+    /// The length of packed sequence `b`.
+    pub fn length(&self, b: usize) -> usize {
+        // Rows a step never increase.
+        self.rows_at.partition_point(|&rows| rows as usize > b)
+    }
+
     /// The first row of step `t`, N for `t` = T.
     pub fn offset(&self, t: usize) -> usize {
         self.offsets[t] as usize

@@ -4,8 +4,8 @@ use super::batch::{Batch, Capacity};
 use super::memory::{self, Placement};
 use super::strategy::{self, Executor, KERNEL_TABLE, Limits, Target};
 use crate::error::{Error, Result};
-use crate::graph::op::lstm_backward;
-use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Layout, Op, Shape, Symbol, Value, broadcast};
+use crate::graph::lstm::{LstmOp, lstm, lstm_backward};
+use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Layout, Op, Parameter, Shape, Symbol, Value, broadcast};
 use crate::params::DType;
 use std::fmt::Write as _;
 
@@ -192,7 +192,7 @@ impl<'a> Compiler<'a> {
             let inputs = node.inputs.iter().map(|v| v.map(|v| self.value(v))).collect();
             let mut outputs = Vec::new();
             for (position, &output) in node.outputs.iter().enumerate() {
-                outputs.push(if wanted[output.index()] || always(&node.op, position) {
+                outputs.push(if wanted[output.index()] || always(&node.op, position, &node.inputs) {
                     Some(self.value(output))
                 } else {
                     None
@@ -224,17 +224,24 @@ impl<'a> Compiler<'a> {
     fn alias(&mut self) -> Result<()> {
         for at in 0..self.steps.len() {
             let step = &self.steps[at];
-            let source = match step.op {
-                Op::View { .. } => step.inputs[0],
-                Op::LstmBackward => step.inputs[lstm_backward::GATES],
-                _ => None,
-            };
-            if let (Some(source), Some(output)) = (source, step.outputs[0]) {
-                if step.op == Op::LstmBackward && self.readers(source).any(|reader| reader != at) {
-                    return Err(Error::unsupported(
-                        "program: the gates of one lstm have two gradients; add the losses and take one gradient",
-                    ));
+            let mut pairs = vec![];
+            match step.op {
+                Op::View { .. } => pairs.push((step.inputs[0], step.outputs[0])),
+                Op::LstmBackward(_) => {
+                    let gates = (step.inputs[lstm_backward::GATES], step.outputs[lstm_backward::DGATES]);
+                    let product = (step.inputs[lstm_backward::PRODUCT], step.outputs[lstm_backward::DGAINS]);
+                    for (source, _) in [gates, product].iter().filter_map(|&(s, o)| s.zip(o)) {
+                        if self.readers(source).any(|reader| reader != at) {
+                            return Err(Error::unsupported(
+                                "program: the gates of one lstm have two gradients; add the losses and take one gradient",
+                            ));
+                        }
+                    }
+                    pairs.extend([gates, product]);
                 }
+                _ => {}
+            }
+            for (source, output) in pairs.into_iter().filter_map(|(source, output)| source.zip(output)) {
                 self.values[output].storage = Storage::Of(source);
             }
         }
@@ -333,10 +340,23 @@ impl<'a> Compiler<'a> {
 }
 
 /// Outputs that the kernels fill on the way to others, wanted or not.
-fn always(op: &Op, position: usize) -> bool {
+fn always(op: &Op, position: usize, inputs: &[Option<Value>]) -> bool {
+    let projects = |at: usize| inputs.get(at).is_some_and(Option::is_some);
+    let normed = |op: &LstmOp| op.cell.layer_norm.is_some();
     match op {
-        Op::Lstm => position != crate::graph::op::lstm::CELLS,
-        Op::LstmBackward => position != lstm_backward::DH0,
+        Op::Lstm(_) => match position {
+            lstm::HIDDEN => projects(lstm::parameter(0, Parameter::WeightHr)),
+            lstm::CELLS | lstm::PRODUCT => false,
+            _ => true,
+        },
+        Op::LstmBackward(op) => match position {
+            lstm_backward::DH0 => false,
+            lstm_backward::DPROJECTED => projects(lstm_backward::parameter(0, Parameter::WeightHr)),
+            lstm_backward::DPRODUCT | lstm_backward::DGAINS | lstm_backward::DCELL | lstm_backward::CELL_NORMED => {
+                normed(op)
+            }
+            _ => true,
+        },
         Op::CrossEntropy { .. } => true,
         _ => false,
     }

@@ -1,7 +1,8 @@
 //! Which kernels run a step, and what they need besides its values. For now one fixed table a target.
 
-use crate::graph::op::{lstm, lstm_backward};
-use crate::graph::{B, Dim, LstmPart, Op, Over, Shape, Symbol};
+use crate::config::GATES;
+use crate::graph::lstm::{lstm, lstm_backward};
+use crate::graph::{B, Dim, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
 use serde::{Deserialize, Serialize};
 
@@ -120,10 +121,9 @@ pub fn quads(n: usize) -> usize {
     n.next_multiple_of(QUAD)
 }
 
-/// Columns of the recurrent weights as the backward step reads them, `[4H, columns]` with rows unit by unit: each unit
-/// alone, or quads of units.
-pub fn backward_columns(target: &Target, hidden: usize) -> usize {
-    if broadcast(target) == Broadcast::Subgroup { quads(hidden) } else { hidden }
+/// Columns of a right operand as the backward step reads it, with rows four by four: each column alone, or in quads.
+pub fn backward_columns(target: &Target, columns: usize) -> usize {
+    if broadcast(target) == Broadcast::Subgroup { quads(columns) } else { columns }
 }
 
 fn fixed(shape: &Shape, at: usize) -> usize {
@@ -141,31 +141,23 @@ pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn 
     }
     let shape = |at: usize| inputs.get(at).copied().flatten();
     match op {
-        Op::Lstm => {
-            let Some((ih, hh)) = shape(lstm::WEIGHT_IH).zip(shape(lstm::WEIGHT_HH)) else { return Vec::new() };
-            let (input, hidden) = (fixed(ih, 1), fixed(hh, 1));
-            vec![
-                packed("packed_ih", [input, 4 * hidden], &[lstm::WEIGHT_IH]),
-                packed("packed_hh", [quads(hidden), 4 * hidden], &[lstm::WEIGHT_HH]),
-                packed("packed_bias", [4 * hidden], &[lstm::BIAS_IH, lstm::BIAS_HH]),
-                scratch("state", [Dim::Fixed(2), B, quads(hidden).into()], DType::F32),
-            ]
+        Op::Lstm(lstm) => lstm_workspace(lstm, shape),
+        Op::LstmBackward(lstm) => lstm_backward_workspace(lstm, target, shape),
+        Op::LstmWeightGradient { part: LstmPart::RecurrentWeights | LstmPart::Peepholes, lstm, .. } => {
+            let columns = shape(1).map_or(0, |s| fixed(s, 1)) / lstm.directions();
+            let rows = shape(1).and_then(|s| s.rows().cloned()).unwrap_or(N);
+            vec![scratch("previous", [rows, columns.into()], DType::F32)]
         }
-        Op::LstmBackward => {
-            let hidden = shape(lstm_backward::WEIGHT_HH).map_or(0, |s| fixed(s, 1));
-            vec![
-                packed("packed_hh", [4 * hidden, backward_columns(target, hidden)], &[lstm_backward::WEIGHT_HH]),
-                scratch("dstate", [Dim::Fixed(2), B, (4 * hidden).into()], DType::F32),
-            ]
-        }
-        Op::LstmWeightGradient(LstmPart::RecurrentWeights) => {
-            shape(1).map(|y| scratch("h_prev", y.clone(), DType::F32)).into_iter().collect()
+        Op::LstmInputGradient if inputs.len() > 1 => {
+            let (rows, columns) = shape(1).map_or((0, 0), |s| (fixed(s, 0), fixed(s, 1)));
+            let all: Vec<usize> = (1..inputs.len()).collect();
+            vec![packed("packed", [all.len() * rows, quads(columns)], &all)]
         }
         Op::Linear => {
             let Some(weight) = shape(1) else { return Vec::new() };
             vec![packed("packed", [fixed(weight, 1), quads(fixed(weight, 0))], &[1])]
         }
-        Op::MatMul | Op::LstmInputGradient => {
+        Op::MatMul => {
             let Some(b) = shape(1) else { return Vec::new() };
             vec![packed("packed", [fixed(b, 0), quads(fixed(b, 1))], &[1])]
         }
@@ -181,6 +173,66 @@ pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn 
         }
         _ => Vec::new(),
     }
+}
+
+/// H and R from W_hh's shape `[4H, R]`.
+fn lstm_sizes(weight_hh: Option<&Shape>) -> (usize, usize) {
+    weight_hh.map_or((0, 0), |s| (fixed(s, 0) / GATES, fixed(s, 1)))
+}
+
+/// In this order: W_ih, U with a row of peepholes, biases, the state's two slots, W_hr; all directions together.
+fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -> Vec<Workspace> {
+    let d = op.directions();
+    let all = |parameters: &[Parameter]| -> Vec<usize> {
+        (0..d).flat_map(|d| parameters.iter().map(move |&p| lstm::parameter(d, p))).collect()
+    };
+    let at = |parameter| shape(lstm::parameter(0, parameter));
+    let (hidden, r) = lstm_sizes(at(Parameter::WeightHh));
+    let four_h = d * GATES * hidden;
+    let none = |role| scratch(role, [1usize], DType::F32);
+    vec![
+        match at(Parameter::WeightIh) {
+            Some(ih) => packed("packed_ih", [fixed(ih, 1), four_h], &all(&[Parameter::WeightIh])),
+            None => none("packed_ih"),
+        },
+        packed("packed_hh", [quads(r) + 1, four_h], &all(&[Parameter::WeightHh, Parameter::Peepholes])),
+        packed("packed_bias", [four_h], &all(&[Parameter::BiasIh, Parameter::BiasHh])),
+        scratch("state", [Dim::Fixed(2 * d), B, quads(r).into()], DType::F32),
+        match at(Parameter::WeightHr) {
+            Some(_) => packed("packed_hr", [d * hidden, quads(r)], &all(&[Parameter::WeightHr])),
+            None => none("packed_hr"),
+        },
+    ]
+}
+
+/// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr.
+fn lstm_backward_workspace<'a>(
+    op: &LstmOp,
+    target: &Target,
+    shape: impl Fn(usize) -> Option<&'a Shape>,
+) -> Vec<Workspace> {
+    let d = op.directions();
+    let all = |parameter| -> Vec<usize> { (0..d).map(|d| lstm_backward::parameter(d, parameter)).collect() };
+    let (hidden, r) = lstm_sizes(shape(lstm_backward::parameter(0, Parameter::WeightHh)));
+    let columns = |n| backward_columns(target, n);
+    let projects = shape(lstm_backward::parameter(0, Parameter::WeightHr)).is_some();
+    let none = |role| scratch(role, [1usize], DType::F32);
+    let slots = 2 * GATES * hidden + if projects { quads(r) } else { 0 };
+    vec![
+        packed("packed_hh", [d * GATES * hidden, columns(r)], &all(Parameter::WeightHh)),
+        scratch("dstate", [Dim::Fixed(d * slots), B], DType::F32),
+        scratch("carry", [Dim::Fixed(d * (hidden + r)), B], DType::F32),
+        if op.cell.peepholes {
+            packed("packed_peepholes", [d, GATES * hidden], &all(Parameter::Peepholes))
+        } else {
+            none("packed_peepholes")
+        },
+        if projects {
+            packed("packed_hr", [d * quads(r), columns(hidden)], &all(Parameter::WeightHr))
+        } else {
+            none("packed_hr")
+        },
+    ]
 }
 
 /// The time axis whose rows `shape` has, if any.

@@ -1,7 +1,7 @@
 //! Conformance cases: `cases.json`, and the tensors of each case in a safetensors file.
 
 use super::Tensors;
-use crate::config::{Bias, GATES, LstmConfig};
+use crate::config::{Bias, Direction, LstmConfig};
 use crate::error::{Error, Result};
 use crate::params::lstm_parameters;
 use safetensors::{Dtype, SafeTensors};
@@ -67,18 +67,8 @@ pub fn list(folder: &Path) -> Result<Vec<(String, Result<Case>)>> {
 type Shapes = Vec<(String, Vec<usize>)>;
 
 impl Case {
-    /// Refuses what executors cannot do yet, and sizes that mean nothing.
+    /// Refuses sizes that mean nothing.
     pub fn supported(&self) -> Result<()> {
-        let mut missing = Vec::new();
-        if self.bidirectional {
-            missing.push("a second direction".to_string());
-        }
-        if self.proj_size != 0 {
-            missing.push(format!("a projection to {}", self.proj_size));
-        }
-        if !missing.is_empty() {
-            return Err(Error::unsupported(format!("lstm: not supported yet: {}", missing.join(", "))));
-        }
         self.config().validate()?;
         if self.batch == 0 || self.time == 0 {
             return Err(Error::shape(format!(
@@ -100,20 +90,24 @@ impl Case {
     /// The stack of layers.
     pub fn config(&self) -> LstmConfig {
         let bias = if self.bias { Bias::Two } else { Bias::None };
-        LstmConfig::new(self.input_size, self.hidden_size).layers(self.num_layers).bias(bias)
+        let direction = if self.bidirectional { Direction::Both } else { Direction::Forward };
+        let projection = (self.proj_size != 0).then_some(self.proj_size);
+        let config = LstmConfig::new(self.input_size, self.hidden_size).layers(self.num_layers).bias(bias);
+        config.direction(direction).projection(projection)
     }
 
     fn sequence(&self, width: usize) -> Vec<usize> {
         if self.batch_first { vec![self.batch, self.time, width] } else { vec![self.time, self.batch, width] }
     }
 
+    /// `[L·D, B, width]`
+    fn state(&self, width: usize) -> Vec<usize> {
+        vec![self.num_layers * self.config().direction.count(), self.batch, width]
+    }
+
     fn parameters(&self) -> Shapes {
-        debug_assert_eq!(GATES, 4, "bias and weight rows are 4H");
         let config = self.config();
-        let layer = |l: usize| {
-            let all = lstm_parameters(config.layer_input(l), config.hidden_size, config.bias);
-            all.into_iter().map(move |(name, shape)| (format!("{name}_l{l}"), shape))
-        };
+        let layer = |l: usize| lstm_parameters(&config, l).into_iter().map(|p| (p.name, p.shape));
         (0..self.num_layers).flat_map(layer).collect()
     }
 
@@ -124,18 +118,18 @@ impl Case {
     fn inputs(&self) -> Shapes {
         let mut all = vec![("x".to_string(), self.sequence(self.input_size))];
         if self.has_initial_state {
-            let state = vec![self.num_layers, self.batch, self.hidden_size];
-            all.extend([("h0".to_string(), state.clone()), ("c0".to_string(), state)]);
+            let (h, c) = (self.state(self.config().output_size()), self.state(self.hidden_size));
+            all.extend([("h0".to_string(), h), ("c0".to_string(), c)]);
         }
         all
     }
 
     fn outputs(&self) -> Shapes {
-        let state = vec![self.num_layers, self.batch, self.hidden_size];
+        let config = self.config();
         vec![
-            ("y".to_string(), self.sequence(self.hidden_size)),
-            ("h_n".to_string(), state.clone()),
-            ("c_n".to_string(), state),
+            ("y".to_string(), self.sequence(config.direction.count() * config.output_size())),
+            ("h_n".to_string(), self.state(config.output_size())),
+            ("c_n".to_string(), self.state(self.hidden_size)),
         ]
     }
 

@@ -4,8 +4,8 @@ use super::{Case, Tensors};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
-use crate::graph::{B, Graph, N, Value};
-use crate::params::{DType, Tensor};
+use crate::graph::{B, Graph, LstmOp, N, Value};
+use crate::params::{DType, Tensor, lstm_parameters};
 use crate::reference::Reference;
 use crate::scheduler::{Batch, Capacity, CompileOptions, Target, compile};
 use std::sync::Arc;
@@ -69,13 +69,15 @@ impl<'a> Problem<'a> {
     }
 
     fn build(&mut self, tensors: &Tensors<f32>) -> Result<()> {
-        let (hidden, layers) = (self.case.hidden_size, self.case.num_layers);
+        let config = self.case.config();
+        let op = LstmOp { direction: config.direction, ..LstmOp::plain() };
+        let (r, hidden) = (config.output_size(), config.hidden_size);
         let x = self.sequence("in.x", self.case.input_size, tensors)?;
         let mut gradients = vec![("grad.x".to_string(), x)];
         let (mut upstream, mut y) = (Vec::new(), x);
-        for layer in 0..layers {
+        for layer in 0..config.num_layers {
             let state = if self.case.has_initial_state {
-                let state = (self.state("in.h0", layer, tensors)?, self.state("in.c0", layer, tensors)?);
+                let state = (self.state("in.h0", layer, r, tensors)?, self.state("in.c0", layer, hidden, tensors)?);
                 gradients.push((format!("grad.h0.{layer}"), state.0));
                 gradients.push((format!("grad.c0.{layer}"), state.1));
                 Some(state)
@@ -83,41 +85,40 @@ impl<'a> Problem<'a> {
                 None
             };
             let weights = self.weights(layer, tensors, &mut gradients)?;
-            let LstmOutputs { y: above, h_n, c_n } = self.graph.lstm(y, state, &weights)?;
+            let LstmOutputs { y: above, h_n, c_n } = self.graph.lstm_layer(y, state, &op, &weights)?;
             self.graph.output(&format!("out.h_n.{layer}"), h_n)?;
             self.graph.output(&format!("out.c_n.{layer}"), c_n)?;
-            upstream.push((h_n, self.state("up.h_n", layer, tensors)?));
-            upstream.push((c_n, self.state("up.c_n", layer, tensors)?));
+            upstream.push((h_n, self.state("up.h_n", layer, r, tensors)?));
+            upstream.push((c_n, self.state("up.c_n", layer, hidden, tensors)?));
             y = above;
         }
         self.graph.output("out.y", y)?;
-        upstream.push((y, self.sequence("up.y", hidden, tensors)?));
+        upstream.push((y, self.sequence("up.y", op.directions() * r, tensors)?));
         let by: Vec<Value> = gradients.iter().map(|g| g.1).collect();
         let values = self.graph.gradients_from(&upstream, &by)?;
         gradients.iter().zip(values).try_for_each(|((name, _), value)| self.graph.output(name, value))
     }
 
+    /// The parameters of a layer's directions.
     fn weights(
         &mut self,
         layer: usize,
         tensors: &Tensors<f32>,
         gradients: &mut Vec<(String, Value)>,
-    ) -> Result<LstmWeights> {
+    ) -> Result<Vec<LstmWeights>> {
         let config = self.case.config();
-        let mut parameter = |name: &str, shape: &[usize]| {
-            let (name, grad) = (format!("param.{name}_l{layer}"), format!("grad.{name}_l{layer}"));
-            self.parameters.push((name.clone(), Tensor::new(shape, find(tensors, &name)?.to_vec())?));
-            let value = self.graph.persistent(&name, shape)?;
-            gradients.push((grad, value));
-            Ok::<Value, Error>(value)
+        let mut values = Vec::new();
+        for parameter in lstm_parameters(&config, layer) {
+            let name = format!("param.{}", parameter.name);
+            self.parameters.push((name.clone(), Tensor::new(&parameter.shape, find(tensors, &name)?.to_vec())?));
+            let value = self.graph.persistent(&name, &parameter.shape)?;
+            gradients.push((format!("grad.{}", parameter.name), value));
+            values.push((parameter, value));
+        }
+        let of = |direction: usize, role: &str| {
+            values.iter().find(|(p, _)| p.direction == direction && p.role == role).map(|v| v.1)
         };
-        let (rows, hidden) = (crate::config::GATES * config.hidden_size, config.hidden_size);
-        Ok(LstmWeights {
-            weight_ih: parameter("weight_ih", &[rows, config.layer_input(layer)])?,
-            weight_hh: parameter("weight_hh", &[rows, hidden])?,
-            bias_ih: if self.case.bias { Some(parameter("bias_ih", &[rows])?) } else { None },
-            bias_hh: if self.case.bias { Some(parameter("bias_hh", &[rows])?) } else { None },
-        })
+        (0..config.direction.count()).map(|direction| LstmWeights::by_role(|role| of(direction, role))).collect()
     }
 
     /// The input `name` `[N, width]`, packed.
@@ -128,28 +129,36 @@ impl<'a> Problem<'a> {
         self.graph.input(name, [N, width.into()], DType::F32)
     }
 
-    /// The input `name.layer` `[B, H]`, sorted, from `name` `[L, B, H]`.
-    fn state(&mut self, name: &str, layer: usize, tensors: &Tensors<f32>) -> Result<Value> {
-        let (batch, hidden) = (self.case.batch, self.case.hidden_size);
-        let rows = find(tensors, name)?.chunks_exact(batch * hidden).nth(layer).unwrap_or_default();
+    /// The input `name.layer` `[B, D·width]`, sorted, from `name` `[L·D, B, width]`.
+    fn state(&mut self, name: &str, layer: usize, width: usize, tensors: &Tensors<f32>) -> Result<Value> {
+        let (batch, directions) = (self.case.batch, self.case.config().direction.count());
+        let all = find(tensors, name)?;
+        let row = |b: usize, d: usize| &all[((layer * directions + d) * batch + b) * width..][..width];
+        let places = (0..batch).flat_map(|b| (0..directions).map(move |d| (b, d)));
+        let rows: Vec<f32> = places.flat_map(|(b, d)| row(b, d).iter().copied()).collect();
         let name = format!("{name}.{layer}");
-        let sorted = self.batch.sort_rows(rows, hidden);
-        self.inputs.push((name.clone(), Tensor::new(&[batch, hidden], sorted)?));
-        self.graph.input(&name, [B, hidden.into()], DType::F32)
+        let sorted = self.batch.sort_rows(&rows, directions * width);
+        self.inputs.push((name.clone(), Tensor::new(&[batch, directions * width], sorted)?));
+        self.graph.input(&name, [B, (directions * width).into()], DType::F32)
     }
 
     /// What the case expects, in the caller's order, from the graph's outputs.
     fn results(&self, mut output: impl FnMut(&str) -> Result<Vec<f64>>) -> Result<Tensors<f64>> {
-        let case = self.case;
+        let (case, config) = (self.case, self.case.config());
+        let directions = config.direction.count();
         let mut result = |name: &str| match name {
             "out.y" | "grad.x" => {
-                let width = if name == "grad.x" { case.input_size } else { case.hidden_size };
+                let width = if name == "grad.x" { case.input_size } else { directions * config.output_size() };
                 self.batch.unpack(0, &output(name)?, case.time, width, case.batch_first, 0.0)
             }
             "out.h_n" | "out.c_n" | "grad.h0" | "grad.c0" => {
+                let width = if name.contains(".h") { config.output_size() } else { case.hidden_size };
                 let mut all = Vec::new();
                 for layer in 0..case.num_layers {
-                    all.extend(self.batch.unsort_rows(&output(&format!("{name}.{layer}"))?, case.hidden_size));
+                    let rows = self.batch.unsort_rows(&output(&format!("{name}.{layer}"))?, directions * width);
+                    for d in 0..directions {
+                        all.extend(rows.chunks_exact(directions * width).flat_map(|row| &row[d * width..][..width]));
+                    }
                 }
                 Ok(all)
             }

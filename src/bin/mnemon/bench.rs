@@ -221,21 +221,16 @@ fn parameters(
     by: &mut Vec<(String, Value)>,
 ) -> Result<LstmWeights> {
     let limit = 1.0 / (config.hidden_size as f32).sqrt();
-    let shapes = lstm_parameters(config.layer_input(layer), config.hidden_size, config.bias);
-    debug_assert_eq!(shapes.len(), GATES, "two weights and two biases");
+    let parameters = lstm_parameters(config, layer);
+    debug_assert_eq!(parameters.len(), GATES, "two weights and two biases");
     let mut values = Vec::new();
-    for (at, (name, shape)) in shapes.iter().enumerate() {
-        let name = format!("{name}_l{layer}");
-        let first = Initializer::Uniform(limit).values(shape, 0, (layer * shapes.len() + at) as u64)?;
-        session.set(&name, &Tensor::new(shape, first)?)?;
-        let value = graph.persistent(&name, shape)?;
-        by.push((name, value));
+    for (at, parameter) in parameters.iter().enumerate() {
+        let stream = (layer * parameters.len() + at) as u64;
+        let first = Initializer::Uniform(limit).values(&parameter.shape, 0, stream)?;
+        session.set(&parameter.name, &Tensor::new(&parameter.shape, first)?)?;
+        let value = graph.persistent(&parameter.name, &parameter.shape)?;
+        by.push((parameter.name.clone(), value));
         values.push(value);
     }
-    Ok(LstmWeights {
-        weight_ih: values[0],
-        weight_hh: values[1],
-        bias_ih: values.get(2).copied(),
-        bias_hh: values.get(3).copied(),
-    })
+    Ok(LstmWeights::new(values[0], values[1]).bias(values.get(2).copied(), values.get(3).copied()))
 }

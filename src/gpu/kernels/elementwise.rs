@@ -77,7 +77,7 @@ impl Elementwise {
                 .iter()
                 .map(|&v| Ok(Some(values.view(v, if row_axis(values.shape(v)).is_some() { p } else { 0 })?)))
                 .collect::<Result<Vec<_>>>()?;
-            pieces.push(preparer.launch_with(&KERNEL, &prelude, Some(bindings.clone()), &[], &views)?);
+            pieces.push(preparer.launch_with(&KERNEL, &prelude, Some(bindings.clone()), &Vec::new(), &views)?);
         }
         Ok(Self { pieces, axis, output: first, columns: columns(&shape) })
     }

@@ -1,183 +1,319 @@
-//! One LSTM layer back through time: one fused dispatch a timestep, then the gradient of the initial state.
+//! One LSTM layer back through time: one fused dispatch a timestep for all directions, two where h is projected; then the
+//! gradients of the initial states.
 
-use super::lstm_forward_step::rows_constant;
-use super::{Runner, input, kernel, lstm_backward_finish, output, params, word};
+use super::lstm_forward_step::{bounds, pieces_of_step};
+use super::{
+    Runner, input, kernel, lstm_backward_finish, lstm_constants, lstm_keys, output, params, reverse_bits, word,
+};
 use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run, Values};
-use crate::gpu::pipeline::{Constants, Kernel};
+use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
-use crate::graph::op::lstm_backward as at;
-use crate::scheduler::Step;
-use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, row_axis, step_rows};
-use std::collections::BTreeMap;
+use crate::graph::lstm::lstm_backward as at;
+use crate::graph::{LstmOp, Parameter};
+use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, step_rows};
+use crate::scheduler::{Axis, Step};
+use std::collections::{BTreeMap, BTreeSet};
 
 params!(Params {
     hidden: u32,
+    output: u32,
+    columns: u32,
+    inner: u32,
+    weight_rows: u32,
     first: u32,
     end: u32,
     ongoing: u32,
-    row: u32,
-    previous: u32,
+    step: u32,
+    piece_start: u32,
+    piece_end: u32,
+    previous_start: u32,
+    previous_end: u32,
     sequences: u32,
-    slot: u32,
+    operand: u32,
+    result: u32,
     unit_blocks: u32,
-    has_previous: u32,
+    row_blocks: u32,
+    directions: u32,
+    reverse: u32,
+    has_c0: u32,
     has_dy: u32,
-    has_dh_n: u32,
+    offsets: u32,
+    lengths: u32,
+    start: u32,
+    dropout_x: u32,
+    dropout_y: u32,
+    zoneout_h_x: u32,
+    zoneout_h_y: u32,
+    zoneout_c_x: u32,
+    zoneout_c_y: u32,
 });
 
-pub(super) static KERNEL: Kernel =
-    kernel!("lstm_backward_step", "main", Params, [Params, Read, Write, Write, Read, Read, Read, Read, Write]);
-pub(super) static SUBGROUP: Kernel =
-    kernel!("lstm_backward_step_subgroup", "main", Params, [Params, Read, Write, Write, Read, Read, Read, Read, Write]);
+/// The three kernels of one shader: the fused step, and what arrives at a projected h and goes on below it.
+macro_rules! kernels {
+    ($stem:literal) => {
+        [
+            kernel!($stem, "main", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
+            kernel!($stem, "arrive_h", Params, [Params, Read, Write, Absent, Absent, Read, Write, Read, Absent, Write]),
+            kernel!($stem, "unproject", Params, [Params, Read, Write, Write, Read, Absent, Write, Read, Read]),
+        ]
+    };
+}
 
-/// How many pieces before a row's own the row of the step before may lie.
-pub(super) fn pieces_back(values: &Values, axis: Option<u8>) -> usize {
+pub(super) static STEP: [Kernel; 3] = kernels!("lstm_backward_step");
+pub(super) static SUBGROUP: [Kernel; 3] = kernels!("lstm_backward_step_subgroup");
+
+/// How many pieces away from a row's own the row of the step before may lie.
+pub(super) fn pieces_away(values: &Values, axis: Option<u8>) -> usize {
     if values.pieces(axis) == 1 { 0 } else { values.program.capacity.sequences.div_ceil(values.piece_rows(axis)) }
 }
 
 /// A layer's backward pass by the *step* strategy.
 pub(super) struct LstmBackward {
+    op: LstmOp,
     /// By piece of this step's rows and piece of the rows of the step before; `None` at the first step.
     launches: BTreeMap<(usize, Option<usize>), Launch>,
+    /// By piece, where h is projected.
+    arrive: Vec<Launch>,
     finish: Option<Launch>,
-    /// Sequences and units of one workgroup.
+    /// Sequences and columns of one workgroup.
     block: [usize; 2],
     axis: Option<u8>,
     hidden: usize,
+    output: usize,
     /// Of the packed weights: from unit to unit, from gate to gate, from column to column.
     strides: [usize; 3],
-    dc: View,
+    state: View,
+    carry: View,
+    dc0: View,
+    dh_n: Option<View>,
     dc_n: Option<View>,
     has_c0: bool,
     has_dy: bool,
-    has_dh_n: bool,
 }
 
 impl LstmBackward {
-    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
+    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, op: &LstmOp) -> Result<Self> {
+        if op.cell.layer_norm.is_some() {
+            return Err(Error::unsupported("layer normalisation inside a cell, on a GPU"));
+        }
         let values = preparer.values;
         let (gates, cells) = (input(step, at::GATES)?, input(step, at::CELLS)?);
-        let [packed, state] = [0, 1].map(|w| step.workspace[w]);
-        let (packed, state) = (Some(values.view(packed, 0)?), Some(values.view(state, 0)?));
+        let weight_hh = input(step, at::parameter(0, Parameter::WeightHh))?;
+        let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
+        let [packed, state, carry, peepholes, packed_hr] = [0, 1, 2, 3, 4].map(|w| step.workspace[w]);
+        let projects = step.inputs[at::parameter(0, Parameter::WeightHr)].is_some();
+        let (state, carry) = (values.view(state, 0)?, values.view(carry, 0)?);
+        let peepholes = op.cell.peepholes.then(|| values.view(peepholes, 0)).transpose()?;
         let piece = |value: Option<usize>, p: usize| value.map(|v| values.view(v, p)).transpose();
-        let optional = |position: usize| step.inputs[position];
-        let dc = values.view(output(step, at::DC0)?, 0)?;
-        let dh_n = piece(optional(at::DH_N), 0)?;
         let axis = row_axis(values.shape(gates));
         let (target, rows) = (&values.program.target, step_rows(values.program.capacity.sequences));
-        let (kernel, block, constants) = match broadcast(target) {
-            Broadcast::Memory => (&KERNEL, [8, 64], &[] as Constants),
-            Broadcast::Subgroup => (&SUBGROUP, [rows, 4 * 32], rows_constant(rows)),
+        let mut constants = lstm_constants(op);
+        let finish = match step.outputs[at::DH0] {
+            Some(dh0) => {
+                let (weights, dh0) = (values.view(packed, 0)?, values.view(dh0, 0)?);
+                let views = [weights, state.clone(), carry.clone(), dh0, preparer.table()].map(Some);
+                Some(preparer.launch_with(&lstm_backward_finish::KERNEL, "", None, &constants, &views)?)
+            }
+            None => None,
         };
-        let hidden = values.row_len(cells)?;
-        let columns = backward_columns(target, hidden);
+        let (kernels, block) = match broadcast(target) {
+            Broadcast::Memory => (&STEP, [8, 64]),
+            Broadcast::Subgroup => {
+                constants.push(("ROWS", rows as f32));
+                (&SUBGROUP, [rows, 4 * 32])
+            }
+        };
+        let columns = backward_columns(target, r);
         let strides = match broadcast(target) {
             Broadcast::Memory => [4 * columns, 1, 4],
             Broadcast::Subgroup => [4 * columns, columns, 1],
         };
-        let mut launches = BTreeMap::new();
+        let away = pieces_away(values, axis);
+        let (mut launches, mut arrive) = (BTreeMap::new(), Vec::new());
         for p in 0..values.pieces(axis) {
-            let first = p.saturating_sub(pieces_back(values, axis));
-            for q in (first..=p).map(Some).chain([None]) {
+            let (table, dy) = (Some(preparer.table()), piece(step.inputs[at::DY], p)?);
+            if projects {
+                let dprojected = Some(values.view(output(step, at::DPROJECTED)?, p)?);
+                let weights = Some(values.view(packed, 0)?);
+                let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
+                arrive.push(preparer.launch_with(&kernels[1], "", None, &constants, &views)?);
+            }
+            let nearby = p.saturating_sub(away)..(p + away + 1).min(values.pieces(axis));
+            for q in nearby.map(Some).chain([None]) {
                 let previous = match q {
                     Some(q) => Some(values.view(cells, q)?),
-                    None => piece(optional(at::C0), 0)?,
+                    None => piece(step.inputs[at::C0], 0)?,
                 };
-                let views = [
-                    packed.clone(),
-                    state.clone(),
-                    Some(values.view(gates, p)?),
-                    Some(values.view(cells, p)?),
-                    previous,
-                    piece(optional(at::DY), p)?,
-                    dh_n.clone(),
-                    Some(dc.clone()),
-                ];
-                launches.insert((p, q), preparer.launch_with(kernel, "", None, constants, &views)?);
+                let weights = Some(values.view(if projects { packed_hr } else { packed }, 0)?);
+                let gates = Some(values.view(gates, p)?);
+                let (state, carry) = (Some(state.clone()), Some(carry.clone()));
+                let launch = if projects {
+                    let views = [weights, state, gates, previous, carry, table.clone(), peepholes.clone()];
+                    preparer.launch_with(&kernels[2], "", None, &constants, &views)?
+                } else {
+                    let views = [weights, state, gates, previous, dy.clone(), carry, table.clone(), peepholes.clone()];
+                    preparer.launch_with(&kernels[0], "", None, &constants, &views)?
+                };
+                launches.insert((p, q), launch);
             }
         }
-        let finish = match step.outputs[at::DH0] {
-            Some(dh0) => {
-                let views = [packed, state, dh_n.clone(), Some(values.view(dh0, 0)?)];
-                Some(preparer.launch(&lstm_backward_finish::KERNEL, &views)?)
-            }
-            None => None,
-        };
         Ok(Self {
+            op: *op,
             launches,
+            arrive,
             finish,
             block,
             axis,
             hidden,
+            output: r,
             strides,
-            dc,
-            dc_n: piece(optional(at::DC_N), 0)?,
-            has_c0: optional(at::C0).is_some(),
-            has_dy: optional(at::DY).is_some(),
-            has_dh_n: dh_n.is_some(),
+            state,
+            carry,
+            dc0: values.view(output(step, at::DC0)?, 0)?,
+            dh_n: piece(step.inputs[at::DH_N], 0)?,
+            dc_n: piece(step.inputs[at::DC_N], 0)?,
+            has_c0: step.inputs[at::C0].is_some(),
+            has_dy: step.inputs[at::DY].is_some(),
         })
+    }
+
+    /// A part of what is carried: `count` values from `first` on.
+    fn carried(&self, first: usize, count: usize) -> View {
+        View {
+            buffer: self.carry.buffer.clone(),
+            offset: self.carry.offset + 4 * first as u64,
+            bytes: 4 * count as u64,
+        }
+    }
+
+    /// The pieces of each step's rows with those of the step before.
+    fn pairs(&self, axis: &Axis, s: usize, rows: usize) -> BTreeSet<(usize, Option<usize>)> {
+        if rows == usize::MAX {
+            return BTreeSet::from([(0, (s > 0).then_some(0))]);
+        }
+        let mut pairs = BTreeSet::new();
+        for d in 0..self.op.directions() {
+            let row = |b: usize, s: usize| {
+                let t = if self.op.direction.reversed(d) { axis.length(b) - 1 - s } else { s };
+                (axis.offset(t) + b) / rows
+            };
+            pairs.extend((0..axis.rows_at(s)).map(|b| (row(b, s), s.checked_sub(1).map(|before| row(b, before)))));
+        }
+        pairs
     }
 }
 
 impl Runner for LstmBackward {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
-        let (axis, steps, _) = run.axis(self.axis)?;
-        let Some(axis) = axis else { return Err(Error::internal("gates without a time axis")) };
-        let (sequences, steps) = (run.batch.sequences(), steps as usize);
-        let bytes = 4 * (sequences * self.hidden) as u64;
-        let dc = View { bytes, ..self.dc.clone() };
-        match &self.dc_n {
-            Some(dc_n) => out.copy(View { bytes, ..dc_n.clone() }, dc),
-            None => out.clear(dc),
+        let (axis, steps, offsets) = run.axis(self.axis)?;
+        let (Some(axis), Some(number)) = (axis, self.axis) else {
+            return Err(Error::internal("gates without a time axis"));
+        };
+        let (sequences, steps, directions) = (run.batch.sequences(), steps as usize, self.op.directions());
+        let (hidden, r) = (self.hidden, self.output);
+        let dc = self.carried(0, sequences * directions * hidden);
+        let dh = self.carried(sequences * directions * hidden, sequences * directions * r);
+        for (from, to) in [(&self.dc_n, &dc), (&self.dh_n, &dh)] {
+            match from {
+                Some(from) => out.copy(View { bytes: to.bytes, ..from.clone() }, to.clone()),
+                None => out.clear(to.clone()),
+            }
         }
-        let unit_blocks = self.hidden.div_ceil(self.block[1]);
+        let projects = !self.arrive.is_empty();
+        if projects {
+            // The padding of what meets W_hr is read too.
+            out.clear(self.state.clone());
+        }
+        let [dropout, zoneout_h, zoneout_c] = lstm_keys(&self.op, run);
         let rows = run.values.piece_rows(self.axis);
-        // The piece of a row and the row inside it.
-        let locate = |row: usize| (row / rows, row % rows);
-        for t in (0..steps).rev() {
-            let active = axis.rows_at(t);
-            let mut first = 0;
-            while first < active {
-                let (p, row) = locate(axis.offset(t) + first);
-                let before = (t > 0).then(|| locate(axis.offset(t - 1) + first));
-                // As far as neither this step's rows nor those of the step before leave their piece.
-                let room = rows.saturating_sub(row).min(before.map_or(usize::MAX, |(_, r)| rows.saturating_sub(r)));
-                let end = active.min(first.saturating_add(room));
-                let launch = self.launches.get(&(p, before.map(|b| b.0)));
-                let launch = launch.ok_or_else(|| Error::internal("a step before lies too far back"))?;
-                let params = Params {
-                    hidden: word(self.hidden),
-                    first: word(first),
-                    end: word(end),
-                    ongoing: word(axis.rows_at(t + 1)),
-                    row: word(row),
-                    previous: before.map_or(0, |b| word(b.1)),
-                    sequences: word(sequences),
-                    slot: word((steps - 1 - t) % 2),
-                    unit_blocks: word(unit_blocks),
-                    has_previous: if t > 0 { 1 } else { 2 * u32::from(self.has_c0) },
-                    has_dy: u32::from(self.has_dy),
-                    has_dh_n: u32::from(self.has_dh_n),
+        let slot = directions * sequences * hidden;
+        for s in (0..steps).rev() {
+            let active = axis.rows_at(s);
+            let (operand, result) = ((steps - 1 - s) % 2 * slot, (steps - s) % 2 * slot);
+            let row_blocks = active.div_ceil(self.block[0]);
+            let mut params = Params {
+                hidden: word(hidden),
+                output: word(r),
+                columns: word(r),
+                inner: word(hidden),
+                weight_rows: word(hidden),
+                first: 0,
+                end: word(active),
+                ongoing: word(axis.rows_at(s + 1)),
+                step: word(s),
+                piece_start: 0,
+                piece_end: 0,
+                previous_start: 0,
+                previous_end: 0,
+                sequences: word(sequences),
+                operand: word(operand),
+                result: word(result),
+                unit_blocks: word(r.div_ceil(self.block[1])),
+                row_blocks: word(row_blocks),
+                directions: word(directions),
+                reverse: reverse_bits(&self.op),
+                has_c0: u32::from(self.has_c0),
+                has_dy: u32::from(self.has_dy),
+                offsets,
+                lengths: run.lengths(number),
+                start: axis.start,
+                dropout_x: dropout[0],
+                dropout_y: dropout[1],
+                zoneout_h_x: zoneout_h[0],
+                zoneout_h_y: zoneout_h[1],
+                zoneout_c_x: zoneout_c[0],
+                zoneout_c_y: zoneout_c[1],
+            };
+            if projects {
+                let below = 2 * slot;
+                let arrive = Params { result: word(below), ..params };
+                for piece in pieces_of_step(axis, &self.op, s, rows) {
+                    let (piece_start, piece_end) = bounds(piece, rows);
+                    let params = Params { piece_start, piece_end, ..arrive };
+                    out.dispatch(&self.arrive[piece], &params, directions * row_blocks * params.unit_blocks as usize);
+                }
+                let inner = word(quads(r) / 4);
+                params = Params {
+                    columns: word(hidden),
+                    inner,
+                    weight_rows: inner,
+                    ongoing: word(active),
+                    operand: word(below),
+                    unit_blocks: word(hidden.div_ceil(self.block[1])),
+                    ..params
                 };
-                out.dispatch(launch, &params, (end - first).div_ceil(self.block[0]) * unit_blocks);
-                first = end;
+            }
+            for (p, q) in self.pairs(axis, s, rows) {
+                let launch = self.launches.get(&(p, q));
+                let launch = launch.ok_or_else(|| Error::internal("a step before lies too far away"))?;
+                (params.piece_start, params.piece_end) = bounds(p, rows);
+                (params.previous_start, params.previous_end) = q.map_or((0, 0), |q| bounds(q, rows));
+                out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
             }
         }
         if let Some(finish) = &self.finish {
             let [stride_k, stride_g, stride_u] = self.strides.map(word);
             let params = lstm_backward_finish::Params {
-                hidden: word(self.hidden),
+                hidden: word(hidden),
+                output: word(r),
                 sequences: word(sequences),
                 running: word(axis.rows_at(0)),
-                slot: word(steps % 2),
+                operand: word(steps % 2 * slot),
+                directions: word(directions),
+                reverse: reverse_bits(&self.op),
                 stride_k,
                 stride_g,
                 stride_u,
-                has_dh_n: u32::from(self.has_dh_n),
+                lengths: run.lengths(number),
+                offsets,
+                start: axis.start,
+                dropout_x: dropout[0],
+                dropout_y: dropout[1],
             };
-            out.dispatch(finish, &params, (sequences * self.hidden).div_ceil(64));
+            out.dispatch(finish, &params, (sequences * directions * r).div_ceil(64));
         }
+        out.copy(dc, self.dc0.clone());
         Ok(())
     }
 }

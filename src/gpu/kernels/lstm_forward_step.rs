@@ -1,132 +1,260 @@
-//! One LSTM layer forward: the input projection of all rows, then one fused dispatch a timestep.
+//! One LSTM layer forward: the input projection of all rows, then one fused dispatch a timestep for all directions, and
+//! another where h is projected.
 
 use super::matmul::MatMul;
-use super::{Runner, input, kernel, lstm_begin, output, params, word};
-use crate::error::Result;
+use super::{
+    Runner, input, kernel, lstm_begin, lstm_constants, lstm_keys, lstm_project, output, params, reverse_bits, word,
+};
+use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
-use crate::gpu::pipeline::{Constants, Kernel};
+use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
-use crate::graph::op::lstm;
-use crate::scheduler::Step;
+use crate::graph::lstm::lstm;
+use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, step_rows};
+use crate::scheduler::{Axis, Step};
+use std::collections::BTreeSet;
 
 params!(Params {
     hidden: u32,
+    output: u32,
     quads: u32,
     first: u32,
     end: u32,
     ending: u32,
-    row: u32,
+    step: u32,
+    piece_start: u32,
+    piece_end: u32,
     sequences: u32,
     slot: u32,
     unit_blocks: u32,
+    row_blocks: u32,
+    directions: u32,
+    reverse: u32,
     save: u32,
+    offsets: u32,
+    lengths: u32,
+    start: u32,
+    dropout_x: u32,
+    dropout_y: u32,
+    zoneout_h_x: u32,
+    zoneout_h_y: u32,
+    zoneout_c_x: u32,
+    zoneout_c_y: u32,
 });
 
 pub(super) static KERNEL: Kernel =
-    kernel!("lstm_forward_step", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write]);
-pub(super) static SUBGROUP: Kernel =
-    kernel!("lstm_forward_step_subgroup", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write]);
+    kernel!("lstm_forward_step", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static SUBGROUP: Kernel = kernel!(
+    "lstm_forward_step_subgroup",
+    "main",
+    Params,
+    [Params, Read, Write, Write, Write, Write, Write, Write, Read]
+);
 
 /// Units of one workgroup.
 const UNITS: usize = 64;
 
-/// The constants of a step's kernel for so many sequences a thread.
-pub(super) fn rows_constant(rows: usize) -> Constants {
-    match rows {
-        1 => &[("ROWS", 1)],
-        8 => &[("ROWS", 8)],
-        _ => &[("ROWS", 16)],
-    }
-}
-
 /// A layer's forward pass by the *step* strategy.
 pub(super) struct LstmForward {
+    op: LstmOp,
     projection: MatMul,
     begin: Launch,
     pieces: Vec<Launch>,
+    /// What makes h of what the step leaves, where it is projected.
+    project: Vec<Launch>,
     /// Sequences of one workgroup.
     block: usize,
     axis: Option<u8>,
     hidden: usize,
+    output: usize,
     has_h0: bool,
     has_c0: bool,
     /// Whether gates, and whether cells, are read by a later step.
     save: [bool; 2],
 }
 
+/// The pieces that hold rows of step `s` of some sequence, over all directions.
+pub(super) fn pieces_of_step(axis: &Axis, op: &LstmOp, s: usize, piece_rows: usize) -> BTreeSet<usize> {
+    let active = axis.rows_at(s);
+    let mut pieces = BTreeSet::new();
+    for d in 0..op.directions() {
+        if op.direction.reversed(d) && piece_rows != usize::MAX {
+            pieces.extend((0..active).map(|b| (axis.offset(axis.length(b) - 1 - s) + b) / piece_rows));
+        } else if active > 0 {
+            pieces.extend(axis.offset(s) / piece_rows..=(axis.offset(s) + active - 1) / piece_rows);
+        }
+    }
+    pieces
+}
+
 impl LstmForward {
-    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
+    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, op: &LstmOp) -> Result<Self> {
+        if op.cell.layer_norm.is_some() {
+            return Err(Error::unsupported("layer normalisation inside a cell, on a GPU"));
+        }
+        if step.inputs[lstm::parameter(0, Parameter::WeightIh)].is_none() {
+            return Err(Error::unsupported("products that a layer takes in place of x, on a GPU"));
+        }
         let values = preparer.values;
         let (x, gates) = (input(step, lstm::X)?, output(step, lstm::GATES)?);
         let (y, h_n, c_n) = (output(step, lstm::Y)?, output(step, lstm::H_N)?, output(step, lstm::C_N)?);
-        let hidden = values.row_len(y)?;
-        let [packed_ih, packed_hh, packed_bias, state] = [0, 1, 2, 3].map(|w| step.workspace[w]);
-        let projection = MatMul::new(preparer, x, packed_ih, Some(packed_bias), gates, 4 * hidden)?;
+        let weight_hh = input(step, lstm::parameter(0, Parameter::WeightHh))?;
+        let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
+        let projects = step.inputs[lstm::parameter(0, Parameter::WeightHr)].is_some();
+        let [packed_ih, packed_hh, packed_bias, state, packed_hr] = [0, 1, 2, 3, 4].map(|w| step.workspace[w]);
+        let columns = op.directions() * 4 * hidden;
+        let projection = MatMul::new(preparer, x, packed_ih, Some(packed_bias), gates, columns)?;
         let maybe = |at: usize| step.inputs[at].map(|v| values.view(v, 0)).transpose();
         let (h0, c0) = (maybe(lstm::H0)?, maybe(lstm::C0)?);
         let (has_h0, has_c0) = (h0.is_some(), c0.is_some());
         let state = Some(values.view(state, 0)?);
         let c = Some(values.view(c_n, 0)?);
         let h_n = Some(values.view(h_n, 0)?);
-        let begin = preparer.launch(&lstm_begin::KERNEL, &[h0, c0, state.clone(), c.clone(), h_n.clone()])?;
+        let table = Some(preparer.table());
+        let mut constants = lstm_constants(op);
+        let begin_views = [h0, c0, state.clone(), c.clone(), h_n.clone(), table.clone()];
+        let begin = preparer.launch_with(&lstm_begin::KERNEL, "", None, &constants, &begin_views)?;
         let axis = row_axis(values.shape(x));
+        let (mut pieces, mut project) = (Vec::new(), Vec::new());
+        let hiddens = if projects { output(step, lstm::HIDDEN)? } else { y };
+        if projects {
+            for p in 0..values.pieces(axis) {
+                let views = [
+                    Some(values.view(packed_hr, 0)?),
+                    Some(values.view(hiddens, p)?),
+                    state.clone(),
+                    Some(values.view(y, p)?),
+                    h_n.clone(),
+                    table.clone(),
+                ];
+                project.push(preparer.launch_with(&lstm_project::KERNEL, "", None, &constants, &views)?);
+            }
+            constants.push(("PROJECTS", 1.0));
+        }
         let rows = step_rows(values.program.capacity.sequences);
-        let (kernel, block, constants) = match broadcast(&values.program.target) {
-            Broadcast::Memory => (&KERNEL, 8, &[] as Constants),
-            Broadcast::Subgroup => (&SUBGROUP, rows, rows_constant(rows)),
+        let (kernel, block) = match broadcast(&values.program.target) {
+            Broadcast::Memory => (&KERNEL, 8),
+            Broadcast::Subgroup => {
+                constants.push(("ROWS", rows as f32));
+                (&SUBGROUP, rows)
+            }
         };
-        let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [
                 Some(values.view(packed_hh, 0)?),
                 state.clone(),
                 Some(values.view(gates, p)?),
-                Some(values.view(y, p)?),
+                Some(values.view(hiddens, p)?),
                 c.clone(),
                 step.outputs[lstm::CELLS].map(|v| values.view(v, p)).transpose()?,
                 h_n.clone(),
+                table.clone(),
             ];
-            pieces.push(preparer.launch_with(kernel, "", None, constants, &views)?);
+            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
         let read = |value: usize| values.program.steps.iter().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[lstm::CELLS].is_some()];
-        Ok(Self { projection, begin, pieces, block, axis, hidden, has_h0, has_c0, save })
+        let op = *op;
+        Ok(Self { op, projection, begin, pieces, project, block, axis, hidden, output: r, has_h0, has_c0, save })
     }
 }
 
 impl Runner for LstmForward {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         self.projection.record(run, out)?;
-        let (axis, steps, _) = run.axis(self.axis)?;
-        let Some(axis) = axis else { return Ok(()) };
-        let (sequences, padded) = (run.batch.sequences(), quads(self.hidden));
-        let begin = lstm_begin::params(word(sequences), word(self.hidden), word(padded), self.has_h0, self.has_c0);
-        out.dispatch(&self.begin, &begin, (sequences * padded).div_ceil(256));
+        let (axis, steps, offsets) = run.axis(self.axis)?;
+        let (Some(axis), Some(number)) = (axis, self.axis) else { return Ok(()) };
+        let (sequences, padded, directions) = (run.batch.sequences(), quads(self.output), self.op.directions());
+        let [dropout, zoneout_h, zoneout_c] = lstm_keys(&self.op, run);
+        let (reverse, lengths) = (reverse_bits(&self.op), run.lengths(number));
+        let width = padded.max(self.hidden);
+        let begin = lstm_begin::Params {
+            sequences: word(sequences),
+            directions: word(directions),
+            reverse,
+            hidden: word(self.hidden),
+            output: word(self.output),
+            padded: word(padded),
+            width: word(width),
+            has_h0: u32::from(self.has_h0),
+            has_c0: u32::from(self.has_c0),
+            offsets,
+            lengths,
+            start: axis.start,
+            dropout_x: dropout[0],
+            dropout_y: dropout[1],
+        };
+        out.dispatch(&self.begin, &begin, (sequences * directions * width).div_ceil(256));
         let unit_blocks = self.hidden.div_ceil(UNITS);
         let piece_rows = run.values.piece_rows(self.axis);
-        for t in 0..steps as usize {
-            let (from, to) = (axis.offset(t), axis.offset(t) + axis.rows_at(t));
-            let mut start = from;
-            while start < to {
-                let piece = start / piece_rows;
-                let end = to.min(piece.saturating_add(1).saturating_mul(piece_rows));
-                let params = Params {
+        for s in 0..steps as usize {
+            let active = axis.rows_at(s);
+            let row_blocks = active.div_ceil(self.block);
+            let mut params = Params {
+                hidden: word(self.hidden),
+                output: word(self.output),
+                quads: word(padded / 4),
+                first: 0,
+                end: word(active),
+                ending: word(axis.rows_at(s + 1)),
+                step: word(s),
+                piece_start: 0,
+                piece_end: 0,
+                sequences: word(sequences),
+                slot: word(s % 2),
+                unit_blocks: word(unit_blocks),
+                row_blocks: word(row_blocks),
+                directions: word(directions),
+                reverse,
+                save: u32::from(self.save[0]) * (1 + u32::from(self.save[1])),
+                offsets,
+                lengths,
+                start: axis.start,
+                dropout_x: dropout[0],
+                dropout_y: dropout[1],
+                zoneout_h_x: zoneout_h[0],
+                zoneout_h_y: zoneout_h[1],
+                zoneout_c_x: zoneout_c[0],
+                zoneout_c_y: zoneout_c[1],
+            };
+            let pieces = pieces_of_step(axis, &self.op, s, piece_rows);
+            for &piece in &pieces {
+                (params.piece_start, params.piece_end) = bounds(piece, piece_rows);
+                out.dispatch(&self.pieces[piece], &params, directions * row_blocks * unit_blocks);
+            }
+            for &piece in pieces.iter().filter(|_| !self.project.is_empty()) {
+                let (piece_start, piece_end) = bounds(piece, piece_rows);
+                let params = lstm_project::Params {
                     hidden: word(self.hidden),
-                    quads: word(padded / 4),
-                    first: word(start - from),
-                    end: word(end - from),
-                    ending: word(axis.rows_at(t + 1)),
-                    row: word(start % piece_rows),
+                    output: word(self.output),
+                    padded: word(padded),
+                    running: word(active),
+                    ending: word(axis.rows_at(s + 1)),
+                    step: word(s),
+                    piece_start,
+                    piece_end,
                     sequences: word(sequences),
-                    slot: word(t % 2),
-                    unit_blocks: word(unit_blocks),
-                    save: u32::from(self.save[0]) * (1 + u32::from(self.save[1])),
+                    slot: word(s % 2),
+                    directions: word(directions),
+                    reverse,
+                    offsets,
+                    lengths,
+                    start: axis.start,
+                    dropout_x: dropout[0],
+                    dropout_y: dropout[1],
+                    zoneout_h_x: zoneout_h[0],
+                    zoneout_h_y: zoneout_h[1],
                 };
-                out.dispatch(&self.pieces[piece], &params, (end - start).div_ceil(self.block) * unit_blocks);
-                start = end;
+                out.dispatch(&self.project[piece], &params, (directions * active * self.output).div_ceil(64));
             }
         }
         Ok(())
     }
+}
+
+/// The first row of a piece, and one past its last.
+pub(super) fn bounds(piece: usize, piece_rows: usize) -> (u32, u32) {
+    let end = (piece + 1).saturating_mul(piece_rows);
+    (word(piece * if piece == 0 { 0 } else { piece_rows }), u32::try_from(end).unwrap_or(u32::MAX))
 }

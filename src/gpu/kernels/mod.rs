@@ -4,6 +4,7 @@
 //! prepared, and records its dispatches at each run. [`prepare`] maps an operation to its launcher.
 
 mod argmax;
+mod columns;
 mod cross_entropy;
 mod cross_entropy_backward;
 mod dropout;
@@ -14,7 +15,9 @@ mod lstm_backward_finish;
 mod lstm_backward_step;
 mod lstm_begin;
 mod lstm_forward_step;
+mod lstm_peephole_gradient;
 mod lstm_previous;
+mod lstm_project;
 mod matmul;
 mod pack;
 mod reduce_all;
@@ -23,10 +26,12 @@ mod reduce_rows;
 mod weight_gradient;
 
 use super::executor::{Preparer, Run};
-use super::pipeline::{Kernel, assemble};
+use super::pipeline::{Constants, Kernel, assemble};
 use super::record::Recorder;
+use crate::config::{Cell, Mask};
 use crate::error::{Error, Result};
-use crate::graph::{LstmPart, Op, Over};
+use crate::graph::{LstmOp, LstmPart, Op, Over};
+use crate::params::random::{drop_threshold, threefry};
 use crate::scheduler::Step;
 
 /// One step made ready.
@@ -62,9 +67,65 @@ macro_rules! kernel {
 }
 use kernel;
 
+/// The constants of a layer's kernels, as `shaders/common/lstm_options.wgsl` declares them; what is plain is left out.
+fn lstm_constants(op: &LstmOp) -> Constants {
+    let (cell, plain) = (&op.cell, Cell::default());
+    let mut all = Constants::new();
+    let names = [
+        ["GATE", "GATE_ALPHA", "GATE_BETA"],
+        ["CANDIDATE", "CANDIDATE_ALPHA", "CANDIDATE_BETA"],
+        ["OUTPUT", "OUTPUT_ALPHA", "OUTPUT_BETA"],
+    ];
+    let chosen = [(cell.gate, plain.gate), (cell.candidate, plain.candidate), (cell.output, plain.output)];
+    for (names, (activation, plain)) in names.into_iter().zip(chosen) {
+        if activation != plain {
+            let (curve, alpha, beta) = activation.curve();
+            all.extend(names.into_iter().zip([f32::from(curve as u8), alpha, beta]));
+        }
+    }
+    let flags = [
+        ("SAVES_ACTIVATED", cell.saves_activated(), true),
+        ("COUPLED", cell.coupled, false),
+        ("PEEPHOLES", cell.peepholes, false),
+        ("TRAINING", op.random.is_some(), false),
+        ("DROPOUT_STEP", cell.recurrent_mask == Mask::Step, false),
+    ];
+    all.extend(
+        flags.into_iter().filter(|(_, is, plain)| is != plain).map(|(name, is, _)| (name, f32::from(u8::from(is)))),
+    );
+    let numbers = [
+        ("CLIP", cell.clip.unwrap_or(0.0)),
+        ("CELL_CLIP", cell.cell_clip.unwrap_or(0.0)),
+        ("GRADIENT_CLIP", cell.gradient_clip.unwrap_or(0.0)),
+        ("DROPOUT", op.dropout().map_or(0.0, |_| rate(cell.recurrent_dropout))),
+        ("ZONEOUT_H", rate(cell.zoneout_h)),
+        ("ZONEOUT_C", rate(cell.zoneout_c)),
+    ];
+    all.extend(numbers.into_iter().filter(|(_, value)| *value != 0.0));
+    all
+}
+
+/// A probability in whole units of 2^-24, in which words are compared.
+fn rate(probability: f32) -> f32 {
+    drop_threshold(probability) as f32 / (1u32 << 24) as f32
+}
+
+/// The keys of a layer's random operations: recurrent dropout, zoneout of h, of c.
+fn lstm_keys(op: &LstmOp, run: &Run<'_>) -> [[u32; 2]; 3] {
+    let seed = [run.batch.seed as u32, (run.batch.seed >> 32) as u32];
+    let first = op.random.unwrap_or(0);
+    [0, 1, 2].map(|of| threefry(seed, [run.batch.step, first + of]))
+}
+
+/// Bit d is set where direction d runs back in time.
+fn reverse_bits(op: &LstmOp) -> u32 {
+    (0..op.directions()).map(|d| u32::from(op.direction.reversed(d)) << d).sum()
+}
+
 /// Every kernel.
 pub const KERNELS: &[&Kernel] = &[
     &argmax::KERNEL,
+    &columns::KERNEL,
     &cross_entropy::KERNEL,
     &cross_entropy_backward::KERNEL,
     &dropout::KERNEL,
@@ -72,12 +133,18 @@ pub const KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
     &lstm_backward_finish::KERNEL,
-    &lstm_backward_step::KERNEL,
-    &lstm_backward_step::SUBGROUP,
+    &lstm_backward_step::STEP[0],
+    &lstm_backward_step::STEP[1],
+    &lstm_backward_step::STEP[2],
+    &lstm_backward_step::SUBGROUP[0],
+    &lstm_backward_step::SUBGROUP[1],
+    &lstm_backward_step::SUBGROUP[2],
     &lstm_begin::KERNEL,
     &lstm_forward_step::KERNEL,
     &lstm_forward_step::SUBGROUP,
+    &lstm_peephole_gradient::KERNEL,
     &lstm_previous::KERNEL,
+    &lstm_project::KERNEL,
     &matmul::KERNEL,
     &matmul::SUBGROUP,
     &pack::KERNEL,
@@ -104,13 +171,22 @@ pub fn shaders() -> Result<Vec<(String, String)>> {
 /// The launcher of `step`.
 pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dyn Runner>> {
     Ok(match &step.op {
-        Op::Lstm => Box::new(lstm_forward_step::LstmForward::prepare(preparer, step)?),
-        Op::LstmBackward => Box::new(lstm_backward_step::LstmBackward::prepare(preparer, step)?),
+        Op::Lstm(op) => Box::new(lstm_forward_step::LstmForward::prepare(preparer, step, op)?),
+        Op::LstmBackward(op) => Box::new(lstm_backward_step::LstmBackward::prepare(preparer, step, op)?),
+        Op::LstmInputGradient if step.inputs.len() == 1 => {
+            return Err(Error::unsupported("the gradient of products that a layer takes in place of x, on a GPU"));
+        }
         Op::LstmInputGradient | Op::Linear | Op::MatMul => Box::new(matmul::MatMul::prepare(preparer, step)?),
-        Op::LstmWeightGradient(LstmPart::Bias) => Box::new(reduce_rows::ReduceRows::prepare(preparer, step)?),
-        Op::LstmWeightGradient(_) | Op::WeightGradient => {
+        Op::LstmWeightGradient { part: LstmPart::Bias, .. } => {
+            Box::new(reduce_rows::ReduceRows::prepare(preparer, step)?)
+        }
+        Op::LstmWeightGradient { part: LstmPart::Peepholes, direction, lstm } => {
+            Box::new(lstm_peephole_gradient::PeepholeGradient::prepare(preparer, step, lstm, *direction)?)
+        }
+        Op::LstmWeightGradient { .. } | Op::WeightGradient => {
             Box::new(weight_gradient::WeightGradient::prepare(preparer, step)?)
         }
+        Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),
         Op::EmbeddingBackward { .. } => Box::new(embedding_backward::EmbeddingBackward::prepare(preparer, step)?),
         Op::Dropout { rate, operation } => Box::new(dropout::Dropout::prepare(preparer, step, *rate, *operation)?),

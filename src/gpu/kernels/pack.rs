@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
-use crate::graph::Op;
-use crate::graph::op::{lstm, lstm_backward};
+use crate::graph::lstm::{PARAMETERS, lstm, lstm_backward};
+use crate::graph::{Op, Parameter};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::{Broadcast, broadcast, quads};
 
@@ -21,18 +21,32 @@ params!(Params {
     stride_b: u32,
     stride_c: u32,
     accumulate: u32,
+    first: u32,
+    stride_to: u32,
+    source_len: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("pack", "main", Params, [Params, Read, Write]);
 
-/// A destination of three dimensions from a source by strides.
+/// Where a source's elements go: three dimensions, the last two of them in a row.
 struct Map {
     sizes: [usize; 3],
     limits: [usize; 3],
     strides: [usize; 3],
+    /// Where the first element goes.
+    first: usize,
+    /// From one of the first dimension to the next in the destination.
+    stride_to: usize,
 }
 
-/// One workspace packed from one or more sources, which add.
+impl Map {
+    /// A map that fills the destination without gaps from `first` on.
+    fn dense(sizes: [usize; 3], limits: [usize; 3], strides: [usize; 3], first: usize) -> Self {
+        Self { sizes, limits, strides, first, stride_to: sizes[1] * sizes[2] }
+    }
+}
+
+/// One workspace packed from one or more sources.
 pub(super) struct Pack {
     launches: Vec<(Launch, Params)>,
     clear: Option<View>,
@@ -40,67 +54,115 @@ pub(super) struct Pack {
 
 impl Pack {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, number: usize) -> Result<Self> {
-        let map = map(preparer, step, number)?;
         let to = preparer.values.view(step.workspace[number], 0)?;
         let mut launches = Vec::new();
-        for value in step.packs[number].iter().filter_map(|&p| step.inputs.get(p).copied().flatten()) {
-            let from = preparer.values.view(value, 0)?;
-            let launch = preparer.launch(&KERNEL, &[Some(from), Some(to.clone())])?;
+        // Some sources add up in one place, and some places have no source.
+        let clear = matches!((&step.op, number), (Op::Lstm(_), 1 | 2));
+        for &position in &step.packs[number] {
+            let Some(value) = step.inputs.get(position).copied().flatten() else { continue };
+            let map = map(preparer, step, number, position)?;
+            let source = preparer.values.view(value, 0)?;
+            let launch = preparer.launch(&KERNEL, &[Some(source), Some(to.clone())])?;
             let [_, b, c] = map.sizes.map(word);
             let [limit_a, limit_b, limit_c] = map.limits.map(word);
             let [stride_a, stride_b, stride_c] = map.strides.map(word);
-            let len = word(map.sizes.iter().product());
-            let accumulate = u32::from(!launches.is_empty());
-            let params = Params { len, b, c, limit_a, limit_b, limit_c, stride_a, stride_b, stride_c, accumulate };
+            let params = Params {
+                len: word(map.sizes.iter().product()),
+                b,
+                c,
+                limit_a,
+                limit_b,
+                limit_c,
+                stride_a,
+                stride_b,
+                stride_c,
+                accumulate: u32::from(clear),
+                first: word(map.first),
+                stride_to: word(map.stride_to),
+                source_len: word(size(preparer, value)?),
+            };
             launches.push((launch, params));
         }
-        let clear = launches.is_empty().then_some(to);
-        Ok(Self { launches, clear })
+        Ok(Self { launches, clear: clear.then_some(to) })
     }
 }
 
-/// How the source lies in the workspace. Gates are unit by unit: row g·H+u of the source is row 4u+g.
-fn map(preparer: &Preparer<'_>, step: &Step, number: usize) -> Result<Map> {
-    let size = |value: usize, at: usize| preparer.values.fixed(value, at);
+/// The number of values of a weight.
+fn size(preparer: &Preparer<'_>, value: usize) -> Result<usize> {
+    let len = preparer.values.shape(value).fixed_len();
+    len.ok_or_else(|| Error::internal("only values of fixed sizes are packed"))
+}
+
+/// How the source at `position` lies in workspace `number`. Gates are unit by unit: row g·H+u of the source is row 4u+g.
+fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> Result<Map> {
+    let size = |at: usize, dim: usize| preparer.values.fixed(input(step, at)?, dim);
+    // Direction and parameter of an LSTM's input.
+    let of = |first: usize| ((position - first) / PARAMETERS, (position - first) % PARAMETERS);
     Ok(match (&step.op, number) {
-        // [I][H] of i f g o
-        (Op::Lstm, 0) => {
-            let (i, h) = (size(input(step, lstm::WEIGHT_IH)?, 1)?, size(input(step, lstm::WEIGHT_HH)?, 1)?);
-            Map { sizes: [i, h, 4], limits: [i, h, 4], strides: [1, i, h * i] }
-        }
-        // [padded H][H] of i f g o
-        (Op::Lstm, 1) => {
-            let h = size(input(step, lstm::WEIGHT_HH)?, 1)?;
-            Map { sizes: [quads(h), h, 4], limits: [h, h, 4], strides: [1, h, h * h] }
-        }
-        // [H] of i f g o
-        (Op::Lstm, 2) => {
-            let h = size(input(step, lstm::WEIGHT_HH)?, 1)?;
-            Map { sizes: [1, h, 4], limits: [1, h, 4], strides: [0, 1, h] }
-        }
-        // rows in the order of the gates; the four of one unit side by side, or below each other with columns padded
-        (Op::LstmBackward, 0) => {
-            let h = size(input(step, lstm_backward::WEIGHT_HH)?, 1)?;
-            match broadcast(&preparer.values.program.target) {
-                Broadcast::Memory => Map { sizes: [h, h, 4], limits: [h, h, 4], strides: [h, 1, h * h] },
-                Broadcast::Subgroup => Map { sizes: [h, 4, quads(h)], limits: [h, 4, h], strides: [h, h * h, 1] },
+        (Op::Lstm(op), _) => {
+            let (d, parameter) = of(lstm::FIRST);
+            let directions = op.directions();
+            let weight_hh = lstm::parameter(0, Parameter::WeightHh);
+            let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
+            match number {
+                // [I][D][H] of i f g o
+                0 => {
+                    let i = size(position, 1)?;
+                    let (first, stride_to) = (d * 4 * h, directions * 4 * h);
+                    Map { sizes: [i, h, 4], limits: [i, h, 4], strides: [1, i, h * i], first, stride_to }
+                }
+                // [D, padded R + 1][H] of i f g o, in the last row of peepholes i f o
+                1 => {
+                    let first = d * (quads(r) + 1) * 4 * h;
+                    if parameter == Parameter::Peepholes as usize {
+                        Map::dense([1, h, 4], [1, h, 3], [0, 1, h], first + quads(r) * 4 * h)
+                    } else {
+                        Map::dense([quads(r), h, 4], [r, h, 4], [1, r, h * r], first)
+                    }
+                }
+                // [D][H] of i f g o
+                2 => Map::dense([1, h, 4], [1, h, 4], [0, 1, h], d * 4 * h),
+                // [D][H][padded R]
+                _ => Map::dense([h, quads(r), 1], [h, r, 1], [1, h, 0], d * h * quads(r)),
             }
         }
-        // rows in the order of the gates, columns padded
+        (Op::LstmBackward(_), _) => {
+            let (d, _) = of(lstm_backward::FIRST);
+            let weight_hh = lstm_backward::parameter(0, Parameter::WeightHh);
+            let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
+            let broadcast = broadcast(&preparer.values.program.target);
+            match (number, broadcast) {
+                // rows four by four: those of one unit side by side, or below each other with columns padded
+                (0, Broadcast::Memory) => Map::dense([h, r, 4], [h, r, 4], [r, 1, h * r], d * h * 4 * r),
+                (0, Broadcast::Subgroup) => {
+                    Map::dense([h, 4, quads(r)], [h, 4, r], [r, h * r, 1], d * h * 4 * quads(r))
+                }
+                (3, _) => Map::dense([1, h, 4], [1, h, 3], [0, 1, h], d * 4 * h),
+                // rows of W_hr, padded to fours
+                (_, Broadcast::Memory) => {
+                    let sizes = [quads(r) / 4, h, 4];
+                    Map::dense(sizes, sizes, [4 * h, 1, h], d * quads(r) * h)
+                }
+                (_, Broadcast::Subgroup) => {
+                    Map::dense([quads(r), 1, quads(h)], [r, 1, h], [h, 0, 1], d * quads(r) * quads(h))
+                }
+            }
+        }
+        // rows in the order of the gates, columns padded; directions below each other
         (Op::LstmInputGradient, 0) => {
-            let (four_h, i) = (size(input(step, 1)?, 0)?, size(input(step, 1)?, 1)?);
+            let (four_h, i) = (size(position, 0)?, size(position, 1)?);
             let h = four_h / 4;
-            Map { sizes: [h, 4, quads(i)], limits: [h, 4, i], strides: [i, h * i, 1] }
+            Map::dense([h, 4, quads(i)], [h, 4, i], [i, h * i, 1], (position - 1) * four_h * quads(i))
         }
         // transposed, columns padded
         (Op::Linear, 0) => {
-            let (o, i) = (size(input(step, 1)?, 0)?, size(input(step, 1)?, 1)?);
-            Map { sizes: [i, quads(o), 1], limits: [i, o, 1], strides: [1, i, 0] }
+            let (o, i) = (size(1, 0)?, size(1, 1)?);
+            Map::dense([i, quads(o), 1], [i, o, 1], [1, i, 0], 0)
         }
         // columns padded
         (Op::MatMul, 0) => {
-            let (k, c) = (size(input(step, 1)?, 0)?, size(input(step, 1)?, 1)?);
-            Map { sizes: [k, quads(c), 1], limits: [k, c, 1], strides: [c, 1, 0] }
+            let (k, c) = (size(1, 0)?, size(1, 1)?);
+            Map::dense([k, quads(c), 1], [k, c, 1], [c, 1, 0], 0)
         }
         _ => return Err(Error::internal(format!("workspace {number} of {} is not packed", step.op.name()))),
     })

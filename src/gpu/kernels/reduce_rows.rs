@@ -18,6 +18,8 @@ params!(Params {
     units: u32,
     accumulate: u32,
     square: u32,
+    stride: u32,
+    first: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("reduce_rows", "main", Params, [Params, Read, Read, Write]);
@@ -33,6 +35,9 @@ pub(super) struct ReduceRows {
     columns: usize,
     units: usize,
     square: u32,
+    stride: usize,
+    /// Where the columns that count begin.
+    first: usize,
     result: View,
 }
 
@@ -46,10 +51,16 @@ impl ReduceRows {
             let views = [values.view(x, p)?, preparer.table(), values.view(sum, 0)?].map(Some);
             pieces.push(preparer.launch(&KERNEL, &views)?);
         }
-        let columns = values.row_len(x)?;
-        let units = if matches!(step.op, Op::LstmWeightGradient(_)) { columns / 4 } else { 0 };
+        let stride = values.row_len(x)?;
+        let (columns, first, units) = match step.op {
+            Op::LstmWeightGradient { direction, lstm, .. } => {
+                let own = stride / lstm.directions();
+                (own, direction * own, own / 4)
+            }
+            _ => (stride, 0, 0),
+        };
         let square = u32::from(matches!(step.op, Op::Reduce { kind: ReduceKind::SumOfSquares, .. }));
-        Ok(Self { pieces, axis, x, columns, units, square, result: values.view(sum, 0)? })
+        Ok(Self { pieces, axis, x, columns, units, square, stride, first, result: values.view(sum, 0)? })
     }
 }
 
@@ -70,6 +81,8 @@ impl Runner for ReduceRows {
                 units: word(self.units),
                 accumulate: u32::from(end < rows),
                 square: self.square,
+                stride: word(self.stride),
+                first: word(self.first),
             };
             out.dispatch(&self.pieces[p], &params, self.columns.div_ceil(COLUMNS));
         }

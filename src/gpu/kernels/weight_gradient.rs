@@ -20,6 +20,10 @@ params!(Params {
     blocks: u32,
     units: u32,
     accumulate: u32,
+    a_stride: u32,
+    a_first: u32,
+    b_stride: u32,
+    b_first: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("weight_gradient", "main", Params, [Params, Read, Read, Read, Write]);
@@ -39,6 +43,8 @@ pub(super) struct WeightGradient {
     n: usize,
     units: usize,
     broadcast: Broadcast,
+    /// Of A and of B: values from row to row, and where the columns that count begin.
+    strides: [(usize, usize); 2],
     result: View,
 }
 
@@ -46,15 +52,28 @@ impl WeightGradient {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
         let values = preparer.values;
         let (a, mut b, c) = (input(step, 0)?, input(step, 1)?, output(step, 0)?);
-        let previous = if step.op == Op::LstmWeightGradient(LstmPart::RecurrentWeights) {
+        let mut previous = None;
+        if let Op::LstmWeightGradient { part: LstmPart::RecurrentWeights, direction, lstm } = &step.op {
             let h0 = step.inputs.get(2).copied().flatten();
-            let previous = LstmPrevious::prepare(preparer, b, h0, step.workspace[0])?;
+            previous = Some(LstmPrevious::prepare(preparer, (lstm, *direction), b, h0, step.workspace[0], true)?);
             b = step.workspace[0];
-            Some(previous)
-        } else {
-            None
+        }
+        let (whole_a, whole_b) = (values.row_len(a)?, values.row_len(b)?);
+        let own = |whole: usize, directions: usize, direction: usize| {
+            let own = whole / directions;
+            (own, (whole, direction * own))
         };
-        let (m, n) = (values.row_len(a)?, values.row_len(b)?);
+        let ((m, a_columns), (n, b_columns), units) = match &step.op {
+            Op::LstmWeightGradient { part, direction, lstm } => {
+                let a = own(whole_a, lstm.directions(), *direction);
+                let both = if *part == LstmPart::Projection { lstm.directions() } else { 1 };
+                let b = own(whole_b, both, if both > 1 { *direction } else { 0 });
+                let units = if *part == LstmPart::Projection { 0 } else { a.0 / 4 };
+                (a, b, units)
+            }
+            _ => (own(whole_a, 1, 0), own(whole_b, 1, 0), 0),
+        };
+        let strides = [a_columns, b_columns];
         let axis = row_axis(values.shape(a));
         let table = preparer.table();
         let broadcast = broadcast(&values.program.target);
@@ -64,8 +83,7 @@ impl WeightGradient {
             let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), values.view(c, 0)?].map(Some);
             pieces.push(preparer.launch(kernel, &views)?);
         }
-        let units = if step.op == Op::WeightGradient { 0 } else { m / 4 };
-        Ok(Self { previous, pieces, axis, a, m, n, units, broadcast, result: values.view(c, 0)? })
+        Ok(Self { previous, pieces, axis, a, m, n, units, broadcast, strides, result: values.view(c, 0)? })
     }
 }
 
@@ -95,6 +113,10 @@ impl Runner for WeightGradient {
                 blocks: word(blocks),
                 units: word(self.units),
                 accumulate: u32::from(end < rows),
+                a_stride: word(self.strides[0].0),
+                a_first: word(self.strides[0].1),
+                b_stride: word(self.strides[1].0),
+                b_first: word(self.strides[1].1),
             };
             out.dispatch(&self.pieces[p], &params, others * blocks);
         }
