@@ -3,9 +3,9 @@
 mod common;
 
 use common::{assert_close, devices};
-use mnemon::config::{Bias, LstmConfig};
+use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Expr, Graph, N, Over, ReduceKind, Value};
+use mnemon::graph::{B, Expr, Graph, LstmOp, N, Over, ReduceKind, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
@@ -88,6 +88,146 @@ fn lstm_case(lengths: &[usize], input: usize, hidden: usize, bias: Bias, states:
     Case { name, graph: g, persistent, inputs, batch, tolerance: 3e-5 }
 }
 
+/// One layer of any kind over x, with all gradients as outputs.
+fn kind_case(lengths: &[usize], config: &LstmConfig, training: bool) -> Case {
+    let mut g = Graph::new();
+    let batch = Batch::ragged(lengths).unwrap().at_step(5, 3).starting_at(7);
+    let samples: Vec<u32> = (0..lengths.len() as u32).map(|b| 100 + 3 * b).collect();
+    let batch = batch.with_samples(&samples).unwrap();
+    let rows = batch.axis(0).unwrap().rows();
+    let (mut persistent, mut inputs) = (BTreeMap::new(), BTreeMap::new());
+    let x = g.input("x", [N, config.input_size.into()], DType::F32).unwrap();
+    inputs.insert("x".to_string(), random(&[rows, config.input_size], 1, 1.0));
+    let mut op = LstmOp { direction: config.direction, cell: config.cell, random: None };
+    if training {
+        op.random = Some(g.random_operations(3));
+    }
+    let mut wanted: Vec<(String, Value)> = vec![("x".into(), x)];
+    let mut values = Vec::new();
+    for p in lstm_parameters(config, 0) {
+        let value = g.persistent(&p.name, &p.shape).unwrap();
+        // Larger weights amplify each rounding from step to step.
+        let scale = (1.0 / (config.hidden_size as f64).sqrt()).min(0.4);
+        persistent.insert(p.name.clone(), random(&p.shape, 10 + wanted.len() as u64, scale));
+        wanted.push((p.name.clone(), value));
+        values.push((p, value));
+    }
+    let of = |d: usize, role: &str| values.iter().find(|(p, _)| p.direction == d && p.role == role).map(|v| v.1);
+    let weights: Vec<LstmWeights> =
+        (0..op.directions()).map(|d| LstmWeights::by_role(|role| of(d, role)).unwrap()).collect();
+    let [h0, c0] = [("h0", config.output_size()), ("c0", config.hidden_size)].map(|(name, n)| {
+        let columns = op.directions() * n;
+        inputs.insert(name.to_string(), random(&[lengths.len(), columns], 40 + n as u64, 0.5));
+        let value = g.input(name, [B, columns.into()], DType::F32).unwrap();
+        wanted.push((name.to_string(), value));
+        value
+    });
+    let out = g.lstm_layer(x, Some((h0, c0)), &op, &weights).unwrap();
+    let mut sums = Vec::new();
+    for (at, (name, value)) in [("y", out.y), ("h_n", out.h_n), ("c_n", out.c_n)].into_iter().enumerate() {
+        let shape = g.shape(value).clone();
+        let up = g.input(&format!("up.{name}"), shape.clone(), DType::F32).unwrap();
+        let sizes = batch.resolve(&shape).unwrap();
+        inputs.insert(format!("up.{name}"), random(&sizes, 70 + at as u64, 1.0));
+        let product = g.elementwise(Expr::Input(0) * Expr::Input(1), &[value, up]).unwrap();
+        sums.push(product);
+        g.output(name, value).unwrap();
+    }
+    let total = g.sum(&sums).unwrap();
+    let by: Vec<Value> = wanted.iter().map(|w| w.1).collect();
+    for ((name, _), gradient) in wanted.iter().zip(g.gradients(total, &by).unwrap()) {
+        g.output(&format!("d.{name}"), gradient).unwrap();
+    }
+    Case {
+        name: format!("{config:?} {lengths:?} training {training}"),
+        graph: g,
+        persistent,
+        inputs,
+        batch,
+        tolerance: 3e-5,
+    }
+}
+
+/// Pairs of options as in `gradients.rs`, on sizes around tile edges, forward and every gradient, on every executor.
+/// Normalised cells run where executors have them.
+#[test]
+fn lstms_of_every_kind() {
+    const LENGTHS: [&[usize]; 4] = [&[2, 0, 5, 1], &[3; 17], &[65, 1, 66], &[4]];
+    const SIZES: [[usize; 3]; 3] = [[3, 5, 2], [7, 17, 9], [2, 66, 65]];
+    for row in 0..16u32 {
+        let bit = |column: u32| (row & column).count_ones() % 2 == 1;
+        let [input, hidden, projection] = SIZES[row as usize % 3];
+        let lengths = LENGTHS[row as usize / 4];
+        // Among thousands of elements one is close enough to a corner for f32 to fall on its other side.
+        let corners = hidden * lengths.iter().sum::<usize>() < 1000;
+        let cell = Cell {
+            peepholes: bit(1),
+            clip: (corners && bit(2)).then_some(1.5),
+            recurrent_dropout: if bit(3) { 0.3 } else { 0.0 },
+            recurrent_mask: if bit(4) { Mask::Step } else { Mask::Sequence },
+            zoneout_h: if bit(5) { 0.25 } else { 0.0 },
+            zoneout_c: if bit(6) { 0.25 } else { 0.0 },
+            coupled: bit(7),
+            gradient_clip: (corners && bit(8)).then_some(0.5),
+            cell_clip: (corners && bit(9)).then_some(1.2),
+            gate: match (bit(10), corners) {
+                (true, true) => Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+                (true, false) => Activation::ScaledTanh { alpha: 0.7, beta: 0.4 },
+                _ => Activation::Sigmoid,
+            },
+            ..Cell::default()
+        };
+        let direction = [Direction::Forward, Direction::Reverse, Direction::Both, Direction::Both][row as usize % 4];
+        let config = LstmConfig::new(input, hidden).cell(cell).direction(direction);
+        let config = config.projection(bit(13).then_some(projection));
+        check(&kind_case(lengths, &config.bias(if bit(14) { Bias::Two } else { Bias::None }), bit(15)));
+    }
+}
+
+/// Every activation in every place.
+#[test]
+fn lstms_of_every_activation() {
+    let (alpha, beta) = (0.7, 0.4);
+    let all = [
+        Activation::Linear,
+        Activation::Relu,
+        Activation::Affine { alpha, beta },
+        Activation::LeakyRelu { alpha },
+        Activation::ThresholdedRelu { alpha: 0.1 },
+        Activation::ScaledTanh { alpha, beta },
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        Activation::Elu { alpha },
+        Activation::Softsign,
+        Activation::Softplus,
+        Activation::Selu,
+        Activation::Swish,
+        Activation::Exponential,
+    ];
+    for (at, activation) in all.into_iter().enumerate() {
+        let next = all[(at + 1) % all.len()];
+        let last = all[(at + 5) % all.len()];
+        let cell = Cell { gate: activation, candidate: next, output: last, clip: Some(1.0), ..Cell::default() };
+        check(&kind_case(&[2, 0, 3], &LstmConfig::new(3, 5).cell(cell), false));
+    }
+}
+
+/// A normalised cell on the executors that have it; a GPU says that it has not.
+#[test]
+fn lstms_with_layer_normalisation() {
+    for (direction, projection) in [(Direction::Both, None), (Direction::Reverse, Some(3))] {
+        let cell = Cell { layer_norm: Some(1e-5), peepholes: true, zoneout_h: 0.1, ..Cell::default() };
+        let config = LstmConfig::new(4, 9).cell(cell).direction(direction).projection(projection);
+        let case = kind_case(&[2, 0, 5, 1], &config, true);
+        check_on(&case, &devices()[..2]);
+        for gpu in common::gpus() {
+            let mut session = gpu.session().unwrap();
+            case.persistent.iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
+            let error = session.load(&case.graph, &Capacity::exactly(&case.batch)).err().expect("not yet on a GPU");
+            assert_eq!(error.kind(), mnemon::error::ErrorKind::Unsupported, "{error}");
+        }
+    }
+}
+
 /// Every other operation, forward and gradient.
 fn operations_case(rows: usize, features: usize) -> Case {
     let mut g = Graph::new();
@@ -157,8 +297,12 @@ fn truth(case: &Case) -> BTreeMap<String, Vec<f64>> {
 }
 
 fn check(case: &Case) {
+    check_on(case, &devices());
+}
+
+fn check_on(case: &Case, devices: &[mnemon::device::Device]) {
     let expected = truth(case);
-    for device in devices() {
+    for device in devices {
         let capacities = [Capacity::exactly(&case.batch), Capacity::around(&case.batch)];
         for (capacity, fresh) in capacities.iter().zip([false, true]) {
             let mut session = device.session().unwrap();

@@ -1,10 +1,11 @@
 //! Every gradient rule of the graph against central differences, in f64 on the reference executor.
 
+use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Binary, Dim, Expr, Graph, Kind, N, Over, ReduceKind, Shape, Unary, Value};
+use mnemon::graph::{B, Binary, Dim, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, Shape, Unary, Value};
 use mnemon::params::random::Random;
-use mnemon::params::{DType, Tensor};
+use mnemon::params::{DType, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
 use mnemon::scheduler::{Batch, Capacity, CompileOptions, Program, Target, compile};
 use std::sync::Arc;
@@ -103,6 +104,130 @@ fn lstm_cases() -> Vec<Case> {
         weighted(g, above.y, "k")
     }));
     all
+}
+
+/// One layer of I = 3, H = 4 (R = 2 where it is projected) of any kind, whose y, h_n and c_n the loss reads.
+fn lstm_kind(g: &mut Graph, config: &LstmConfig, training: bool) -> Result<Value> {
+    let x = g.persistent("x", [N, config.input_size.into()])?;
+    let mut op = LstmOp { direction: config.direction, cell: config.cell, random: None };
+    if training {
+        op.random = Some(g.random_operations(3));
+    }
+    let mut values = Vec::new();
+    for p in lstm_parameters(config, 0) {
+        let value = g.persistent(&p.name, &p.shape)?;
+        values.push((p, value));
+    }
+    let of =
+        |d: usize, role: &str| values.iter().find(|(p, _)| p.direction == d && p.role == role).map(|(_, value)| *value);
+    let weights = (0..op.directions()).map(|d| LstmWeights::by_role(|role| of(d, role))).collect::<Result<Vec<_>>>()?;
+    let columns = |n: usize| Shape::from([B, (op.directions() * n).into()]);
+    let state = (g.persistent("h0", columns(config.output_size()))?, g.persistent("c0", columns(config.hidden_size))?);
+    let out = g.lstm_layer(x, Some(state), &op, &weights)?;
+    let sums = [weighted(g, out.y, "ky")?, weighted(g, out.h_n, "kh")?, weighted(g, out.c_n, "kc")?];
+    g.sum(&sums)
+}
+
+/// The options of a cell, one at a time.
+fn cells() -> Vec<Cell> {
+    let plain = Cell::default();
+    let mut all = vec![
+        plain,
+        Cell { clip: Some(0.9), ..plain },
+        Cell { cell_clip: Some(0.7), ..plain },
+        Cell { coupled: true, ..plain },
+        Cell { peepholes: true, ..plain },
+        Cell { layer_norm: Some(1e-3), ..plain },
+        Cell { recurrent_dropout: 0.3, ..plain },
+        Cell { recurrent_dropout: 0.3, recurrent_mask: Mask::Step, ..plain },
+        Cell { zoneout_h: 0.4, ..plain },
+        Cell { zoneout_c: 0.4, ..plain },
+        // Too large to have an effect, so that differences see the same function.
+        Cell { gradient_clip: Some(1e6), ..plain },
+    ];
+    let (alpha, beta) = (0.7, 0.4);
+    for activation in [
+        Activation::Linear,
+        Activation::Relu,
+        Activation::Affine { alpha, beta },
+        Activation::LeakyRelu { alpha },
+        Activation::ThresholdedRelu { alpha: 0.1 },
+        Activation::ScaledTanh { alpha, beta },
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        Activation::Elu { alpha },
+        Activation::Softsign,
+        Activation::Softplus,
+        Activation::Selu,
+        Activation::Swish,
+        Activation::Exponential,
+    ] {
+        // e to a sum of products leaves what differences of doubles resolve, unless it is clipped.
+        let clip = (activation == Activation::Exponential).then_some(1.5);
+        all.push(Cell { gate: activation, clip, ..plain });
+        all.push(Cell { candidate: activation, ..plain });
+        all.push(Cell { output: activation, ..plain });
+    }
+    all
+}
+
+/// Every option by itself, and all pairs of: direction, lengths, projection, bias, dropout, normalisation, peepholes,
+/// zoneout, clipping, coupling, training. A row of an orthogonal array is a bit pattern; each two columns of it show all
+/// four pairs.
+fn kind_cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let mut add = |config: LstmConfig, lengths: Vec<usize>, training: bool| {
+        let name = format!("lstm {config:?} lengths {lengths:?} training {training}");
+        let build: Build = Box::new(move |g| lstm_kind(g, &config, training));
+        all.push(Case { name, lengths, build });
+    };
+    let config = LstmConfig::new(3, 4);
+    for cell in cells() {
+        // Gates without bounds multiply from step to step: third derivatives grow beyond what central differences allow.
+        let bounded = matches!(cell.gate, Activation::Sigmoid | Activation::HardSigmoid { .. } | Activation::Softsign);
+        let lengths = if bounded { RAGGED.to_vec() } else { vec![1, 0, 2] };
+        for training in [false, true] {
+            add(config.clone().cell(cell), lengths.clone(), training);
+        }
+    }
+    for direction in [Direction::Reverse, Direction::Both] {
+        for projection in [None, Some(2)] {
+            add(config.clone().direction(direction).projection(projection), RAGGED.to_vec(), false);
+        }
+    }
+    // The Hadamard array of strength 2: column c of row r is the parity of r & c, for c in 1..16.
+    for row in 0..16u32 {
+        let bit = |column: u32| (row & column).count_ones() % 2 == 1;
+        let cell = Cell {
+            peepholes: bit(1),
+            layer_norm: bit(2).then_some(1e-3),
+            recurrent_dropout: if bit(3) { 0.3 } else { 0.0 },
+            recurrent_mask: if bit(4) { Mask::Step } else { Mask::Sequence },
+            zoneout_h: if bit(5) { 0.25 } else { 0.0 },
+            zoneout_c: if bit(6) { 0.25 } else { 0.0 },
+            coupled: bit(7),
+            clip: bit(8).then_some(1.1),
+            cell_clip: bit(9).then_some(1.2),
+            gate: if bit(10) { Activation::HardSigmoid { alpha: 0.2, beta: 0.5 } } else { Activation::Sigmoid },
+            ..Cell::default()
+        };
+        let direction = if bit(11) { Direction::Both } else { Direction::Reverse };
+        let lengths = if bit(12) { RAGGED.to_vec() } else { vec![3, 3] };
+        let config = config.clone().cell(cell).direction(direction).projection(bit(13).then_some(2));
+        add(config.bias(if bit(14) { Bias::Two } else { Bias::None }), lengths, bit(15));
+    }
+    all
+}
+
+fn columns_cases() -> Vec<Case> {
+    vec![case("columns side by side, taken and normalised", |g| {
+        let (a, b) = (g.persistent("a", [N, 3.into()])?, g.persistent("b", [N, 2.into()])?);
+        let both = g.concat(&[a, b, a])?;
+        let part = g.slice(both, 2, 4)?;
+        let (gain, bias) = (g.persistent("gain", [4])?, g.persistent("bias", [4])?);
+        let normed = g.layer_norm(part, 1e-3, Some(gain), Some(bias))?;
+        let sums = [weighted(g, normed, "k")?, weighted(g, both, "kb")?];
+        g.sum(&sums)
+    })]
 }
 
 fn matrix_cases() -> Vec<Case> {
@@ -354,6 +479,16 @@ fn check_all(cases: &[Case]) {
 #[test]
 fn lstms_have_the_gradients_of_their_differences() {
     check_all(&lstm_cases());
+}
+
+#[test]
+fn lstms_of_every_kind_have_the_gradients_of_their_differences() {
+    check_all(&kind_cases());
+}
+
+#[test]
+fn columns_have_the_gradients_of_their_differences() {
+    check_all(&columns_cases());
 }
 
 #[test]
