@@ -5,7 +5,7 @@ mod common;
 use common::{assert_close, devices};
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Expr, Graph, LstmOp, N, Over, ReduceKind, Value};
+use mnemon::graph::{B, Expr, Graph, LstmOp, N, Over, ReduceKind, TimeKind, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
@@ -269,6 +269,17 @@ fn operations_case(rows: usize, features: usize) -> Case {
     for ((name, _), gradient) in wanted.iter().zip(gradients) {
         g.output(&format!("d.{name}"), gradient).unwrap();
     }
+    let probabilities = g.softmax(z).unwrap();
+    let largest = g.over_time(TimeKind::Max, probabilities).unwrap();
+    let total_over_time = g.over_time(TimeKind::Sum, z).unwrap();
+    let both = g.concat(&[largest, total_over_time, largest]).unwrap();
+    let part = g.slice(both, 5, 11).unwrap();
+    let each = g.each_step(0, part).unwrap();
+    let normed = g.layer_norm(each, 1e-3, None, None).unwrap();
+    let squares = g.sum_of_squares(&[normed, part]).unwrap();
+    let d_more = g.gradients(squares, &[w]).unwrap()[0];
+    g.output("d_more.w", d_more).unwrap();
+    g.output("normed", normed).unwrap();
     let best = g.argmax(z).unwrap();
     for (name, v) in [("mixed", mixed), ("loss", total), ("column", column), ("sums", sums), ("best", best)] {
         g.output(name, v).unwrap();

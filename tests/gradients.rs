@@ -3,7 +3,7 @@
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Binary, Dim, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, Shape, Unary, Value};
+use mnemon::graph::{B, Binary, Dim, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, Shape, TimeKind, Unary, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
@@ -219,7 +219,7 @@ fn kind_cases() -> Vec<Case> {
 }
 
 fn columns_cases() -> Vec<Case> {
-    vec![case("columns side by side, taken and normalised", |g| {
+    let joined = case("columns side by side, taken and normalised", |g| {
         let (a, b) = (g.persistent("a", [N, 3.into()])?, g.persistent("b", [N, 2.into()])?);
         let both = g.concat(&[a, b, a])?;
         let part = g.slice(both, 2, 4)?;
@@ -227,7 +227,21 @@ fn columns_cases() -> Vec<Case> {
         let normed = g.layer_norm(part, 1e-3, Some(gain), Some(bias))?;
         let sums = [weighted(g, normed, "k")?, weighted(g, both, "kb")?];
         g.sum(&sums)
-    })]
+    });
+    let softmax = case("softmax", |g| {
+        let x = g.persistent("x", [N, 4.into()])?;
+        let y = g.softmax(x)?;
+        weighted(g, y, "k")
+    });
+    let time = case("the sum and the largest over time, and a row at each step", |g| {
+        let x = g.persistent("x", [N, 3.into()])?;
+        let (sum, largest) = (g.over_time(TimeKind::Sum, x)?, g.over_time(TimeKind::Max, x)?);
+        let product = g.elementwise(Expr::Input(0) * Expr::Input(1), &[sum, largest])?;
+        let each = g.each_step(0, product)?;
+        let y = g.elementwise(Expr::Input(0) * Expr::Input(1), &[each, x])?;
+        weighted(g, y, "k")
+    });
+    vec![joined, softmax, time]
 }
 
 fn matrix_cases() -> Vec<Case> {

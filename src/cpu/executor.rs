@@ -8,7 +8,7 @@ use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
 use super::storage::{self, Buffer, Memory, Persistent, Place};
 use super::tape::Tape;
-use super::{columns, products, reduce, rows, softmax};
+use super::{columns, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
@@ -348,6 +348,9 @@ impl Run<'_> {
             Op::Reduce { kind, over } => reduce::reduce(call, *kind, *over),
             Op::CrossEntropy { ignore } => softmax::cross_entropy(call, *ignore),
             Op::CrossEntropyBackward { ignore } => softmax::cross_entropy_backward(call, *ignore),
+            Op::Softmax => softmax::softmax(call),
+            Op::OverTime { kind } => time::over_time(call, *kind),
+            Op::EachStep { axis } => time::each_step(call, *axis),
             Op::Concat => columns::concat(call),
             Op::Slice { first, .. } => columns::slice(call, *first),
             Op::Pad { before, .. } => columns::pad(call, *before),

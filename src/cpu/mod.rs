@@ -23,5 +23,6 @@ mod storage;
 mod tape;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use executor::{Cpu, Prepared};

@@ -1,4 +1,4 @@
-//! Cross entropy of softmax over rows of logits, and its gradient.
+//! Softmax of rows; its cross entropy with targets, and the gradient of that.
 
 use super::call::Call;
 use super::math;
@@ -9,6 +9,25 @@ use rayon::prelude::*;
 
 /// Elementary operations that one exponential counts for; untuned.
 const EXP_COST: usize = 8;
+
+/// x `[R, C]`: e^x over the row's sum of them.
+pub(super) fn softmax(call: &mut Call<'_>) -> Result<()> {
+    let (x, columns) = (call.input(0)?, call.operand(0)?.columns());
+    over_rows(call.output(0)?, columns, columns * EXP_COST, |first, out| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (r, to) in out.chunks_exact_mut(columns).enumerate() {
+                    let x = &x[(first + r) * columns..][..columns];
+                    let shift = math::largest(x);
+                    let scale = 1.0 / math::sum_of_exponentials(x, shift);
+                    to.iter_mut().zip(x).for_each(|(to, &x)| *to = math::exp(x - shift) * scale);
+                }
+            },
+        );
+    });
+    Ok(())
+}
 
 /// logits `[R, C]`, targets `[R]`: the loss, whether the target counts, and the log-sum-exp, each `[R]`.
 pub(super) fn cross_entropy(call: &mut Call<'_>, ignore: Option<u32>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Adding operations, with their shapes checked as they are added.
 
 use super::lstm::{LstmOp, Parameter, lstm};
-use super::op::{Op, Over, ReduceKind};
+use super::op::{Op, Over, ReduceKind, TimeKind};
 use super::shape::Shape;
 use super::{Expr, Graph, Value};
 use crate::error::{Error, Result};
@@ -170,6 +170,21 @@ impl Graph {
         let first = self.dropouts;
         self.dropouts += count;
         first
+    }
+
+    /// e^x over the sum of each row's.
+    pub fn softmax(&mut self, x: Value) -> Result<Value> {
+        self.push_one(Op::Softmax, &[x])
+    }
+
+    /// Each sequence's sum or largest value over its steps: x `[N, F]` gives `[B, F]`.
+    pub fn over_time(&mut self, kind: TimeKind, x: Value) -> Result<Value> {
+        self.push_one(Op::OverTime { kind }, &[x])
+    }
+
+    /// A row of each sequence at each of its steps: x `[B, F]` gives `[N, F]`.
+    pub fn each_step(&mut self, axis: u8, x: Value) -> Result<Value> {
+        self.push_one(Op::EachStep { axis }, &[x])
     }
 
     /// Values `[R, F]` side by side: `[R, ΣF]`.

@@ -1,7 +1,7 @@
 //! Gradients as a graph transformation: each operation's rule adds the operations that compute its inputs' gradients.
 
 use super::lstm::{LstmOp, LstmPart, Parameter, lstm, lstm_backward};
-use super::op::{Broadcast, Op, Over, ReduceKind, broadcast};
+use super::op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
 use super::{Dim, Expr, Graph, Node, Value};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
@@ -155,6 +155,9 @@ impl Rule<'_> {
                 }
                 self.give(0, Op::CrossEntropyBackward { ignore: *ignore }, &inputs)
             }
+            (Op::Softmax, Some(dy)) => self.softmax(dy),
+            (Op::OverTime { kind }, Some(dy)) => self.over_time(*kind, dy),
+            (Op::EachStep { .. }, Some(dy)) => self.give(0, Op::OverTime { kind: TimeKind::Sum }, &[dy]),
             (Op::Concat, Some(dy)) => {
                 let mut first = 0;
                 for at in 0..node.inputs.len() {
@@ -242,6 +245,34 @@ impl Rule<'_> {
             };
             self.pending.add(Some(x), gradient);
         }
+        Ok(())
+    }
+
+    /// dx = y (dy - Σ dy y)
+    fn softmax(&mut self, dy: Value) -> Result<()> {
+        let (y, x) = (self.node.outputs[0], self.wants(0));
+        let Some(x) = x else { return Ok(()) };
+        let product = self.graph.elementwise(Expr::Input(0) * Expr::Input(1), &[dy, y])?;
+        let along = self.graph.reduce(ReduceKind::Sum, Over::Columns, product)?;
+        let dx = self.graph.elementwise(Expr::Input(0) * (Expr::Input(1) - Expr::Input(2)), &[y, dy, along])?;
+        self.pending.add(Some(x), dx);
+        Ok(())
+    }
+
+    /// Each step has the sum's gradient; the largest's goes to the steps that are as large.
+    fn over_time(&mut self, kind: TimeKind, dy: Value) -> Result<()> {
+        let Some(x) = self.wants(0) else { return Ok(()) };
+        let axis = self.graph.shape(x).axis().ok_or_else(|| Error::internal("x has no time axis"))?;
+        let each = self.graph.push_one(Op::EachStep { axis }, &[dy])?;
+        let dx = match kind {
+            TimeKind::Sum => each,
+            TimeKind::Max => {
+                let largest = self.graph.push_one(Op::EachStep { axis }, &[self.node.outputs[0]])?;
+                let below = Expr::Input(0).less(Expr::Input(1));
+                self.graph.elementwise(below.select(Expr::Const(0.0), Expr::Input(2)), &[x, largest, each])?
+            }
+        };
+        self.pending.add(Some(x), dx);
         Ok(())
     }
 

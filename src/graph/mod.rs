@@ -13,7 +13,7 @@ pub mod shape;
 
 pub use expression::{Binary, Expr, Unary};
 pub use lstm::{LstmOp, LstmPart, Parameter};
-pub use op::{Broadcast, Op, Over, ReduceKind, broadcast};
+pub use op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
 pub use shape::{B, Dim, N, Shape, Symbol, T};
 
 use crate::error::{Error, Result};

@@ -2,7 +2,7 @@
 
 use super::expression::Expr;
 use super::lstm::{self, LstmOp, LstmPart};
-use super::shape::{Dim, Shape};
+use super::shape::{B, Dim, Shape, Symbol};
 use super::{Layout, ValueInfo};
 use crate::error::{Error, Result};
 use crate::params::DType;
@@ -14,6 +14,15 @@ pub enum ReduceKind {
     Sum,
     /// Σ x²
     SumOfSquares,
+}
+
+/// What is taken of a sequence's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeKind {
+    /// Σ x
+    Sum,
+    /// The largest x
+    Max,
 }
 
 /// What a reduction runs over.
@@ -93,6 +102,18 @@ pub enum Op {
     },
     /// x `[R, C]` gives the column of each row's largest value, the first of equals `[R]`.
     ArgMax,
+    /// x `[R, C]` gives e^x over the row's sum of them `[R, C]`.
+    Softmax,
+    /// x `[N, F]` of a time axis gives each sequence's sum or largest value over its steps `[B, F]`; zero for no step.
+    OverTime {
+        /// The sum, or the largest.
+        kind: TimeKind,
+    },
+    /// x `[B, F]` gives the same row at each step of its sequence `[N, F]`.
+    EachStep {
+        /// The time axis.
+        axis: u8,
+    },
     /// Values `[R, F]` side by side `[R, ΣF]`.
     Concat,
     /// Columns `first..first + count` of x `[R, F]`.
@@ -247,6 +268,9 @@ impl Op {
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyBackward { .. } => "cross_entropy_backward",
             Op::ArgMax => "argmax",
+            Op::Softmax => "softmax",
+            Op::OverTime { .. } => "over_time",
+            Op::EachStep { .. } => "each_step",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
             Op::Pad { .. } => "pad",
@@ -326,6 +350,24 @@ impl Op {
                 let (rows, _) = i.matrix(0, "x")?;
                 let shape = Shape::from([rows.clone()]);
                 Ok(vec![OutputSpec { role: "column", shape, dtype: DType::U32, layout: Layout::Rows }])
+            }
+            Op::Softmax => {
+                let (rows, columns) = i.matrix(0, "x")?;
+                Ok(vec![float("y", [rows.clone(), columns.into()])])
+            }
+            Op::OverTime { .. } => {
+                let (rows, columns) = i.matrix(0, "x")?;
+                if !matches!(rows, Dim::Symbol(Symbol::Rows(_))) {
+                    return Err(Error::shape(format!("x must have the rows of a time axis (N), got {rows}")));
+                }
+                Ok(vec![float("y", [B, columns.into()])])
+            }
+            Op::EachStep { axis } => {
+                let (rows, columns) = i.matrix(0, "x")?;
+                if *rows != B {
+                    return Err(Error::shape(format!("x must have a row a sequence (B), got {rows}")));
+                }
+                Ok(vec![float("y", [Dim::Symbol(Symbol::Rows(*axis)), columns.into()])])
             }
             Op::Concat => {
                 let (rows, mut total) = i.matrix(0, "x")?;

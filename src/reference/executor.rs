@@ -4,7 +4,7 @@ use super::array::{Array, Call, Rows, pack, unpack};
 use super::store::{Data, Stored};
 use super::{
     Real, argmax, columns, cross_entropy, dropout, elementwise, embedding, linear, lstm_backward, lstm_forward,
-    lstm_gradients, reduce, view,
+    lstm_gradients, reduce, softmax, time, view,
 };
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op};
@@ -260,6 +260,9 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::Reduce { kind, over } => one(reduce::reduce(call, *kind, *over)?),
         Op::CrossEntropy { ignore } => cross_entropy::cross_entropy(call, *ignore)?,
         Op::CrossEntropyBackward { ignore } => one(cross_entropy::cross_entropy_backward(call, *ignore)?),
+        Op::Softmax => one(softmax::softmax(call)?),
+        Op::OverTime { kind } => one(time::over_time(call, *kind)?),
+        Op::EachStep { axis } => one(time::each_step(call, call.batch.axis(*axis)?)?),
         Op::Concat => one(columns::concat(call)?),
         Op::Slice { first, count } => one(columns::slice(call, *first, *count)?),
         Op::Pad { before, after } => one(columns::pad(call, *before, *after)?),

@@ -20,7 +20,9 @@ mod lstm_forward;
 mod lstm_gradients;
 mod lstm_layer;
 mod reduce;
+mod softmax;
 mod store;
+mod time;
 mod view;
 
 pub use executor::{Prepared, Reference};

@@ -24,6 +24,9 @@ struct Row {
     bias: bool,
     state: bool,
     lengths: Option<&'static [usize]>,
+    both: bool,
+    /// P, or 0
+    projection: usize,
     /// The standard deviation of x.
     input_scale: f64,
     /// Weights are uniform within this over √H.
@@ -32,8 +35,8 @@ struct Row {
 
 impl Row {
     const fn new(name: &'static str, sizes: [usize; 5]) -> Self {
-        let (bias, state, lengths) = (true, true, None);
-        Self { name, sizes, bias, state, lengths, input_scale: 1.0, weight_scale: 1.0 }
+        let (bias, state, lengths, both, projection) = (true, true, None, false, 0);
+        Self { name, sizes, bias, state, lengths, both, projection, input_scale: 1.0, weight_scale: 1.0 }
     }
 
     const fn plain(mut self) -> Self {
@@ -48,7 +51,7 @@ impl Row {
 }
 
 /// Together a few seconds on a software GPU. Sizes stand around what kernels tile by: 1, and one beside 16, 64 and 128.
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 18] = [
     Row::new("ones", [1, 1, 1, 1, 1]),
     Row::new("h3_b2_t9", [5, 3, 1, 2, 9]),
     Row { bias: false, ..Row::new("h17_no_bias", [13, 17, 1, 5, 9]) },
@@ -61,6 +64,9 @@ const ROWS: [Row; 15] = [
     Row::new("h9_two_layers_no_state", [17, 9, 2, 3, 66]).plain(),
     Row::new("lengths", [6, 17, 2, 6, 70]).lengths(&[3, 70, 1, 64, 65, 3]),
     Row::new("lengths_shorter_than_t", [5, 8, 1, 3, 9]).lengths(&[6, 2, 4]),
+    Row { both: true, ..Row::new("bidirectional_two_layers", [7, 17, 2, 5, 12]) },
+    Row { both: true, ..Row::new("bidirectional_lengths", [4, 9, 1, 5, 66]).lengths(&[3, 66, 0, 64, 65]) },
+    Row { both: true, projection: 7, ..Row::new("bidirectional_projection", [5, 18, 2, 3, 9]) },
     // Gates at 0 and 1, where a careless tanh or sigmoid overflows.
     Row { input_scale: 100.0, ..Row::new("saturated_inputs", [8, 19, 1, 4, 20]) },
     // Few steps: weights this large amplify each rounding from step to step.
@@ -84,8 +90,8 @@ impl RandomCase {
             num_layers,
             bias: row.bias,
             batch_first: stream % 2 == 1,
-            bidirectional: false,
-            proj_size: 0,
+            bidirectional: row.both,
+            proj_size: row.projection,
             batch,
             time,
             has_initial_state: row.state,

@@ -8,6 +8,7 @@ mod columns;
 mod cross_entropy;
 mod cross_entropy_backward;
 mod dropout;
+mod each_step;
 mod elementwise;
 mod embedding;
 mod embedding_backward;
@@ -19,10 +20,12 @@ mod lstm_peephole_gradient;
 mod lstm_previous;
 mod lstm_project;
 mod matmul;
+mod over_time;
 mod pack;
 mod reduce_all;
 mod reduce_columns;
 mod reduce_rows;
+mod softmax;
 mod weight_gradient;
 
 use super::executor::{Preparer, Run};
@@ -129,6 +132,7 @@ pub const KERNELS: &[&Kernel] = &[
     &cross_entropy::KERNEL,
     &cross_entropy_backward::KERNEL,
     &dropout::KERNEL,
+    &each_step::KERNEL,
     &elementwise::KERNEL,
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
@@ -147,11 +151,13 @@ pub const KERNELS: &[&Kernel] = &[
     &lstm_project::KERNEL,
     &matmul::KERNEL,
     &matmul::SUBGROUP,
+    &over_time::KERNEL,
     &pack::KERNEL,
     &reduce_all::BLOCKS,
     &reduce_all::ALL_BLOCKS,
     &reduce_columns::KERNEL,
     &reduce_rows::KERNEL,
+    &softmax::KERNEL,
     &weight_gradient::KERNEL,
     &weight_gradient::SUBGROUP,
 ];
@@ -186,6 +192,9 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::LstmWeightGradient { .. } | Op::WeightGradient => {
             Box::new(weight_gradient::WeightGradient::prepare(preparer, step)?)
         }
+        Op::Softmax => Box::new(softmax::Softmax::prepare(preparer, step)?),
+        Op::OverTime { kind } => Box::new(over_time::OverTime::prepare(preparer, step, *kind)?),
+        Op::EachStep { .. } => Box::new(each_step::EachStep::prepare(preparer, step)?),
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),
         Op::EmbeddingBackward { .. } => Box::new(embedding_backward::EmbeddingBackward::prepare(preparer, step)?),
