@@ -17,6 +17,7 @@ struct Params {
     key_y: u32,
     threshold: u32, // words whose top 24 bits are below are dropped
     scale: f32,     // 1 / (1 - rate)
+    each_step: u32, // 0: one mask for all rows of a sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -46,6 +47,7 @@ fn main(
     } else if (params.mode == 1u) {
         identity = table[params.samples + identity];
     }
+    time = select(0xffffffffu, time, params.each_step != 0u);
     let row_key = threefry(vec2<u32>(params.key_x, params.key_y), vec2<u32>(identity, time));
     let words = threefry(row_key, vec2<u32>(pair, 0u));
     let at = row * params.columns + pair * 2u;

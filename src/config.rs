@@ -113,6 +113,8 @@ pub enum Activation {
     Swish,
     /// e^x
     Exponential,
+    /// e^x over the sum of each row's; a layer's own, not a gate's
+    Softmax,
 }
 
 /// The form of an [`Activation`]; alpha and beta are its parameters.
@@ -143,9 +145,11 @@ pub enum Curve {
 }
 
 impl Activation {
-    /// Its form with alpha and beta; what has no parameter gets those of the form that it is a case of.
+    /// Its form with alpha and beta; what has no parameter gets those of the form that it is a case of. A softmax is no
+    /// function of one element, and [`Cell::validate`] refuses it; as a curve it would be the identity.
     pub fn curve(self) -> (Curve, f32, f32) {
         match self {
+            Self::Softmax => (Curve::Affine, 1.0, 0.0),
             Self::Linear => (Curve::Affine, 1.0, 0.0),
             Self::Affine { alpha, beta } => (Curve::Affine, alpha, beta),
             Self::Relu => (Curve::Leaky, 0.0, 0.0),
@@ -164,7 +168,8 @@ impl Activation {
         }
     }
 
-    fn validate(self) -> Result<()> {
+    /// Refuses parameters that are not finite.
+    pub fn validate(self) -> Result<()> {
         let (_, alpha, beta) = self.curve();
         if alpha.is_finite() && beta.is_finite() {
             return Ok(());
@@ -261,7 +266,11 @@ impl Cell {
 
     /// Refuses what means nothing.
     pub fn validate(&self) -> Result<()> {
-        [self.gate, self.candidate, self.output].into_iter().try_for_each(Activation::validate)?;
+        let all = [self.gate, self.candidate, self.output];
+        all.into_iter().try_for_each(Activation::validate)?;
+        if all.contains(&Activation::Softmax) {
+            return Err(Error::argument("lstm: softmax is no function of one gate"));
+        }
         for (name, limit) in [("clip", self.clip), ("cell_clip", self.cell_clip), ("gradient_clip", self.gradient_clip)]
         {
             if limit.is_some_and(|l| !(l > 0.0 && l.is_finite())) {
@@ -403,7 +412,7 @@ impl LstmConfig {
         let widest = self.input_size.max(self.hidden_size.saturating_mul(2));
         if self.hidden_size.checked_mul(GATES).and_then(|g| g.checked_mul(widest)).is_none_or(|n| n > u32::MAX as usize)
         {
-            return Err(Error::argument(format!(
+            return Err(Error::shape(format!(
                 "lstm: weights of {} x {widest} values exceed 2^32 - 1",
                 self.hidden_size.saturating_mul(GATES)
             )));

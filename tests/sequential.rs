@@ -161,7 +161,8 @@ fn bad_input_is_named() {
         assert!(error.kind() == kind && error.to_string().contains(words), "{error} lacks {words}");
     };
     let features = Input::Features(1);
-    refused(|m| _ = m.add(Lstm::new(3).activation(Activation::Relu)), features, ErrorKind::Unsupported, "tanh");
+    refused(|m| _ = m.add(Lstm::new(3).activation(Activation::Softmax)), features, ErrorKind::Argument, "softmax");
+    refused(|m| _ = m.add(Lstm::new(3).return_state(true)), features, ErrorKind::Argument, "one output");
     refused(|m| _ = m.add(Lstm::new(3)).add(Lstm::new(3)), features, ErrorKind::Shape, "return_sequences");
     refused(|m| _ = m.add(Dropout::new(1.0)), features, ErrorKind::Argument, "rate");
     refused(|m| _ = m.add(Dense::new(0)), features, ErrorKind::Argument, "units");

@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::rows::over_rows;
+use crate::config::Mask;
 use crate::error::Result;
 use crate::params::random::{StreamKey, drop_threshold, keeps, threefry};
 use crate::scheduler::{Axis, Batch};
@@ -50,7 +51,7 @@ fn drop_row(key: [u32; 2], threshold: u32, scale: f32, x: &[f32], out: &mut [f32
 }
 
 /// x `[R, F]`: each value kept and scaled, or zero.
-pub(super) fn dropout(call: &mut Call<'_>, rate: f32, operation: u32, kind: RowKind) -> Result<()> {
+pub(super) fn dropout(call: &mut Call<'_>, rate: f32, operation: u32, mask: Mask, kind: RowKind) -> Result<()> {
     let (x, width, batch) = (call.input(0)?, call.operand(0)?.columns(), call.batch);
     let axis = if let RowKind::Axis(axis) = kind { Some(batch.axis(axis)?) } else { None };
     let stream = StreamKey { seed: batch.seed, step: batch.step, operation };
@@ -62,6 +63,7 @@ pub(super) fn dropout(call: &mut Call<'_>, rate: f32, operation: u32, kind: RowK
                 for (r, out) in out.chunks_exact_mut(width).enumerate() {
                     let row = first + r;
                     let (sample, time) = identity(row, axis, kind, batch);
+                    let time = if mask == Mask::Step { time } else { u32::MAX };
                     drop_row(stream.row(sample, time), threshold, scale, &x[row * width..][..width], out);
                 }
             },

@@ -338,7 +338,7 @@ impl Run<'_> {
             Op::WeightGradient => products::weight_gradient(call),
             Op::Embedding => rows::embedding(call),
             Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),
-            Op::Dropout { rate, operation } => dropout(call, *rate, *operation, kind()),
+            Op::Dropout { rate, operation, mask } => dropout(call, *rate, *operation, *mask, kind()),
             Op::Elementwise { .. } => {
                 let output = step.outputs.iter().flatten().next().copied();
                 let columns = output.map_or(1, |o| self.shapes[o].iter().skip(1).product());

@@ -19,7 +19,7 @@ use super::math;
 use super::matmul::{Left, multiply};
 use crate::config::{GATE_F, GATE_G, GATE_O, GATES};
 use crate::error::Result;
-use crate::graph::lstm::lstm_backward as at;
+use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
 use pulp::Arch;
 

@@ -21,7 +21,7 @@ pub(super) fn apply(activation: Activation, x: &mut [f32]) {
         Curve::Thresholded => each.for_each(|x| *x = if *x > alpha { *x } else { 0.0 }),
         Curve::Tanh if (alpha, beta) == (1.0, 1.0) => each.for_each(|x| *x = math::tanh(*x)),
         Curve::Tanh => each.for_each(|x| *x = alpha * math::tanh(beta * *x)),
-        Curve::HardSigmoid => each.for_each(|x| *x = (alpha * *x + beta).max(0.0).min(1.0)),
+        Curve::HardSigmoid => each.for_each(|x| *x = (alpha * *x + beta).clamp(0.0, 1.0)),
         Curve::Elu => each.for_each(|x| *x = beta * if *x > 0.0 { *x } else { alpha * x.exp_m1() }),
         Curve::Softsign => each.for_each(|x| *x /= 1.0 + x.abs()),
         Curve::Softplus => each.for_each(|x| *x = softplus(*x)),

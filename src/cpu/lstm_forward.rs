@@ -18,7 +18,7 @@ use super::matmul::{Left, multiply};
 use super::products::affine;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
-use crate::graph::lstm::lstm;
+use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use pulp::Arch;
 
@@ -225,8 +225,8 @@ fn update(gates: &[f32], c: &mut [f32], h: &mut [f32]) {
 
 /// x W_ihᵀ + b of every direction into `gates` `[N, D·4H]`; where there is no W_ih, x itself is the product.
 fn project(call: &Call<'_>, op: &LstmOp, packed: &mut Cached, gates: &mut [f32], four_h: usize) -> Result<()> {
-    let (x, inputs) = (call.input(lstm::X)?, call.operand(lstm::X)?.columns());
-    let at = |parameter| (0..op.directions()).map(move |d| lstm::parameter(d, parameter));
+    let (x, inputs) = (call.input(forward::X)?, call.operand(forward::X)?.columns());
+    let at = |parameter| (0..op.directions()).map(move |d| forward::parameter(d, parameter));
     let mut bias = vec![0.0; op.directions() * four_h];
     let mut any = false;
     for parameter in [Parameter::BiasIh, Parameter::BiasHh] {
@@ -258,15 +258,16 @@ fn project(call: &Call<'_>, op: &LstmOp, packed: &mut Cached, gates: &mut [f32],
 /// [`crate::graph::Op::Lstm`].
 pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let packs = std::mem::take(&mut call.packs);
-    let (hidden, r) = Layer::sizes(call, lstm::parameter(0, Parameter::WeightHh))?;
+    let (hidden, r) = Layer::sizes(call, forward::parameter(0, Parameter::WeightHh))?;
     let directions = op.directions();
-    let axis = call.batch.axis(call.operand(lstm::X)?.axis.unwrap_or(0))?;
-    let (h0, c0) = (call.maybe_input(lstm::H0)?, call.maybe_input(lstm::C0)?);
-    let (gates, y) = (call.output(lstm::GATES)?, call.output(lstm::Y)?);
-    let (h, c) = (call.output(lstm::H_N)?, call.output(lstm::C_N)?);
-    let [cells, hiddens, products] = [lstm::CELLS, lstm::HIDDEN, lstm::PRODUCT].map(|at| call.maybe_output(at));
+    let axis = call.batch.axis(call.operand(forward::X)?.axis.unwrap_or(0))?;
+    let (h0, c0) = (call.maybe_input(forward::H0)?, call.maybe_input(forward::C0)?);
+    let (gates, y) = (call.output(forward::GATES)?, call.output(forward::Y)?);
+    let (h, c) = (call.output(forward::H_N)?, call.output(forward::C_N)?);
+    let [cells, hiddens, products] =
+        [forward::CELLS, forward::HIDDEN, forward::PRODUCT].map(|at| call.maybe_output(at));
     let products = products.filter(|_| op.cell.layer_norm.is_some());
-    let (weights, ih): (Vec<Weights<'_>>, _) = weights(call, packs, op, lstm::parameter, Pass::Forward)?;
+    let (weights, ih): (Vec<Weights<'_>>, _) = weights(call, packs, op, forward::parameter, Pass::Forward)?;
     project(call, op, ih, gates, GATES * hidden)?;
     begin(h, h0);
     begin(c, c0);

@@ -158,7 +158,7 @@ pub(super) fn weights<'a>(
 ) -> Result<(Vec<Weights<'a>>, &'a mut Cached)> {
     let mut parts = packs.iter_mut();
     let mut next = || parts.next().ok_or_else(|| Error::internal("too few packed operands"));
-    debug_assert!(PACK_IH == 0 && PACK_HH == 1 && PACK_HR == 3, "the order in which they are taken");
+    const { assert!(PACK_IH == 0 && PACK_HH == 1 && PACK_HR == 3, "the order in which they are taken") };
     let (ih, hh, hr) = (next()?, [next()?, next()?], [next()?, next()?]);
     let mut all = Vec::new();
     for (d, (hh, hr)) in hh.into_iter().zip(hr).enumerate().take(op.directions()) {
@@ -215,13 +215,11 @@ impl Layer<'_> {
         of: u32,
         rate: f32,
         mask: Mask,
-        place: (usize, usize),
-        first: usize,
-        values: [f32; 2],
+        (b, t): (usize, usize),
+        (first, values): (usize, [f32; 2]),
         out: &mut [f32],
     ) {
         let Some(operation) = self.op.random.map(|random| random + of) else { return };
-        let (b, t) = place;
         let key = StreamKey { seed: self.batch.seed, step: self.batch.step, operation };
         let time = if mask == Mask::Step { self.axis.start.wrapping_add(t as u32) } else { u32::MAX };
         let (key, threshold) = (key.row(self.batch.samples()[b], time), drop_threshold(rate));
@@ -236,7 +234,7 @@ impl Layer<'_> {
         if self.op.dropout().is_none() {
             return false;
         }
-        self.mask(0, rate, self.op.cell.recurrent_mask, (b, t), d * self.r, [0.0, 1.0 / (1.0 - rate)], out);
+        self.mask(0, rate, self.op.cell.recurrent_mask, (b, t), (d * self.r, [0.0, 1.0 / (1.0 - rate)]), out);
         true
     }
 
@@ -245,7 +243,7 @@ impl Layer<'_> {
         let rate = if of == 1 { self.op.cell.zoneout_h } else { self.op.cell.zoneout_c };
         out.fill(rate);
         if rate > 0.0 {
-            self.mask(of, rate, Mask::Step, (b, t), d * out.len(), [1.0, 0.0], out);
+            self.mask(of, rate, Mask::Step, (b, t), (d * out.len(), [1.0, 0.0]), out);
         }
     }
 

@@ -170,7 +170,6 @@ fn build(
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &constants.iter().map(|&(name, value)| (name, f64::from(value))).collect::<Vec<_>>(),
             zero_initialize_workgroup_memory: false,
-            ..Default::default()
         },
         cache: None,
     });

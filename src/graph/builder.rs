@@ -1,9 +1,10 @@
 //! Adding operations, with their shapes checked as they are added.
 
-use super::lstm::{LstmOp, Parameter, lstm};
+use super::lstm::{LstmOp, Parameter, forward};
 use super::op::{Op, Over, ReduceKind, TimeKind};
 use super::shape::Shape;
 use super::{Expr, Graph, Value};
+use crate::config::Mask;
 use crate::error::{Error, Result};
 
 /// The parameters of one direction of an LSTM layer as values of a graph.
@@ -130,12 +131,12 @@ impl Graph {
             )));
         }
         let (x, weights) = self.normalise_input(x, op, weights)?;
-        let mut inputs = vec![None; lstm::parameter(op.directions(), Parameter::WeightIh)];
-        inputs[lstm::X] = Some(x);
-        inputs[lstm::H0] = state.map(|s| s.0);
-        inputs[lstm::C0] = state.map(|s| s.1);
+        let mut inputs = vec![None; forward::parameter(op.directions(), Parameter::WeightIh)];
+        inputs[forward::X] = Some(x);
+        inputs[forward::H0] = state.map(|s| s.0);
+        inputs[forward::C0] = state.map(|s| s.1);
         for (d, w) in weights.iter().enumerate() {
-            let mut set = |parameter, value| inputs[lstm::parameter(d, parameter)] = value;
+            let mut set = |parameter, value| inputs[forward::parameter(d, parameter)] = value;
             set(Parameter::WeightIh, w.weight_ih);
             set(Parameter::WeightHh, Some(w.weight_hh));
             set(Parameter::BiasIh, w.bias_ih);
@@ -147,7 +148,7 @@ impl Graph {
             set(Parameter::NormBias, w.norm.map(|n| n.bias));
         }
         let out = self.push(Op::Lstm(*op), inputs)?;
-        Ok(LstmOutputs { y: out[lstm::Y], h_n: out[lstm::H_N], c_n: out[lstm::C_N] })
+        Ok(LstmOutputs { y: out[forward::Y], h_n: out[forward::H_N], c_n: out[forward::C_N] })
     }
 
     /// Where W_ih x is normalised it is computed beforehand, since no step of it depends on another.
@@ -237,12 +238,17 @@ impl Graph {
 
     /// Dropout with its own random numbers; leave it out of a graph for inference.
     pub fn dropout(&mut self, x: Value, rate: f32) -> Result<Value> {
+        self.dropout_masked(x, rate, Mask::Step)
+    }
+
+    /// Dropout whose mask is drawn for each row, or once for all rows of a sequence.
+    pub fn dropout_masked(&mut self, x: Value, rate: f32, mask: Mask) -> Result<Value> {
         let operation = self.dropouts;
         self.dropouts += 1;
         if rate == 0.0 {
             return Ok(x);
         }
-        self.push_one(Op::Dropout { rate, operation }, &[x])
+        self.push_one(Op::Dropout { rate, operation, mask }, &[x])
     }
 
     /// One expression over the elements of `inputs`, which spread over the largest of them.

@@ -1,6 +1,6 @@
 //! Gradients as a graph transformation: each operation's rule adds the operations that compute its inputs' gradients.
 
-use super::lstm::{LstmOp, LstmPart, Parameter, lstm, lstm_backward};
+use super::lstm::{LstmOp, LstmPart, Parameter, backward, forward};
 use super::op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
 use super::{Dim, Expr, Graph, Node, Value};
 use crate::error::{Error, Result};
@@ -284,52 +284,52 @@ impl Rule<'_> {
 
     fn lstm(&mut self, op: &LstmOp, gradients: &[Option<Value>]) -> Result<()> {
         let node = self.node;
-        if gradients[lstm::GATES..].iter().any(Option::is_some) {
+        if gradients[forward::GATES..].iter().any(Option::is_some) {
             return Err(Error::unsupported("what a layer saves for its gradient has no gradient"));
         }
         let normed = op.cell.layer_norm.is_some();
-        let mut inputs = vec![None; lstm_backward::parameter(op.directions(), Parameter::WeightIh)];
-        inputs[lstm_backward::GATES] = Some(node.outputs[lstm::GATES]);
-        inputs[lstm_backward::CELLS] = Some(node.outputs[lstm::CELLS]);
-        inputs[lstm_backward::PRODUCT] = normed.then_some(node.outputs[lstm::PRODUCT]);
-        inputs[lstm_backward::C0] = node.inputs[lstm::C0];
-        inputs[lstm_backward::DY] = gradients[lstm::Y];
-        inputs[lstm_backward::DH_N] = gradients[lstm::H_N];
-        inputs[lstm_backward::DC_N] = gradients[lstm::C_N];
+        let mut inputs = vec![None; backward::parameter(op.directions(), Parameter::WeightIh)];
+        inputs[backward::GATES] = Some(node.outputs[forward::GATES]);
+        inputs[backward::CELLS] = Some(node.outputs[forward::CELLS]);
+        inputs[backward::PRODUCT] = normed.then_some(node.outputs[forward::PRODUCT]);
+        inputs[backward::C0] = node.inputs[forward::C0];
+        inputs[backward::DY] = gradients[forward::Y];
+        inputs[backward::DH_N] = gradients[forward::H_N];
+        inputs[backward::DC_N] = gradients[forward::C_N];
         use Parameter::{BiasHh, BiasIh, NormBias, NormGain, NormHh, Peepholes, WeightHh, WeightHr, WeightIh};
         for d in 0..op.directions() {
             for parameter in [WeightHh, WeightHr, Peepholes, NormHh, NormGain, NormBias] {
-                inputs[lstm_backward::parameter(d, parameter)] = node.inputs[lstm::parameter(d, parameter)];
+                inputs[backward::parameter(d, parameter)] = node.inputs[forward::parameter(d, parameter)];
             }
         }
         let back = self.graph.push(Op::LstmBackward(*op), inputs)?;
-        let dgates = back[lstm_backward::DGATES];
-        self.pending.add(self.wants(lstm::H0), back[lstm_backward::DH0]);
-        self.pending.add(self.wants(lstm::C0), back[lstm_backward::DC0]);
-        if let Some(x) = self.wants(lstm::X) {
-            let weights = (0..op.directions()).filter_map(|d| node.inputs[lstm::parameter(d, WeightIh)]);
+        let dgates = back[backward::DGATES];
+        self.pending.add(self.wants(forward::H0), back[backward::DH0]);
+        self.pending.add(self.wants(forward::C0), back[backward::DC0]);
+        if let Some(x) = self.wants(forward::X) {
+            let weights = (0..op.directions()).filter_map(|d| node.inputs[forward::parameter(d, WeightIh)]);
             let inputs: Vec<Value> = [dgates].into_iter().chain(weights).collect();
             let gradient = self.graph.push_one(Op::LstmInputGradient, &inputs)?;
             self.pending.add(Some(x), gradient);
         }
-        let product = if normed { back[lstm_backward::DPRODUCT] } else { dgates };
+        let product = if normed { back[backward::DPRODUCT] } else { dgates };
         for d in 0..op.directions() {
             let part = |part| Op::LstmWeightGradient { part, direction: d, lstm: *op };
-            let at = |parameter| lstm::parameter(d, parameter);
+            let at = |parameter| forward::parameter(d, parameter);
             let mut give = |parameter, what, inputs: Vec<Option<Value>>| {
                 let Some(value) = self.wants(at(parameter)) else { return Ok(()) };
                 let gradient = self.graph.push(part(what), inputs)?[0];
                 self.pending.add(Some(value), gradient);
                 Ok::<(), Error>(())
             };
-            give(WeightIh, LstmPart::InputWeights, vec![Some(dgates), node.inputs[lstm::X]])?;
-            let (y, h0) = (Some(node.outputs[lstm::Y]), node.inputs[lstm::H0]);
+            give(WeightIh, LstmPart::InputWeights, vec![Some(dgates), node.inputs[forward::X]])?;
+            let (y, h0) = (Some(node.outputs[forward::Y]), node.inputs[forward::H0]);
             give(WeightHh, LstmPart::RecurrentWeights, vec![Some(product), y, h0])?;
-            let hidden = Some(node.outputs[lstm::HIDDEN]);
-            give(WeightHr, LstmPart::Projection, vec![Some(back[lstm_backward::DPROJECTED]), hidden])?;
-            let (cells, c0) = (Some(node.outputs[lstm::CELLS]), node.inputs[lstm::C0]);
+            let hidden = Some(node.outputs[forward::HIDDEN]);
+            give(WeightHr, LstmPart::Projection, vec![Some(back[backward::DPROJECTED]), hidden])?;
+            let (cells, c0) = (Some(node.outputs[forward::CELLS]), node.inputs[forward::C0]);
             give(Peepholes, LstmPart::Peepholes, vec![Some(dgates), cells, c0])?;
-            give(NormHh, LstmPart::Bias, vec![Some(back[lstm_backward::DGAINS])])?;
+            give(NormHh, LstmPart::Bias, vec![Some(back[backward::DGAINS])])?;
             let (ih, hh) = (self.wants(at(BiasIh)), self.wants(at(BiasHh)));
             if ih.is_some() || hh.is_some() {
                 let gradient = self.graph.push_one(part(LstmPart::Bias), &[dgates])?;
@@ -343,17 +343,17 @@ impl Rule<'_> {
 
     /// Gain and bias of the normalised cell: sums over rows of what arrives at it.
     fn norm_of_cell(&mut self, d: usize, op: &LstmOp, back: &[Value]) -> Result<()> {
-        let at = |parameter| lstm::parameter(d, parameter);
+        let at = |parameter| forward::parameter(d, parameter);
         let (gain, bias) = (self.wants(at(Parameter::NormGain)), self.wants(at(Parameter::NormBias)));
         if gain.is_none() && bias.is_none() {
             return Ok(());
         }
-        let columns = self.graph.shape(back[lstm_backward::DCELL]).columns().unwrap_or(0) / op.directions();
+        let columns = self.graph.shape(back[backward::DCELL]).columns().unwrap_or(0) / op.directions();
         let mut own = |value: Value| match op.directions() {
             1 => Ok(value),
             _ => self.graph.slice(value, d * columns, columns),
         };
-        let (dcell, normed) = (own(back[lstm_backward::DCELL])?, own(back[lstm_backward::CELL_NORMED])?);
+        let (dcell, normed) = (own(back[backward::DCELL])?, own(back[backward::CELL_NORMED])?);
         if gain.is_some() {
             let product = self.graph.elementwise(Expr::Input(0) * Expr::Input(1), &[dcell, normed])?;
             let sum = self.graph.reduce(ReduceKind::Sum, Over::Rows, product)?;

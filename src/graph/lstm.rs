@@ -62,7 +62,7 @@ pub enum Parameter {
 pub const PARAMETERS: usize = 9;
 
 /// Positions of [`super::Op::Lstm`]'s inputs and outputs. Directions lie side by side in columns.
-pub mod lstm {
+pub mod forward {
     use super::{PARAMETERS, Parameter};
 
     /// x `[N, I]`, or its products with W_ih `[N, D·4H]` where there is no W_ih
@@ -96,7 +96,7 @@ pub mod lstm {
 }
 
 /// Positions of [`super::Op::LstmBackward`]'s inputs and outputs.
-pub mod lstm_backward {
+pub mod backward {
     use super::{PARAMETERS, Parameter};
 
     /// gates `[N, D·4H]` as saved, overwritten by the output
@@ -195,13 +195,13 @@ fn sizes(i: &Inputs<'_>, op: &LstmOp, at: fn(usize, Parameter) -> usize) -> Resu
 }
 
 pub(super) fn infer_lstm(i: &Inputs<'_>, op: &LstmOp) -> Result<Vec<OutputSpec>> {
-    let (rows, input) = i.matrix(lstm::X, "x")?;
+    let (rows, input) = i.matrix(forward::X, "x")?;
     if !matches!(rows, Dim::Symbol(Symbol::Rows(_))) {
         return Err(Error::shape(format!("x must have the rows of a time axis (N), got {rows}")));
     }
-    let (hidden, r) = sizes(i, op, lstm::parameter)?;
+    let (hidden, r) = sizes(i, op, forward::parameter)?;
     let (d, four_h) = (op.directions(), GATES * hidden);
-    let projected = i.maybe(lstm::parameter(0, Parameter::WeightIh)).is_none();
+    let projected = i.maybe(forward::parameter(0, Parameter::WeightIh)).is_none();
     if projected && input != d * four_h {
         return Err(Error::shape(format!(
             "x: expected {} columns where there is no weight_ih, got {input}",
@@ -209,15 +209,15 @@ pub(super) fn infer_lstm(i: &Inputs<'_>, op: &LstmOp) -> Result<Vec<OutputSpec>>
         )));
     }
     for direction in 0..d {
-        let at = |parameter| lstm::parameter(direction, parameter);
+        let at = |parameter| forward::parameter(direction, parameter);
         if !projected {
             i.exact(at(Parameter::WeightIh), "weight_ih", [four_h, input])?;
         }
         i.exact_if(at(Parameter::BiasIh), "bias_ih", [four_h])?;
         i.exact_if(at(Parameter::BiasHh), "bias_hh", [four_h])?;
     }
-    i.exact_if(lstm::H0, "h0", state(d * r))?;
-    i.exact_if(lstm::C0, "c0", state(d * hidden))?;
+    i.exact_if(forward::H0, "h0", state(d * r))?;
+    i.exact_if(forward::C0, "c0", state(d * hidden))?;
     Ok(vec![
         float("y", [rows.clone(), (d * r).into()]),
         float("h_n", state(d * r)),
@@ -230,21 +230,21 @@ pub(super) fn infer_lstm(i: &Inputs<'_>, op: &LstmOp) -> Result<Vec<OutputSpec>>
 }
 
 pub(super) fn infer_lstm_backward(i: &Inputs<'_>, op: &LstmOp) -> Result<Vec<OutputSpec>> {
-    let (hidden, r) = sizes(i, op, lstm_backward::parameter)?;
+    let (hidden, r) = sizes(i, op, backward::parameter)?;
     let (d, four_h) = (op.directions(), GATES * hidden);
-    let (rows, columns) = i.gates(lstm_backward::GATES)?;
+    let (rows, columns) = i.gates(backward::GATES)?;
     if columns != d * four_h {
         return Err(Error::shape(format!("gates: expected {} columns, got {columns}", d * four_h)));
     }
     let sequence = |columns: usize| Shape::from([rows.clone(), columns.into()]);
-    i.exact(lstm_backward::CELLS, "cells", sequence(d * hidden))?;
+    i.exact(backward::CELLS, "cells", sequence(d * hidden))?;
     if op.cell.layer_norm.is_some() {
-        i.gates(lstm_backward::PRODUCT)?;
+        i.gates(backward::PRODUCT)?;
     }
-    i.exact_if(lstm_backward::C0, "c0", state(d * hidden))?;
-    i.exact_if(lstm_backward::DY, "dy", sequence(d * r))?;
-    i.exact_if(lstm_backward::DH_N, "dh_n", state(d * r))?;
-    i.exact_if(lstm_backward::DC_N, "dc_n", state(d * hidden))?;
+    i.exact_if(backward::C0, "c0", state(d * hidden))?;
+    i.exact_if(backward::DY, "dy", sequence(d * r))?;
+    i.exact_if(backward::DH_N, "dh_n", state(d * r))?;
+    i.exact_if(backward::DC_N, "dc_n", state(d * hidden))?;
     Ok(vec![
         gates("dgates", rows, d * four_h),
         float("dh0", state(d * r)),

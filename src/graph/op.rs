@@ -4,6 +4,7 @@ use super::expression::Expr;
 use super::lstm::{self, LstmOp, LstmPart};
 use super::shape::{B, Dim, Shape, Symbol};
 use super::{Layout, ValueInfo};
+use crate::config::Mask;
 use crate::error::{Error, Result};
 use crate::params::DType;
 
@@ -40,9 +41,9 @@ pub enum Over {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
-    /// One LSTM layer, its direction or both, over all timesteps; positions in [`super::lstm::lstm`].
+    /// One LSTM layer, its direction or both, over all timesteps; positions in [`super::lstm::forward`].
     Lstm(LstmOp),
-    /// Gate gradients of one LSTM layer, back through time; positions in [`super::lstm::lstm_backward`].
+    /// Gate gradients of one LSTM layer, back through time; positions in [`super::lstm::backward`].
     LstmBackward(LstmOp),
     /// dx `[N, I]`, the sum over directions of dgates W_ih, from dgates `[N, D·4H]` and each W_ih `[4H, I]`; without
     /// weights dgates in the order of rows, `[N, D·4H]` of blocks i f g o.
@@ -76,6 +77,8 @@ pub enum Op {
         rate: f32,
         /// The operation's number among the random operations of its model.
         operation: u32,
+        /// Whether rows of one sequence share a mask.
+        mask: Mask,
     },
     /// Each output's expression over broadcast inputs; outputs have the largest input's shape.
     Elementwise {

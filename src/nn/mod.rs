@@ -1,41 +1,22 @@
-//! Layers and [`Sequential`]: what a user writes, turned into graphs. Defaults are Keras 3's.
+//! Layers, networks of them, and [`Sequential`]: what a user writes, turned into graphs. Defaults are Keras 3's.
 
+pub mod activation;
+mod append;
 pub mod layers;
+pub mod lstm;
+pub mod network;
 pub mod sequential;
 
-pub use layers::{Activate, Dense, Dropout, Embedding, Layer, Lstm};
-pub use sequential::{Flow, GraphOptions, Sequential};
+pub use crate::config::{Activation, Direction};
+pub use layers::{
+    Activate, Dense, Dropout, Embedding, Layer, LayerNormalization, Masking, Merge, MergeKind, Pooling, PoolingKind,
+    RepeatVector,
+};
+pub use lstm::{Lstm, MergeMode};
+pub use network::{Built, GraphOptions, Network, Node, Port, Signal};
+pub use sequential::{Flow, Sequential};
 
-use crate::error::Result;
-use crate::graph::{Graph, Value};
 use serde::{Deserialize, Serialize};
-
-/// A function of each element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x
-    #[default]
-    Linear,
-    /// tanh x
-    Tanh,
-    /// 1/(1+e^-x)
-    Sigmoid,
-    /// max(x, 0)
-    Relu,
-}
-
-impl Activation {
-    /// Adds the function of `x` to `graph`.
-    pub fn apply(self, graph: &mut Graph, x: Value) -> Result<Value> {
-        match self {
-            Self::Linear => Ok(x),
-            Self::Tanh => graph.tanh(x),
-            Self::Sigmoid => graph.sigmoid(x),
-            Self::Relu => graph.relu(x),
-        }
-    }
-}
 
 /// Whose rules parameters begin by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -57,4 +38,6 @@ pub enum Input {
     Features(usize),
     /// Sequences of integers: x `[samples, T]`.
     Tokens,
+    /// This many floats a sample: x `[samples, features]`, such as a state.
+    Rows(usize),
 }

@@ -1,14 +1,11 @@
 //! Layers in a row over one session: names, parameters, graphs.
 
-use super::{Input, Layer};
+use super::{GraphOptions, Input, Layer, Network};
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, Result};
-use crate::graph::builder::LstmWeights;
-use crate::graph::{B, Dim, Graph, N, Value};
-use crate::params::{DType, ParameterSpec, Tensor};
+use crate::graph::{Graph, Value};
+use crate::params::{ParameterSpec, Tensor};
 use std::any::Any;
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 /// Programs that a model keeps ready; the oldest is dropped for another.
 const PROGRAMS: usize = 8;
@@ -29,15 +26,6 @@ struct Built {
     programs: Vec<(String, Executable)>,
 }
 
-/// How [`Sequential::build_graph`] builds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct GraphOptions<'a> {
-    /// Whether dropout drops.
-    pub training: bool,
-    /// What the names of carried states begin with, so that training and inference can each have their own.
-    pub state_prefix: &'a str,
-}
-
 /// What a model's graph computes.
 #[derive(Debug, Clone)]
 pub struct Flow {
@@ -51,22 +39,6 @@ pub struct Flow {
     pub features: usize,
     /// Carried states with the values they take at the end of a run; the caller updates them.
     pub states: Vec<(Value, Value)>,
-}
-
-/// A layer in its place.
-struct Placed<'a> {
-    name: String,
-    layer: &'a Layer,
-    input: usize,
-    output: usize,
-    /// Whether its output has a row a step.
-    sequence: bool,
-}
-
-impl Placed<'_> {
-    fn parameters(&self) -> Vec<ParameterSpec> {
-        self.layer.parameters(&self.name, self.input)
-    }
 }
 
 fn not_built() -> Error {
@@ -109,7 +81,7 @@ impl Sequential {
 
     /// Checks the layers for `input` and gives every parameter its first values.
     pub fn build(&mut self, input: Input) -> Result<()> {
-        self.build_graph_for(input, &mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
+        self.network(input)?.build(&mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
         let mut session = self.device.session()?;
         for (stream, spec) in self.specs(input)?.iter().enumerate() {
             let values =
@@ -179,130 +151,50 @@ impl Sequential {
 
     /// Appends the layers to `graph`: input `x`, parameters by name. Adds no update and no output.
     pub fn build_graph(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Flow> {
-        self.build_graph_for(self.input().ok_or_else(not_built)?, graph, options)
+        let built = self.network(self.input().ok_or_else(not_built)?)?.build(graph, options)?;
+        let (output, signal) = built.outputs[0];
+        let sequence = match signal.axis() {
+            Some(0) => true,
+            None => false,
+            Some(_) => return Err(Error::unsupported("sequential: an output on another time axis than the input's")),
+        };
+        let features = signal.features().ok_or_else(|| Error::shape("sequential: the output must be floats"))?;
+        Ok(Flow { input: built.inputs[0].0, output, sequence, features, states: built.states })
     }
 
-    fn build_graph_for(&self, input: Input, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Flow> {
-        let x = match input {
-            Input::Features(n) => graph.input("x", [N, Dim::Fixed(n)], DType::F32)?,
-            Input::Tokens => graph.input("x", [N], DType::U32)?,
-        };
-        let mut flow = Flow { input: x, output: x, sequence: true, features: 0, states: Vec::new() };
-        for placed in self.places(input)? {
-            graph.scoped(&placed.name, |graph| append(graph, &placed, options, &mut flow))?;
+    /// The layers as a network with the input `x` and the output `y`.
+    pub fn network(&self, input: Input) -> Result<Network> {
+        if self.layers.is_empty() {
+            return Err(Error::argument("sequential: the model has no layer"));
         }
-        Ok(flow)
+        let mut network = Network::default();
+        let mut at = network.input("x", input);
+        for layer in &self.layers {
+            let outputs = network.add(layer.clone(), &[at])?;
+            let [one] = outputs[..] else {
+                return Err(Error::argument(format!(
+                    "sequential: a layer gives one output, {} has {}; build a `Network`",
+                    layer.class(),
+                    outputs.len()
+                )));
+            };
+            at = one;
+        }
+        network.output("y", at);
+        Ok(network)
     }
 
     /// The parameters that the model has for `input`.
     pub(crate) fn specs(&self, input: Input) -> Result<Vec<ParameterSpec>> {
-        Ok(self.places(input)?.iter().flat_map(Placed::parameters).collect())
-    }
-
-    /// The layers with their names and sizes, or what does not fit.
-    fn places(&self, input: Input) -> Result<Vec<Placed<'_>>> {
-        if self.layers.is_empty() {
-            return Err(Error::argument("sequential: the model has no layer"));
-        }
-        let mut size = match input {
-            Input::Features(0) => return Err(Error::shape("sequential: the input must have at least one feature")),
-            Input::Features(n) => n,
-            Input::Tokens => 0,
-        };
-        let mut names = BTreeSet::new();
-        let mut placed: Vec<Placed<'_>> = Vec::with_capacity(self.layers.len());
-        for (at, layer) in self.layers.iter().enumerate() {
-            let same =
-                self.layers[..at].iter().filter(|l| l.given_name().is_none() && l.class() == layer.class()).count();
-            let name = match (layer.given_name(), same) {
-                (Some(name), _) => name.to_string(),
-                (None, 0) => layer.class().to_string(),
-                (None, n) => format!("{}_{n}", layer.class()),
-            };
-            if name.is_empty() || name.contains('.') || !names.insert(name.clone()) {
-                return Err(Error::argument(format!(
-                    "sequential: layer names must be unique, not empty and without a dot, got `{name}`"
-                )));
-            }
-            let wants_tokens = matches!(layer, Layer::Embedding(_));
-            let has_tokens = at == 0 && input == Input::Tokens;
-            if wants_tokens != has_tokens {
-                let (wanted, got) = if wants_tokens { ("tokens", "floats") } else { ("floats", "tokens") };
-                return Err(Error::shape(format!("{name}: expected {wanted}, got {got}")));
-            }
-            layer.validate().map_err(|e| e.within(&name))?;
-            let sequence = placed.last().is_none_or(|p| p.sequence);
-            let output = layer.output(size);
-            let keeps = match layer {
-                Layer::Lstm(_) if !sequence => {
-                    return Err(Error::shape(format!(
-                        "{name}: expected a sequence, got one row a sample; give the lstm before it `return_sequences(true)`"
-                    )));
-                }
-                Layer::Lstm(l) => l.return_sequences,
-                _ => sequence,
-            };
-            placed.push(Placed { name, layer, input: size, output, sequence: keeps });
-            size = output;
-        }
-        Ok(placed)
+        self.network(input)?.parameters()
     }
 
     /// A table of the layers, as Keras prints it.
     pub fn summary(&self) -> String {
-        let places = match self.input().map(|input| self.places(input)) {
-            Some(Ok(places)) => places,
-            _ => return format!("Sequential, not built, {} layers\n", self.layers.len()),
-        };
-        let mut text = String::from("Sequential\n");
-        let mut line = |a: &str, b: &str, c: &str| {
-            let _ = writeln!(text, "{a:<34} {b:<20} {c:>14}");
-        };
-        line("layer (class)", "output shape", "parameters");
-        let mut total = 0usize;
-        for p in &places {
-            let count: usize = p.parameters().iter().map(|s| s.shape.iter().product::<usize>()).sum();
-            total += count;
-            let shape = if p.sequence { format!("[B, T, {}]", p.output) } else { format!("[B, {}]", p.output) };
-            line(&format!("{} ({})", p.name, p.layer.class()), &shape, &count.to_string());
+        let network = self.input().and_then(|input| self.network(input).ok());
+        match network.and_then(|n| n.summary("Sequential").ok()) {
+            Some(summary) => summary,
+            None => format!("Sequential, not built, {} layers\n", self.layers.len()),
         }
-        line("total", "", &total.to_string());
-        text
     }
-}
-
-fn append(graph: &mut Graph, placed: &Placed<'_>, options: GraphOptions<'_>, flow: &mut Flow) -> Result<()> {
-    let parameters =
-        placed.parameters().iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
-    let x = flow.output;
-    flow.output = match placed.layer {
-        Layer::Embedding(_) => graph.embedding(parameters[0], x)?,
-        Layer::Lstm(layer) => {
-            let weights = LstmWeights::new(parameters[0], parameters[1])
-                .bias(parameters.get(2).copied(), parameters.get(3).copied());
-            let mut state = None;
-            if layer.stateful {
-                let mut carried = |part: &str| {
-                    let name = format!("{}{}.{part}_l0", options.state_prefix, placed.name);
-                    graph.persistent(&name, [B, Dim::Fixed(layer.units)])
-                };
-                state = Some((carried("h")?, carried("c")?));
-            }
-            let out = graph.lstm(x, state, &weights)?;
-            if let Some((h, c)) = state {
-                flow.states.extend([(h, out.h_n), (c, out.c_n)]);
-            }
-            if layer.return_sequences { out.y } else { out.h_n }
-        }
-        Layer::Dense(layer) => {
-            let y = graph.linear(x, parameters[0], parameters.get(1).copied())?;
-            layer.activation.apply(graph, y)?
-        }
-        Layer::Dropout(layer) if options.training => graph.dropout(x, layer.rate)?,
-        Layer::Dropout(_) => x,
-        Layer::Activation(layer) => layer.activation.apply(graph, x)?,
-    };
-    flow.sequence = placed.sequence;
-    flow.features = placed.output;
-    Ok(())
 }

@@ -255,7 +255,7 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::WeightGradient => one(linear::weight_gradient(call)?),
         Op::Embedding => one(embedding::embedding(call)?),
         Op::EmbeddingBackward { rows } => one(embedding::embedding_backward(call, *rows)?),
-        Op::Dropout { rate, operation } => one(dropout::dropout(call, *rate, *operation)?),
+        Op::Dropout { rate, operation, mask } => one(dropout::dropout(call, *rate, *operation, *mask)?),
         Op::Elementwise { exprs } => elementwise::elementwise(call, exprs)?,
         Op::Reduce { kind, over } => one(reduce::reduce(call, *kind, *over)?),
         Op::CrossEntropy { ignore } => cross_entropy::cross_entropy(call, *ignore)?,

@@ -9,7 +9,7 @@ use super::real;
 use crate::config::{Activation, GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::LstmOp;
-use crate::graph::lstm::lstm_backward;
+use crate::graph::lstm::backward;
 use ndarray::Array2;
 
 /// Direction `d` of a layer.
@@ -126,7 +126,7 @@ impl<R: Real> Layer<'_, R> {
     }
 }
 
-/// All outputs by positions of [`crate::graph::lstm::lstm_backward`].
+/// All outputs by positions of [`crate::graph::lstm::backward`].
 ///
 /// With a the pre-activations, from the last step of each sequence to its first, for the plain cell:
 ///
@@ -138,20 +138,20 @@ impl<R: Real> Layer<'_, R> {
 ///
 /// A sequence's states begin as dh_n and dc_n and change only where it has a step, so one of no step keeps them.
 pub(super) fn lstm_backward<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<Vec<Array<R>>> {
-    let (gates, cells) = (call.float(lstm_backward::GATES)?, call.float(lstm_backward::CELLS)?);
-    let (c0, dy) = (call.maybe(lstm_backward::C0)?, call.maybe(lstm_backward::DY)?);
-    let products = call.maybe(lstm_backward::PRODUCT)?;
-    let axis = axis(call, lstm_backward::GATES)?;
+    let (gates, cells) = (call.float(backward::GATES)?, call.float(backward::CELLS)?);
+    let (c0, dy) = (call.maybe(backward::C0)?, call.maybe(backward::DY)?);
+    let products = call.maybe(backward::PRODUCT)?;
+    let axis = axis(call, backward::GATES)?;
     let (sequences, directions, rows) = (call.batch.sequences(), op.directions(), gates.nrows());
-    let first = Weights::of(call, op, 0, lstm_backward::parameter)?;
+    let first = Weights::of(call, op, 0, backward::parameter)?;
     let (hidden, r) = (first.hidden(), first.output());
     let zeros = |rows: usize, columns: usize| Array2::<R>::zeros((rows, directions * columns));
-    let mut dh0 = call.maybe(lstm_backward::DH_N)?.cloned().unwrap_or_else(|| zeros(sequences, r));
-    let mut dc0 = call.maybe(lstm_backward::DC_N)?.cloned().unwrap_or_else(|| zeros(sequences, hidden));
+    let mut dh0 = call.maybe(backward::DH_N)?.cloned().unwrap_or_else(|| zeros(sequences, r));
+    let mut dc0 = call.maybe(backward::DC_N)?.cloned().unwrap_or_else(|| zeros(sequences, hidden));
     let four_h = GATES * hidden;
     let mut all = [four_h, r, four_h, four_h, hidden, hidden].map(|columns| zeros(rows, columns));
     for d in 0..directions {
-        let layer = Layer { op, d, weights: Weights::of(call, op, d, lstm_backward::parameter)?, gates, products };
+        let layer = Layer { op, d, weights: Weights::of(call, op, d, backward::parameter)?, gates, products };
         let put = |to: &mut Array2<R>, row: usize, values: &[R]| {
             values.iter().enumerate().for_each(|(j, &v)| to[[row, d * values.len() + j]] = v);
         };
@@ -182,15 +182,15 @@ pub(super) fn lstm_backward<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<
     }
     let mut outputs: Vec<Array<R>> = vec![Array2::zeros((0, 0)).into(); 8];
     let positions = [
-        lstm_backward::DGATES,
-        lstm_backward::DPROJECTED,
-        lstm_backward::DPRODUCT,
-        lstm_backward::DGAINS,
-        lstm_backward::DCELL,
-        lstm_backward::CELL_NORMED,
+        backward::DGATES,
+        backward::DPROJECTED,
+        backward::DPRODUCT,
+        backward::DGAINS,
+        backward::DCELL,
+        backward::CELL_NORMED,
     ];
     positions.into_iter().zip(all).for_each(|(at, values)| outputs[at] = values.into());
-    outputs[lstm_backward::DH0] = dh0.into();
-    outputs[lstm_backward::DC0] = dc0.into();
+    outputs[backward::DH0] = dh0.into();
+    outputs[backward::DC0] = dc0.into();
     Ok(outputs)
 }

@@ -6,7 +6,7 @@ use super::lstm_layer::{Masks, Weights, axis, normalise, steps};
 use super::{Real, real};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
-use crate::graph::lstm::lstm;
+use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use ndarray::Array2;
 
@@ -119,23 +119,23 @@ impl<R: Real> Layer<'_, R> {
     }
 }
 
-/// All outputs by positions of [`crate::graph::lstm::lstm`]. A sequence of no step ends in h_0 and c_0.
+/// All outputs by positions of [`crate::graph::lstm::forward`]. A sequence of no step ends in h_0 and c_0.
 pub(super) fn lstm<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<Vec<Array<R>>> {
-    let x = call.float(lstm::X)?;
-    let axis = axis(call, lstm::X)?;
+    let x = call.float(forward::X)?;
+    let axis = axis(call, forward::X)?;
     let (sequences, directions) = (call.batch.sequences(), op.directions());
-    let first = Weights::of(call, op, 0, lstm::parameter)?;
+    let first = Weights::of(call, op, 0, forward::parameter)?;
     let (hidden, r) = (first.hidden(), first.output());
     let zeros = |rows: usize, columns: usize| Array2::<R>::zeros((rows, directions * columns));
     let rows = x.nrows();
-    let mut h_n = call.maybe(lstm::H0)?.cloned().unwrap_or_else(|| zeros(sequences, r));
-    let mut c_n = call.maybe(lstm::C0)?.cloned().unwrap_or_else(|| zeros(sequences, hidden));
+    let mut h_n = call.maybe(forward::H0)?.cloned().unwrap_or_else(|| zeros(sequences, r));
+    let mut c_n = call.maybe(forward::C0)?.cloned().unwrap_or_else(|| zeros(sequences, hidden));
     let (mut y, mut cells, mut before) = (zeros(rows, r), zeros(rows, hidden), zeros(rows, hidden));
     let (mut gates, mut products) = (zeros(rows, GATES * hidden), zeros(rows, GATES * hidden));
     for d in 0..directions {
-        let mut weights = Weights::of(call, op, d, lstm::parameter)?;
-        weights.ih = call.maybe(lstm::parameter(d, Parameter::WeightIh))?;
-        let biases = [Parameter::BiasIh, Parameter::BiasHh].map(|b| call.maybe(lstm::parameter(d, b)));
+        let mut weights = Weights::of(call, op, d, forward::parameter)?;
+        weights.ih = call.maybe(forward::parameter(d, Parameter::WeightIh))?;
+        let biases = [Parameter::BiasIh, Parameter::BiasHh].map(|b| call.maybe(forward::parameter(d, b)));
         weights.biases = biases.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         let layer = Layer { op, d, weights, x };
         let put = |to: &mut Array2<R>, row: usize, values: &[R]| {
@@ -161,13 +161,13 @@ pub(super) fn lstm<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<Vec<Array
         }
     }
     let mut outputs: Vec<Array<R>> = vec![Array2::zeros((0, 0)).into(); 7];
-    outputs[lstm::Y] = y.into();
-    outputs[lstm::H_N] = h_n.into();
-    outputs[lstm::C_N] = c_n.into();
-    outputs[lstm::GATES] = gates.into();
-    outputs[lstm::CELLS] = cells.into();
-    outputs[lstm::HIDDEN] = before.into();
-    outputs[lstm::PRODUCT] = products.into();
+    outputs[forward::Y] = y.into();
+    outputs[forward::H_N] = h_n.into();
+    outputs[forward::C_N] = c_n.into();
+    outputs[forward::GATES] = gates.into();
+    outputs[forward::CELLS] = cells.into();
+    outputs[forward::HIDDEN] = before.into();
+    outputs[forward::PRODUCT] = products.into();
     Ok(outputs)
 }
 

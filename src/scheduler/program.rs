@@ -4,7 +4,7 @@ use super::batch::{Batch, Capacity};
 use super::memory::{self, Placement};
 use super::strategy::{self, Executor, KERNEL_TABLE, Limits, Target};
 use crate::error::{Error, Result};
-use crate::graph::lstm::{LstmOp, lstm, lstm_backward};
+use crate::graph::lstm::{LstmOp, backward, forward};
 use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Layout, Op, Parameter, Shape, Symbol, Value, broadcast};
 use crate::params::DType;
 use std::fmt::Write as _;
@@ -228,8 +228,8 @@ impl<'a> Compiler<'a> {
             match step.op {
                 Op::View { .. } => pairs.push((step.inputs[0], step.outputs[0])),
                 Op::LstmBackward(_) => {
-                    let gates = (step.inputs[lstm_backward::GATES], step.outputs[lstm_backward::DGATES]);
-                    let product = (step.inputs[lstm_backward::PRODUCT], step.outputs[lstm_backward::DGAINS]);
+                    let gates = (step.inputs[backward::GATES], step.outputs[backward::DGATES]);
+                    let product = (step.inputs[backward::PRODUCT], step.outputs[backward::DGAINS]);
                     for (source, _) in [gates, product].iter().filter_map(|&(s, o)| s.zip(o)) {
                         if self.readers(source).any(|reader| reader != at) {
                             return Err(Error::unsupported(
@@ -345,16 +345,14 @@ fn always(op: &Op, position: usize, inputs: &[Option<Value>]) -> bool {
     let normed = |op: &LstmOp| op.cell.layer_norm.is_some();
     match op {
         Op::Lstm(_) => match position {
-            lstm::HIDDEN => projects(lstm::parameter(0, Parameter::WeightHr)),
-            lstm::CELLS | lstm::PRODUCT => false,
+            forward::HIDDEN => projects(forward::parameter(0, Parameter::WeightHr)),
+            forward::CELLS | forward::PRODUCT => false,
             _ => true,
         },
         Op::LstmBackward(op) => match position {
-            lstm_backward::DH0 => false,
-            lstm_backward::DPROJECTED => projects(lstm_backward::parameter(0, Parameter::WeightHr)),
-            lstm_backward::DPRODUCT | lstm_backward::DGAINS | lstm_backward::DCELL | lstm_backward::CELL_NORMED => {
-                normed(op)
-            }
+            backward::DH0 => false,
+            backward::DPROJECTED => projects(backward::parameter(0, Parameter::WeightHr)),
+            backward::DPRODUCT | backward::DGAINS | backward::DCELL | backward::CELL_NORMED => normed(op),
             _ => true,
         },
         Op::CrossEntropy { .. } => true,

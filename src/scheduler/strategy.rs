@@ -1,7 +1,7 @@
 //! Which kernels run a step, and what they need besides its values. For now one fixed table a target.
 
 use crate::config::GATES;
-use crate::graph::lstm::{lstm, lstm_backward};
+use crate::graph::lstm::{backward, forward};
 use crate::graph::{B, Dim, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
 use serde::{Deserialize, Serialize};
@@ -184,9 +184,9 @@ fn lstm_sizes(weight_hh: Option<&Shape>) -> (usize, usize) {
 fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -> Vec<Workspace> {
     let d = op.directions();
     let all = |parameters: &[Parameter]| -> Vec<usize> {
-        (0..d).flat_map(|d| parameters.iter().map(move |&p| lstm::parameter(d, p))).collect()
+        (0..d).flat_map(|d| parameters.iter().map(move |&p| forward::parameter(d, p))).collect()
     };
-    let at = |parameter| shape(lstm::parameter(0, parameter));
+    let at = |parameter| shape(forward::parameter(0, parameter));
     let (hidden, r) = lstm_sizes(at(Parameter::WeightHh));
     let four_h = d * GATES * hidden;
     let none = |role| scratch(role, [1usize], DType::F32);
@@ -212,10 +212,10 @@ fn lstm_backward_workspace<'a>(
     shape: impl Fn(usize) -> Option<&'a Shape>,
 ) -> Vec<Workspace> {
     let d = op.directions();
-    let all = |parameter| -> Vec<usize> { (0..d).map(|d| lstm_backward::parameter(d, parameter)).collect() };
-    let (hidden, r) = lstm_sizes(shape(lstm_backward::parameter(0, Parameter::WeightHh)));
+    let all = |parameter| -> Vec<usize> { (0..d).map(|d| backward::parameter(d, parameter)).collect() };
+    let (hidden, r) = lstm_sizes(shape(backward::parameter(0, Parameter::WeightHh)));
     let columns = |n| backward_columns(target, n);
-    let projects = shape(lstm_backward::parameter(0, Parameter::WeightHr)).is_some();
+    let projects = shape(backward::parameter(0, Parameter::WeightHr)).is_some();
     let none = |role| scratch(role, [1usize], DType::F32);
     let slots = 2 * GATES * hidden + if projects { quads(r) } else { 0 };
     vec![

@@ -74,7 +74,7 @@ impl Dataset {
         }
         let x = match input {
             Input::Tokens => integers("x", x, x.shape())?,
-            Input::Features(_) => Tensor::from_array(x.view()),
+            Input::Features(_) | Input::Rows(_) => Tensor::from_array(x.view()),
         };
         Ok(Self { samples, steps, x, y: None })
     }

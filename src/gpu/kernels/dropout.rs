@@ -1,6 +1,7 @@
 //! Dropout, by counter-based random numbers.
 
 use super::{Runner, input, kernel, output, params, word};
+use crate::config::Mask;
 use crate::error::Result;
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
@@ -23,6 +24,7 @@ params!(Params {
     key_y: u32,
     threshold: u32,
     scale: f32,
+    each_step: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("dropout", "main", Params, [Params, Read, Read, Write]);
@@ -36,10 +38,11 @@ pub(super) struct Dropout {
     columns: usize,
     rate: f32,
     operation: u32,
+    mask: Mask,
 }
 
 impl Dropout {
-    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, rate: f32, operation: u32) -> Result<Self> {
+    pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, rate: f32, operation: u32, mask: Mask) -> Result<Self> {
         let values = preparer.values;
         let (x, y) = (input(step, 0)?, output(step, 0)?);
         let axis = row_axis(values.shape(x));
@@ -53,7 +56,7 @@ impl Dropout {
             let views = [values.view(x, p)?, preparer.table(), values.view(y, p)?].map(Some);
             pieces.push(preparer.launch(&KERNEL, &views)?);
         }
-        Ok(Self { pieces, axis, x, mode, columns: values.row_len(x)?, rate, operation })
+        Ok(Self { pieces, axis, x, mode, columns: values.row_len(x)?, rate, operation, mask })
     }
 }
 
@@ -76,6 +79,7 @@ impl Runner for Dropout {
                 key_y,
                 threshold: drop_threshold(self.rate),
                 scale: 1.0 / (1.0 - self.rate),
+                each_step: u32::from(self.mask == Mask::Step),
             };
             out.dispatch(&self.pieces[p], &params, ((end - start) * self.columns.div_ceil(2)).div_ceil(256));
         }

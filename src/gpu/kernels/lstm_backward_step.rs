@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run, Values};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
-use crate::graph::lstm::lstm_backward as at;
+use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, step_rows};
 use crate::scheduler::{Axis, Step};

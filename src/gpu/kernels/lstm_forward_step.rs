@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
-use crate::graph::lstm::lstm;
+use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, step_rows};
 use crate::scheduler::{Axis, Step};
@@ -93,20 +93,20 @@ impl LstmForward {
         if op.cell.layer_norm.is_some() {
             return Err(Error::unsupported("layer normalisation inside a cell, on a GPU"));
         }
-        if step.inputs[lstm::parameter(0, Parameter::WeightIh)].is_none() {
+        if step.inputs[forward::parameter(0, Parameter::WeightIh)].is_none() {
             return Err(Error::unsupported("products that a layer takes in place of x, on a GPU"));
         }
         let values = preparer.values;
-        let (x, gates) = (input(step, lstm::X)?, output(step, lstm::GATES)?);
-        let (y, h_n, c_n) = (output(step, lstm::Y)?, output(step, lstm::H_N)?, output(step, lstm::C_N)?);
-        let weight_hh = input(step, lstm::parameter(0, Parameter::WeightHh))?;
+        let (x, gates) = (input(step, forward::X)?, output(step, forward::GATES)?);
+        let (y, h_n, c_n) = (output(step, forward::Y)?, output(step, forward::H_N)?, output(step, forward::C_N)?);
+        let weight_hh = input(step, forward::parameter(0, Parameter::WeightHh))?;
         let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
-        let projects = step.inputs[lstm::parameter(0, Parameter::WeightHr)].is_some();
+        let projects = step.inputs[forward::parameter(0, Parameter::WeightHr)].is_some();
         let [packed_ih, packed_hh, packed_bias, state, packed_hr] = [0, 1, 2, 3, 4].map(|w| step.workspace[w]);
         let columns = op.directions() * 4 * hidden;
         let projection = MatMul::new(preparer, x, packed_ih, Some(packed_bias), gates, columns)?;
         let maybe = |at: usize| step.inputs[at].map(|v| values.view(v, 0)).transpose();
-        let (h0, c0) = (maybe(lstm::H0)?, maybe(lstm::C0)?);
+        let (h0, c0) = (maybe(forward::H0)?, maybe(forward::C0)?);
         let (has_h0, has_c0) = (h0.is_some(), c0.is_some());
         let state = Some(values.view(state, 0)?);
         let c = Some(values.view(c_n, 0)?);
@@ -117,7 +117,7 @@ impl LstmForward {
         let begin = preparer.launch_with(&lstm_begin::KERNEL, "", None, &constants, &begin_views)?;
         let axis = row_axis(values.shape(x));
         let (mut pieces, mut project) = (Vec::new(), Vec::new());
-        let hiddens = if projects { output(step, lstm::HIDDEN)? } else { y };
+        let hiddens = if projects { output(step, forward::HIDDEN)? } else { y };
         if projects {
             for p in 0..values.pieces(axis) {
                 let views = [
@@ -147,14 +147,14 @@ impl LstmForward {
                 Some(values.view(gates, p)?),
                 Some(values.view(hiddens, p)?),
                 c.clone(),
-                step.outputs[lstm::CELLS].map(|v| values.view(v, p)).transpose()?,
+                step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
                 h_n.clone(),
                 table.clone(),
             ];
             pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
         let read = |value: usize| values.program.steps.iter().any(|s| s.inputs.contains(&Some(value)));
-        let save = [read(gates), step.outputs[lstm::CELLS].is_some()];
+        let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
         Ok(Self { op, projection, begin, pieces, project, block, axis, hidden, output: r, has_h0, has_c0, save })
     }

@@ -198,7 +198,9 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),
         Op::EmbeddingBackward { .. } => Box::new(embedding_backward::EmbeddingBackward::prepare(preparer, step)?),
-        Op::Dropout { rate, operation } => Box::new(dropout::Dropout::prepare(preparer, step, *rate, *operation)?),
+        Op::Dropout { rate, operation, mask } => {
+            Box::new(dropout::Dropout::prepare(preparer, step, *rate, *operation, *mask)?)
+        }
         Op::Elementwise { exprs } => Box::new(elementwise::Elementwise::prepare(preparer, step, exprs)?),
         Op::Reduce { over: Over::All, kind } => Box::new(reduce_all::ReduceAll::prepare(preparer, step, *kind)?),
         Op::Reduce { over: Over::Rows, .. } => Box::new(reduce_rows::ReduceRows::prepare(preparer, step)?),

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
-use crate::graph::lstm::{PARAMETERS, lstm, lstm_backward};
+use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::{Broadcast, broadcast, quads};
@@ -100,9 +100,9 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
     let of = |first: usize| ((position - first) / PARAMETERS, (position - first) % PARAMETERS);
     Ok(match (&step.op, number) {
         (Op::Lstm(op), _) => {
-            let (d, parameter) = of(lstm::FIRST);
+            let (d, parameter) = of(forward::FIRST);
             let directions = op.directions();
-            let weight_hh = lstm::parameter(0, Parameter::WeightHh);
+            let weight_hh = forward::parameter(0, Parameter::WeightHh);
             let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
             match number {
                 // [I][D][H] of i f g o
@@ -127,8 +127,8 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
             }
         }
         (Op::LstmBackward(_), _) => {
-            let (d, _) = of(lstm_backward::FIRST);
-            let weight_hh = lstm_backward::parameter(0, Parameter::WeightHh);
+            let (d, _) = of(backward::FIRST);
+            let weight_hh = backward::parameter(0, Parameter::WeightHh);
             let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
             let broadcast = broadcast(&preparer.values.program.target);
             match (number, broadcast) {

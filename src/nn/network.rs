@@ -1,0 +1,331 @@
+//! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
+
+use super::append::append;
+use super::{Input, Layer};
+use crate::error::{Error, Result};
+use crate::graph::{Dim, Graph, Symbol, Value};
+use crate::params::{DType, ParameterSpec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+
+/// What a value of a network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Integers, `[B, T]`.
+    Tokens {
+        /// The time axis.
+        axis: u8,
+    },
+    /// Floats at each step, `[B, T, features]`.
+    Sequence {
+        /// Values a step.
+        features: usize,
+        /// The time axis.
+        axis: u8,
+    },
+    /// Floats, `[B, features]`.
+    Rows {
+        /// Values a sample.
+        features: usize,
+    },
+}
+
+impl Signal {
+    /// Values a row; none for tokens.
+    pub fn features(&self) -> Option<usize> {
+        match *self {
+            Self::Tokens { .. } => None,
+            Self::Sequence { features, .. } | Self::Rows { features } => Some(features),
+        }
+    }
+
+    /// Its time axis.
+    pub fn axis(&self) -> Option<u8> {
+        match *self {
+            Self::Tokens { axis } | Self::Sequence { axis, .. } => Some(axis),
+            Self::Rows { .. } => None,
+        }
+    }
+
+    /// The same with other features.
+    pub(super) fn with_features(self, features: usize) -> Self {
+        match self {
+            Self::Sequence { axis, .. } | Self::Tokens { axis } => Self::Sequence { features, axis },
+            Self::Rows { .. } => Self::Rows { features },
+        }
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens { .. } => write!(f, "[B, T]"),
+            Self::Sequence { features, .. } => write!(f, "[B, T, {features}]"),
+            Self::Rows { features } => write!(f, "[B, {features}]"),
+        }
+    }
+}
+
+/// Where a value of a network comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Port {
+    /// An input, by number.
+    Input(usize),
+    /// An output of a node: the node's number, the output's.
+    Node(usize, usize),
+}
+
+/// A layer in its place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name; parameters are named under it. A node of the same name and layer shares its parameters.
+    pub name: String,
+    /// The layer.
+    pub layer: Layer,
+    /// What it reads.
+    pub inputs: Vec<Port>,
+}
+
+/// Layers over each other's outputs, each after those it reads from. Built by adding one after the other:
+///
+/// ```
+/// # use mnemon::nn::{Dense, Input, Lstm, Network};
+/// let mut network = Network::default();
+/// let x = network.input("x", Input::Features(8));
+/// let encoded = network.add(Lstm::new(16).return_state(true), &[x])?;
+/// let y = network.input("y", Input::Features(4));
+/// let decoded = network.add(Lstm::new(16).return_sequences(true), &[y, encoded[1], encoded[2]])?;
+/// let out = network.add(Dense::new(4), &decoded)?;
+/// network.output("out", out[0]);
+/// # Ok::<(), mnemon::error::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// What it reads, by name.
+    pub inputs: Vec<(String, Input)>,
+    /// Its layers.
+    pub nodes: Vec<Node>,
+    /// What it gives, by name.
+    pub outputs: Vec<(String, Port)>,
+}
+
+/// How a network is built into a graph.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GraphOptions<'a> {
+    /// Whether dropout drops.
+    pub training: bool,
+    /// What the names of carried states begin with, so that training and inference can each have their own.
+    pub state_prefix: &'a str,
+}
+
+/// A network in a graph.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// Its inputs in order.
+    pub inputs: Vec<(Value, Signal)>,
+    /// Its outputs in order.
+    pub outputs: Vec<(Value, Signal)>,
+    /// Carried states with the values they take at the end of a run; the caller updates them.
+    pub states: Vec<(Value, Value)>,
+}
+
+impl Network {
+    /// Adds an input.
+    pub fn input(&mut self, name: &str, input: Input) -> Port {
+        self.inputs.push((name.to_string(), input));
+        Port::Input(self.inputs.len() - 1)
+    }
+
+    /// Adds a layer over `inputs`, called after the user's name or its class; gives its outputs.
+    pub fn add(&mut self, layer: impl Into<Layer>, inputs: &[Port]) -> Result<Vec<Port>> {
+        let layer = layer.into();
+        let name = match layer.given_name() {
+            Some(name) => name.to_string(),
+            None => self.free_name(layer.class()),
+        };
+        self.add_named(&name, layer, inputs)
+    }
+
+    /// Adds a layer under a name.
+    pub fn add_named(&mut self, name: &str, layer: Layer, inputs: &[Port]) -> Result<Vec<Port>> {
+        self.nodes.push(Node { name: name.to_string(), layer, inputs: inputs.to_vec() });
+        let result = self.signals();
+        match result {
+            Ok(signals) => {
+                let at = self.nodes.len() - 1;
+                Ok((0..signals[at].len()).map(|output| Port::Node(at, output)).collect())
+            }
+            Err(error) => {
+                self.nodes.pop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds an output.
+    pub fn output(&mut self, name: &str, port: Port) {
+        self.outputs.push((name.to_string(), port));
+    }
+
+    /// `class`, `class_1`, `class_2`: the first that no node of this class without a name of its own has.
+    fn free_name(&self, class: &str) -> String {
+        let same = self.nodes.iter().filter(|n| n.layer.given_name().is_none() && n.layer.class() == class).count();
+        if same == 0 { class.to_string() } else { format!("{class}_{same}") }
+    }
+
+    /// What the inputs are; each sequence has a time axis of its own.
+    fn input_signals(&self) -> Result<Vec<Signal>> {
+        let mut axis = 0;
+        self.inputs
+            .iter()
+            .map(|(name, input)| {
+                let signal = match *input {
+                    Input::Features(0) | Input::Rows(0) => {
+                        return Err(Error::shape(format!("{name}: the input must have at least one feature")));
+                    }
+                    Input::Rows(features) => return Ok(Signal::Rows { features }),
+                    Input::Features(features) => Signal::Sequence { features, axis },
+                    Input::Tokens => Signal::Tokens { axis },
+                };
+                axis += 1;
+                Ok(signal)
+            })
+            .collect()
+    }
+
+    /// The outputs of every node, or what does not fit.
+    pub fn signals(&self) -> Result<Vec<Vec<Signal>>> {
+        let inputs = self.input_signals()?;
+        let mut axis = inputs.iter().filter(|s| s.axis().is_some()).count() as u8;
+        let mut all: Vec<Vec<Signal>> = Vec::with_capacity(self.nodes.len());
+        for (at, node) in self.nodes.iter().enumerate() {
+            let within = |e: Error| e.within(&node.name);
+            if node.name.is_empty() || node.name.contains('.') || self.clashes(at) {
+                return Err(Error::argument(format!(
+                    "network: layer names must be unique, not empty and without a dot, got `{}`",
+                    node.name
+                )));
+            }
+            node.layer.validate().map_err(within)?;
+            let read = node.inputs.iter().map(|&port| signal(port, &inputs, &all)).collect::<Result<Vec<_>>>();
+            all.push(node.layer.outputs(&read.map_err(within)?, axis).map_err(within)?);
+            axis += u8::from(matches!(node.layer, Layer::RepeatVector(_)));
+        }
+        Ok(all)
+    }
+
+    /// Whether an earlier node has this one's name and is another layer.
+    fn clashes(&self, at: usize) -> bool {
+        self.nodes[..at].iter().any(|n| n.name == self.nodes[at].name && n.layer != self.nodes[at].layer)
+    }
+
+    /// The number of steps of every time axis that a layer sets, after the inputs' axes.
+    pub fn fixed_axes(&self) -> Vec<usize> {
+        let repeats = self.nodes.iter().filter_map(|n| match &n.layer {
+            Layer::RepeatVector(l) => Some(l.count),
+            _ => None,
+        });
+        repeats.collect()
+    }
+
+    /// All parameters in the order of the nodes; a shared layer's once.
+    pub fn parameters(&self) -> Result<Vec<ParameterSpec>> {
+        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let mut seen = BTreeSet::new();
+        let mut all = Vec::new();
+        for node in self.nodes.iter().filter(|n| seen.insert(&n.name)) {
+            all.extend(self.node_parameters(node, &inputs, &signals)?);
+        }
+        Ok(all)
+    }
+
+    fn node_parameters(&self, node: &Node, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Vec<ParameterSpec>> {
+        let features = match node.inputs.first() {
+            Some(&port) => signal(port, inputs, signals)?.features().unwrap_or(0),
+            None => 0,
+        };
+        Ok(node.layer.parameters(&node.name, features))
+    }
+
+    /// Appends the network to `graph`: inputs and parameters by name. Adds no update and no output.
+    pub fn build(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Built> {
+        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let mut given = Vec::new();
+        for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
+            let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
+            let value = match signal {
+                Signal::Tokens { axis } => graph.input(name, [rows(axis)], DType::U32)?,
+                Signal::Sequence { features, axis } => {
+                    graph.input(name, [rows(axis), Dim::Fixed(features)], DType::F32)?
+                }
+                Signal::Rows { features } => graph.input(name, [crate::graph::B, Dim::Fixed(features)], DType::F32)?,
+            };
+            given.push(value);
+        }
+        let mut values: Vec<Vec<Value>> = Vec::new();
+        let mut states = Vec::new();
+        for (at, node) in self.nodes.iter().enumerate() {
+            let read: Vec<(Value, Signal)> = node
+                .inputs
+                .iter()
+                .map(|&port| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
+                .collect::<Result<_>>()?;
+            let specs = self.node_parameters(node, &inputs, &signals)?;
+            let made = graph.scoped(&node.name, |graph| {
+                let parameters =
+                    specs.iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
+                append(graph, node, &read, &signals[at], &parameters, options, &mut states)
+            })?;
+            values.push(made);
+        }
+        let outputs = self
+            .outputs
+            .iter()
+            .map(|&(_, port)| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
+            .collect::<Result<_>>()?;
+        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states })
+    }
+
+    /// A table of the layers, as Keras prints it.
+    pub fn summary(&self, title: &str) -> Result<String> {
+        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let mut text = format!("{title}\n");
+        let mut line = |a: &str, b: &str, c: &str| {
+            let _ = writeln!(text, "{a:<40} {b:<24} {c:>14}");
+        };
+        line("layer (class)", "output shape", "parameters");
+        for ((name, _), signal) in self.inputs.iter().zip(&inputs) {
+            line(&format!("{name} (input)"), &signal.to_string(), "0");
+        }
+        let (mut total, mut seen) = (0usize, BTreeSet::new());
+        for (node, outputs) in self.nodes.iter().zip(&signals) {
+            let specs = self.node_parameters(node, &inputs, &signals)?;
+            let count: usize = specs.iter().map(|s| s.shape.iter().product::<usize>()).sum();
+            let shared = !seen.insert(&node.name);
+            total += if shared { 0 } else { count };
+            let shapes: Vec<String> = outputs.iter().map(Signal::to_string).collect();
+            let count = if shared { "shared".to_string() } else { count.to_string() };
+            line(&format!("{} ({})", node.name, node.layer.class()), &shapes.join(", "), &count);
+        }
+        line("total", "", &total.to_string());
+        Ok(text)
+    }
+}
+
+fn signal(port: Port, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Signal> {
+    let found = match port {
+        Port::Input(at) => inputs.get(at).copied(),
+        Port::Node(node, output) => signals.get(node).and_then(|s| s.get(output)).copied(),
+    };
+    found.ok_or_else(|| Error::argument(format!("network: nothing comes from {port:?} here")))
+}
+
+fn value(port: Port, inputs: &[Value], values: &[Vec<Value>]) -> Result<Value> {
+    let found = match port {
+        Port::Input(at) => inputs.get(at).copied(),
+        Port::Node(node, output) => values.get(node).and_then(|v| v.get(output)).copied(),
+    };
+    found.ok_or_else(|| Error::internal(format!("network: nothing comes from {port:?}")))
+}
