@@ -1,6 +1,9 @@
-//! Files: models and training states as safetensors.
+//! Files: models and training states as safetensors, and the models of PyTorch and Keras.
 
 pub mod keras;
+pub mod model;
+pub mod pytorch;
 pub mod safetensors;
 
-pub use safetensors::{ModelFile, load, save};
+pub use model::{Imported, read_model};
+pub use safetensors::{ModelFile, load, read_tensors, save, write_tensors};

@@ -99,30 +99,74 @@ fn encode(path: &Path, file: &ModelFile) -> Result<Vec<u8>> {
 /// Reads a file that [`save`] wrote.
 pub fn load(path: &Path) -> Result<ModelFile> {
     let bytes = read(path)?;
-    let broken = |e: safetensors::SafeTensorError| {
-        Error::file(path, format!("expected a whole safetensors file, got {} bytes that are not: {e}", bytes.len()))
-    };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) else {
+    let Some(text) = own_metadata(path, &bytes)? else {
         return Err(Error::file(path, "expected a model that mnemon saved, got a safetensors file of another program"));
     };
-    let metadata: Value = serde_json::from_str(text)
+    let metadata: Value = serde_json::from_str(&text)
         .map_err(|e| Error::file(path, format!("its metadata `{KEY}` is not JSON: {e}")).caused_by(e))?;
     if metadata.get("format") != Some(&json!(KEY)) || metadata.get("version") != Some(&json!(VERSION)) {
         let found = metadata.get("version").unwrap_or(&Value::Null);
         return Err(Error::file(path, format!("expected version {VERSION} of the format, got {found}")));
     }
+    Ok(ModelFile { metadata, tensors: tensors(path, &bytes)? })
+}
+
+/// Whether [`save`] wrote the safetensors file.
+pub(super) fn is_own(path: &Path) -> Result<bool> {
+    Ok(own_metadata(path, &read(path)?)?.is_some())
+}
+
+/// Reads the tensors of any safetensors file. F64 and BF16 become F32, integers become U32 where they fit.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    tensors(path, &read(path)?)
+}
+
+/// Writes tensors without a model.
+pub fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {
+    save(path, &ModelFile { metadata: json!({}), tensors })
+}
+
+fn broken(path: &Path, bytes: &[u8], e: &safetensors::SafeTensorError) -> Error {
+    Error::file(path, format!("expected a whole safetensors file, got {} bytes that are not: {e}", bytes.len()))
+}
+
+fn own_metadata(path: &Path, bytes: &[u8]) -> Result<Option<String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| broken(path, bytes, &e))?;
+    Ok(header.metadata().as_ref().and_then(|m| m.get(KEY)).cloned())
+}
+
+fn tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
-    for (name, view) in SafeTensors::deserialize(&bytes).map_err(broken)?.tensors() {
-        let words = view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-        let tensor = match view.dtype() {
-            Dtype::F32 => Tensor::new(view.shape(), words.map(f32::from_le_bytes).collect()),
-            Dtype::U32 => Tensor::from_u32(view.shape(), words.map(u32::from_le_bytes).collect()),
-            other => Err(Error::unsupported(format!("expected F32 or U32, got {other:?}"))),
-        };
-        tensors.insert(name.clone(), tensor.map_err(|e| e.within(name).within(path.display()))?);
+    for (name, view) in SafeTensors::deserialize(bytes).map_err(|e| broken(path, bytes, &e))?.tensors() {
+        let tensor = tensor(&view).map_err(|e| e.within(&name).within(path.display()))?;
+        tensors.insert(name, tensor);
     }
-    Ok(ModelFile { metadata, tensors })
+    Ok(tensors)
+}
+
+/// The values of `view`, `SIZE` bytes each.
+fn words<'a, const SIZE: usize>(view: &TensorView<'a>) -> impl Iterator<Item = [u8; SIZE]> + use<'a, SIZE> {
+    view.data().as_chunks::<SIZE>().0.iter().copied()
+}
+
+fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
+    let integers = |values: &mut dyn Iterator<Item = i64>| -> Result<Tensor> {
+        let fit = |n: i64| u32::try_from(n).map_err(|_| Error::data(format!("expected integers in 0..2^32, got {n}")));
+        Tensor::from_u32(view.shape(), values.map(fit).collect::<Result<_>>()?)
+    };
+    match view.dtype() {
+        Dtype::F32 => Tensor::new(view.shape(), words(view).map(f32::from_le_bytes).collect()),
+        Dtype::F64 => Tensor::new(view.shape(), words(view).map(|b| f64::from_le_bytes(b) as f32).collect()),
+        // A bfloat16 is the upper half of a float.
+        Dtype::BF16 => {
+            let wide = words(view).map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
+            Tensor::new(view.shape(), wide.collect())
+        }
+        Dtype::U32 => Tensor::from_u32(view.shape(), words(view).map(u32::from_le_bytes).collect()),
+        Dtype::I32 => integers(&mut words(view).map(|b| i64::from(i32::from_le_bytes(b)))),
+        Dtype::I64 => integers(&mut words(view).map(i64::from_le_bytes)),
+        other => Err(Error::unsupported(format!("expected F32, F64, BF16, U32, I32 or I64, got {other:?}"))),
+    }
 }
 
 /// The bytes of a file, once its first eight say that it may be ours: a foreign file may be of any size.

@@ -37,6 +37,9 @@ pub struct Dense {
     pub activation: Activation,
     /// Whether there is a b.
     pub bias: bool,
+    /// The embedding whose table is W, where the two are tied (Press and Wolf 2017): `units` is its vocabulary.
+    #[serde(default)]
+    pub tied: Option<String>,
     /// How its parameters begin.
     #[serde(default)]
     pub init: Init,
@@ -222,7 +225,7 @@ impl Embedding {
 impl Dense {
     /// A layer of `units` outputs with a bias.
     pub fn new(units: usize) -> Self {
-        Self { units, activation: Activation::Linear, bias: true, init: Init::Keras, name: None }
+        Self { units, activation: Activation::Linear, bias: true, tied: None, init: Init::Keras, name: None }
     }
 
     /// Sets the function of the outputs.
@@ -236,6 +239,13 @@ impl Dense {
     #[must_use]
     pub fn bias(mut self, bias: bool) -> Self {
         self.bias = bias;
+        self
+    }
+
+    /// Takes W from the embedding called `name`, whose table has a row for each unit.
+    #[must_use]
+    pub fn tied(mut self, name: &str) -> Self {
+        self.tied = Some(name.to_string());
         self
     }
 }
@@ -410,6 +420,9 @@ impl Layer {
                     Init::PyTorch => (uniform(input), uniform(input)),
                 };
                 let mut all = vec![spec("weight", vec![l.units, input], weight)];
+                if let Some(embedding) = &l.tied {
+                    all[0].name = format!("{embedding}.weight");
+                }
                 if l.bias {
                     all.push(spec("bias", vec![l.units], bias));
                 }

@@ -41,6 +41,9 @@ pub struct Lstm {
     pub return_state: bool,
     /// Whether its state is carried from batch to batch.
     pub stateful: bool,
+    /// What it gives at steps that a mask leaves out: zeros, or its last output again.
+    #[serde(default)]
+    pub zero_output_for_mask: bool,
     /// Which way it reads.
     #[serde(default)]
     pub direction: Direction,
@@ -94,6 +97,7 @@ impl Lstm {
             return_sequences: false,
             return_state: false,
             stateful: false,
+            zero_output_for_mask: false,
             direction: Direction::Forward,
             merge: MergeMode::Concat,
             projection: None,
@@ -117,6 +121,8 @@ impl Lstm {
         return_state: bool,
         /// Sets whether its state is carried from batch to batch.
         stateful: bool,
+        /// Sets what it gives at steps that a mask leaves out: zeros, or its last output again.
+        zero_output_for_mask: bool,
         /// Sets which way it reads.
         direction: Direction,
         /// Sets what becomes of the outputs of two directions.

@@ -14,7 +14,7 @@ pub use layers::{
 };
 pub use lstm::{Lstm, MergeMode};
 pub use network::{Built, GraphOptions, Network, Node, Port, Signal};
-pub use sequential::{Flow, Sequential};
+pub use sequential::{Description, Flow, Sequential};
 
 use serde::{Deserialize, Serialize};
 

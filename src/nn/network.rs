@@ -1,12 +1,12 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
 use super::append::append;
-use super::{Input, Layer};
+use super::{Dense, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
 /// What a value of a network is.
@@ -216,6 +216,11 @@ impl Network {
         Ok(all)
     }
 
+    /// What comes from `port`.
+    pub fn signal(&self, port: Port) -> Result<Signal> {
+        signal(port, &self.input_signals()?, &self.signals()?)
+    }
+
     /// Whether an earlier node has this one's name and is another layer.
     fn clashes(&self, at: usize) -> bool {
         self.nodes[..at].iter().any(|n| n.name == self.nodes[at].name && n.layer != self.nodes[at].layer)
@@ -233,12 +238,67 @@ impl Network {
     /// All parameters in the order of the nodes; a shared layer's once.
     pub fn parameters(&self) -> Result<Vec<ParameterSpec>> {
         let (inputs, signals) = (self.input_signals()?, self.signals()?);
-        let mut seen = BTreeSet::new();
-        let mut all = Vec::new();
-        for node in self.nodes.iter().filter(|n| seen.insert(&n.name)) {
-            all.extend(self.node_parameters(node, &inputs, &signals)?);
+        let mut all: Vec<ParameterSpec> = Vec::new();
+        let mut places = BTreeMap::new();
+        for node in &self.nodes {
+            for spec in self.node_parameters(node, &inputs, &signals)? {
+                match places.get(&spec.name) {
+                    None => {
+                        places.insert(spec.name.clone(), all.len());
+                        all.push(spec);
+                    }
+                    Some(&at) if all[at].shape == spec.shape => {}
+                    Some(&at) => {
+                        let (has, name) = (&all[at].shape, &spec.name);
+                        let error = format!("it shares `{name}`, which is {has:?}, and needs {:?}", spec.shape);
+                        return Err(Error::shape(error).within(&node.name));
+                    }
+                }
+            }
         }
+        self.check_ties()?;
         Ok(all)
+    }
+
+    /// Refuses a layer tied to one that is not an embedding before it.
+    fn check_ties(&self) -> Result<()> {
+        for (at, node) in self.nodes.iter().enumerate() {
+            let Layer::Dense(Dense { tied: Some(name), .. }) = &node.layer else { continue };
+            let embedding = |n: &Node| &n.name == name && matches!(n.layer, Layer::Embedding(_));
+            if !self.nodes[..at].iter().any(embedding) {
+                let error =
+                    Error::argument(format!("it is tied to `{name}`, and no embedding of that name is before it"));
+                return Err(error.within(&node.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers in a row with the input `x` and the output `y`; each must give one output.
+    pub fn chain(input: Input, layers: &[Layer]) -> Result<Self> {
+        let mut network = Self::default();
+        let mut at = network.input("x", input);
+        for layer in layers {
+            let outputs = network.add(layer.clone(), &[at])?;
+            let [one] = outputs[..] else {
+                return Err(Error::argument(format!(
+                    "a layer in a row gives one output, {} has {}; build a `Network`",
+                    layer.class(),
+                    outputs.len()
+                )));
+            };
+            at = one;
+        }
+        network.output("y", at);
+        Ok(network)
+    }
+
+    /// What a final state that an LSTM gives is called: `h` or `c`, and `h_reverse` or `c_reverse`; none for all else.
+    pub fn state_part(&self, port: Port) -> Option<&'static str> {
+        let Port::Node(at, output) = port else { return None };
+        let Layer::Lstm(lstm) = &self.nodes.get(at)?.layer else { return None };
+        let main = if lstm.merge == MergeMode::Apart { 2 } else { 1 };
+        ["h", "c", "h_reverse", "c_reverse"].get(output.checked_sub(main)?).copied()
     }
 
     fn node_parameters(&self, node: &Node, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Vec<ParameterSpec>> {
@@ -252,6 +312,7 @@ impl Network {
     /// Appends the network to `graph`: inputs and parameters by name. Adds no update and no output.
     pub fn build(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Built> {
         let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        self.parameters()?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
@@ -302,11 +363,11 @@ impl Network {
         let (mut total, mut seen) = (0usize, BTreeSet::new());
         for (node, outputs) in self.nodes.iter().zip(&signals) {
             let specs = self.node_parameters(node, &inputs, &signals)?;
-            let count: usize = specs.iter().map(|s| s.shape.iter().product::<usize>()).sum();
-            let shared = !seen.insert(&node.name);
-            total += if shared { 0 } else { count };
+            let own: Vec<_> = specs.iter().filter(|s| seen.insert(s.name.clone())).collect();
+            let count: usize = own.iter().map(|s| s.shape.iter().product::<usize>()).sum();
+            total += count;
             let shapes: Vec<String> = outputs.iter().map(Signal::to_string).collect();
-            let count = if shared { "shared".to_string() } else { count.to_string() };
+            let count = if own.is_empty() && !specs.is_empty() { "shared".to_string() } else { count.to_string() };
             line(&format!("{} ({})", node.name, node.layer.class()), &shapes.join(", "), &count);
         }
         line("total", "", &total.to_string());

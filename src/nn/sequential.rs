@@ -5,6 +5,7 @@ use crate::device::{Device, Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::params::{ParameterSpec, Tensor};
+use serde::{Deserialize, Serialize};
 use std::any::Any;
 
 /// Programs that a model keeps ready; the oldest is dropped for another.
@@ -24,6 +25,15 @@ struct Built {
     input: Input,
     session: Session,
     programs: Vec<(String, Executable)>,
+}
+
+/// What a model is, without its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// What it reads.
+    pub input: Input,
+    /// Its layers.
+    pub layers: Vec<Layer>,
 }
 
 /// What a model's graph computes.
@@ -167,21 +177,7 @@ impl Sequential {
         if self.layers.is_empty() {
             return Err(Error::argument("sequential: the model has no layer"));
         }
-        let mut network = Network::default();
-        let mut at = network.input("x", input);
-        for layer in &self.layers {
-            let outputs = network.add(layer.clone(), &[at])?;
-            let [one] = outputs[..] else {
-                return Err(Error::argument(format!(
-                    "sequential: a layer gives one output, {} has {}; build a `Network`",
-                    layer.class(),
-                    outputs.len()
-                )));
-            };
-            at = one;
-        }
-        network.output("y", at);
-        Ok(network)
+        Network::chain(input, &self.layers).map_err(|e| e.within("sequential"))
     }
 
     /// The parameters that the model has for `input`.

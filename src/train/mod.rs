@@ -1,10 +1,12 @@
-//! Training: `compile`, `fit`, `evaluate`, `predict`, `save` and `load` of [`Sequential`](crate::nn::Sequential), and
-//! character language models.
+//! Training: `compile`, `fit`, `evaluate`, `predict`, `save` and `load` of [`Sequential`](crate::nn::Sequential),
+//! character language models, and [`Model`], which runs any network.
 
 mod dataset;
 mod fit;
 mod generate;
 mod language;
+mod mask;
+mod model;
 mod monitor;
 mod save;
 mod step;
@@ -13,6 +15,7 @@ mod trainer;
 pub use fit::{Epoch, Fit, History};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
+pub use model::{Model, Named};
 pub use trainer::{Progress, TrainOptions, Trainer};
 
 use serde::{Deserialize, Serialize};

@@ -5,19 +5,13 @@ use super::fit::Compiled;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
-use crate::nn::{Input, Layer, Sequential};
+use crate::nn::{Description, Sequential};
 use crate::optim::Optimizer;
 use crate::scheduler::strategy::KERNEL_TABLE;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-#[derive(Serialize, Deserialize)]
-struct Description {
-    input: Input,
-    layers: Vec<Layer>,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Training {

@@ -1,13 +1,16 @@
 //! The command `mnemon`: a thin command line over the library.
 
 mod bench;
+mod compare;
 mod devices;
 mod generate;
 mod options;
 mod output;
 mod progress;
+mod run;
 #[cfg(feature = "gpu")]
 mod shaders;
+mod summary;
 mod train;
 mod verify;
 
@@ -32,6 +35,9 @@ enum Command {
     Devices(devices::Arguments),
     Train(train::Arguments),
     Generate(generate::Arguments),
+    Summary(summary::Arguments),
+    Run(run::Arguments),
+    Compare(compare::Arguments),
     Verify(verify::Arguments),
     Bench(bench::Arguments),
     #[cfg(feature = "gpu")]
@@ -45,6 +51,9 @@ fn main() -> ExitCode {
         Command::Devices(a) => devices::run(&a),
         Command::Train(a) => train::run(&a),
         Command::Generate(a) => generate::run(&a),
+        Command::Summary(a) => summary::run(&a),
+        Command::Run(a) => run::run(&a),
+        Command::Compare(a) => compare::run(&a),
         Command::Verify(a) => verify::run(&a),
         Command::Bench(a) => bench::run(&a),
         #[cfg(feature = "gpu")]

@@ -1,5 +1,8 @@
 //! Keras 3: `.keras` archives and `.weights.h5` files.
 
 mod archive;
+mod config;
+mod model;
 
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
+pub use model::read_model;

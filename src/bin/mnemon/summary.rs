@@ -1,0 +1,46 @@
+//! `mnemon summary`: what a model is.
+
+use crate::output::emit;
+use clap::Args;
+use mnemon::error::Result;
+use mnemon::io::{self, pytorch};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Print the layers of a model, their output shapes and parameters
+///
+/// MODEL is a file that mnemon saved, a .keras file of Keras 3, or a PyTorch state dict as .safetensors with an LSTM, and
+/// perhaps an embedding before and a linear layer after it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mnemon summary model.keras")]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+/// A model file, for every subcommand that reads one.
+#[derive(Debug, Args)]
+pub struct ModelOptions {
+    /// The model's file
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+
+    /// A JSON file that says what a state dict holds: the prefixes `embedding`, `lstm` and `linear`, and `tied`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl ModelOptions {
+    /// Reads the model; `entry` is its configuration where the command line gives none.
+    pub fn read(&self, entry: Option<pytorch::Config>) -> Result<io::Imported> {
+        let given = self.config.as_deref().map(pytorch::Config::read).transpose()?;
+        io::read_model(&self.model, given.or(entry).as_ref())
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let imported = arguments.model.read(None)?;
+    let name = arguments.model.model.file_name().map_or(Path::new("model"), Path::new);
+    emit(format_args!("{}", imported.network.summary(&format!("{}: {}", name.display(), imported.title))?));
+    Ok(ExitCode::SUCCESS)
+}

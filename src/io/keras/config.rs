@@ -1,0 +1,299 @@
+//! The layers of a Keras model as this crate's: what its configuration says, or an error that names what is not known.
+
+use crate::config::{Activation, Bias, Direction};
+use crate::error::{Error, Result};
+use crate::nn::{
+    Activate, Dense, Dropout, Embedding, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind, MergeMode,
+    Pooling, PoolingKind, RepeatVector,
+};
+use serde_json::Value;
+
+/// One JSON object with the place it is at, for messages.
+#[derive(Clone, Copy)]
+pub(super) struct Object<'a> {
+    pub value: &'a Value,
+    pub place: &'a str,
+}
+
+/// What a setting that this crate leaves out must be.
+fn unsupported<T>(place: &str, what: impl std::fmt::Display) -> Result<T> {
+    Err(Error::unsupported(format!("keras: {place}: {what}")))
+}
+
+impl<'a> Object<'a> {
+    pub fn get(&self, key: &str) -> &'a Value {
+        self.value.get(key).unwrap_or(&Value::Null)
+    }
+
+    fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
+        let mut got = self.get(key).to_string();
+        if got.len() > 80 {
+            got = got.chars().take(80).collect::<String>() + "..";
+        }
+        Err(Error::data(format!("keras: {}: expected {expected} for `{key}`, got {got}", self.place)))
+    }
+
+    pub fn text(&self, key: &str) -> Result<&'a str> {
+        self.get(key).as_str().map_or_else(|| self.wrong(key, "a text"), Ok)
+    }
+
+    pub fn list(&self, key: &str) -> Result<&'a [Value]> {
+        self.get(key).as_array().map_or_else(|| self.wrong(key, "a list"), |l| Ok(l.as_slice()))
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        let number = self.get(key).as_u64().and_then(|n| usize::try_from(n).ok());
+        number.map_or_else(|| self.wrong(key, "a number of at least 0"), Ok)
+    }
+
+    fn float(&self, key: &str, default: f32) -> Result<f32> {
+        match self.get(key) {
+            Value::Null => Ok(default),
+            value => value.as_f64().map_or_else(|| self.wrong(key, "a number"), |x| Ok(x as f32)),
+        }
+    }
+
+    /// A flag, `default` where it is not given, as in files of an older version.
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            Value::Null => Ok(default),
+            value => value.as_bool().map_or_else(|| self.wrong(key, "true or false"), Ok),
+        }
+    }
+
+    /// Refuses a setting that is given and is not `only`.
+    fn only(&self, key: &str, only: &Value) -> Result<()> {
+        match self.get(key) {
+            Value::Null => Ok(()),
+            value if value == only => Ok(()),
+            _ => unsupported(self.place, format!("`{key}` other than {only} is not supported")),
+        }
+    }
+}
+
+/// The class and configuration of a serialised object.
+pub(super) fn class<'a>(value: &'a Value, place: &'a str) -> Result<(&'a str, Object<'a>)> {
+    let outer = Object { value, place };
+    let name = outer.text("class_name")?;
+    let config = outer.get("config");
+    if !config.is_object() {
+        return outer.wrong("config", "an object");
+    }
+    let module = outer.get("module").as_str().unwrap_or("keras");
+    if !module.starts_with("keras") || outer.get("registered_name").as_str().is_some_and(|n| n.contains('>')) {
+        return unsupported(place, format!("the class {name} is not Keras's own (module {module})"));
+    }
+    Ok((name, Object { value: config, place }))
+}
+
+/// A function of the elements by Keras's name.
+fn activation(object: Object<'_>, key: &str, default: Activation) -> Result<Activation> {
+    use Activation as A;
+    let relu = |o: &Object<'_>| -> Result<Activation> {
+        o.only("max_value", &Value::Null)?;
+        o.only("threshold", &Value::from(0.0))?;
+        let alpha = o.float("negative_slope", 0.0)?;
+        Ok(if alpha == 0.0 { A::Relu } else { A::LeakyRelu { alpha } })
+    };
+    let name = match object.get(key) {
+        Value::Null => return Ok(default),
+        Value::String(name) => name.as_str(),
+        value => {
+            let (class, config) = class(value, object.place)?;
+            match class {
+                "ReLU" => return relu(&config),
+                "LeakyReLU" => return Ok(A::LeakyRelu { alpha: config.float("negative_slope", 0.3)? }),
+                "ELU" => return Ok(A::Elu { alpha: config.float("alpha", 1.0)? }),
+                other => other,
+            }
+        }
+    };
+    Ok(match name {
+        "linear" => A::Linear,
+        "tanh" => A::Tanh,
+        "sigmoid" => A::Sigmoid,
+        "relu" => A::Relu,
+        "hard_sigmoid" => A::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 },
+        "elu" => A::Elu { alpha: 1.0 },
+        "selu" => A::Selu,
+        "leaky_relu" => A::LeakyRelu { alpha: 0.2 },
+        "softplus" => A::Softplus,
+        "softsign" => A::Softsign,
+        "silu" | "swish" => A::Swish,
+        "exponential" => A::Exponential,
+        "softmax" => A::Softmax,
+        other => return unsupported(object.place, format!("the activation `{other}` is not supported")),
+    })
+}
+
+/// What every layer has: a name, float32, and what only training would need.
+fn common(config: Object<'_>) -> Result<()> {
+    let dtype = match config.get("dtype") {
+        Value::String(name) => name.as_str(),
+        Value::Object(policy) => policy.get("config").and_then(|c| c.get("name")).and_then(Value::as_str).unwrap_or(""),
+        Value::Null => "float32",
+        _ => "",
+    };
+    if dtype != "float32" {
+        return unsupported(config.place, format!("only the dtype policy float32 is supported, got `{dtype}`"));
+    }
+    config.only("quantization_config", &Value::Null)?;
+    config.only("lora_rank", &Value::Null)?;
+    if let Some(object) = config.value.as_object() {
+        for (key, _) in object.iter().filter(|(k, v)| !v.is_null() && is_for_training(k)) {
+            log::warn!("keras: {}: `{key}` matters only to training, and is left out", config.place);
+        }
+    }
+    Ok(())
+}
+
+fn is_for_training(key: &str) -> bool {
+    key.ends_with("_regularizer") || key.ends_with("_constraint")
+}
+
+fn lstm(config: Object<'_>) -> Result<Lstm> {
+    common(config)?;
+    config.only("time_major", &Value::Bool(false))?;
+    // What the recurrence computes does not depend on `unroll`, `implementation`, `use_cudnn`.
+    let reverse = config.flag("go_backwards", false)?;
+    let layer = Lstm::new(config.size("units")?)
+        .activation(activation(config, "activation", Activation::Tanh)?)
+        .recurrent_activation(activation(config, "recurrent_activation", Activation::Sigmoid)?)
+        .return_sequences(config.flag("return_sequences", false)?)
+        .return_state(config.flag("return_state", false)?)
+        .stateful(config.flag("stateful", false)?)
+        .zero_output_for_mask(config.flag("zero_output_for_mask", false)?)
+        .bias(if config.flag("use_bias", true)? { Bias::One } else { Bias::None })
+        .dropout(config.float("dropout", 0.0)?)
+        .recurrent_dropout(config.float("recurrent_dropout", 0.0)?);
+    Ok(if reverse { layer.direction(Direction::Reverse) } else { layer })
+}
+
+fn bidirectional(config: Object<'_>) -> Result<Lstm> {
+    common(config)?;
+    let one = |key: &str| -> Result<Lstm> {
+        match class(config.get(key), config.place)? {
+            ("LSTM", inner) => lstm(inner),
+            (other, _) => unsupported(config.place, format!("Bidirectional of {other} is not supported")),
+        }
+    };
+    let mut layer = one("layer")?;
+    if layer.direction != Direction::Forward {
+        return unsupported(config.place, "a Bidirectional whose forward layer goes backwards is not supported");
+    }
+    if !config.get("backward_layer").is_null() {
+        let mut other = one("backward_layer")?;
+        let backward = std::mem::replace(&mut other.direction, Direction::Forward) == Direction::Reverse;
+        if !backward || other != layer {
+            return unsupported(
+                config.place,
+                "two directions that differ in more than their direction are not supported",
+            );
+        }
+    }
+    layer.direction = Direction::Both;
+    // Whatever the inner layers say: Keras sets it for both.
+    layer.zero_output_for_mask = true;
+    layer.merge = match config.get("merge_mode") {
+        Value::Null => MergeMode::Apart,
+        Value::String(mode) => match mode.as_str() {
+            "concat" => MergeMode::Concat,
+            "sum" => MergeMode::Sum,
+            "mul" => MergeMode::Product,
+            "ave" => MergeMode::Average,
+            other => return unsupported(config.place, format!("the merge mode `{other}` is not known")),
+        },
+        _ => return config.wrong("merge_mode", "a text or null"),
+    };
+    Ok(layer)
+}
+
+fn layer_normalization(config: Object<'_>) -> Result<LayerNormalization> {
+    // The last axis; a list where the layer was built.
+    let axis = match config.get("axis") {
+        Value::Array(list) if list.len() == 1 => list[0].as_i64(),
+        value => value.as_i64(),
+    };
+    if axis != Some(-1) {
+        return unsupported(config.place, "a LayerNormalization over another axis than the last is not supported");
+    }
+    config.only("rms_scaling", &Value::Bool(false))?;
+    Ok(LayerNormalization {
+        epsilon: config.float("epsilon", 1e-3)?,
+        scale: config.flag("scale", true)?,
+        center: config.flag("center", true)?,
+        name: None,
+    })
+}
+
+/// The layer that a class and its configuration say. Layers that pass on what they get are none.
+pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer>> {
+    common(config)?;
+    let pooling = |kind| -> Result<Option<Layer>> {
+        config.only("keepdims", &Value::Bool(false))?;
+        config.only("data_format", &Value::from("channels_last"))?;
+        Ok(Some(Pooling { kind }.into()))
+    };
+    let merge = |kind| Ok(Some(Merge { kind }.into()));
+    Ok(Some(match class_name {
+        "LSTM" => lstm(config)?.into(),
+        "Bidirectional" => bidirectional(config)?.into(),
+        "Embedding" => Embedding {
+            vocabulary: config.size("input_dim")?,
+            size: config.size("output_dim")?,
+            mask_zero: config.flag("mask_zero", false)?,
+            init: crate::nn::Init::Keras,
+            name: None,
+        }
+        .into(),
+        "Dense" => Dense::new(config.size("units")?)
+            .activation(activation(config, "activation", Activation::Linear)?)
+            .bias(config.flag("use_bias", true)?)
+            .into(),
+        "Dropout" => {
+            config.only("noise_shape", &Value::Null)?;
+            Dropout { rate: config.float("rate", 0.0)? }.into()
+        }
+        "Activation" => Activate { activation: activation(config, "activation", Activation::Linear)? }.into(),
+        "ReLU" => {
+            config.only("max_value", &Value::Null)?;
+            config.only("threshold", &Value::from(0.0))?;
+            let alpha = config.float("negative_slope", 0.0)?;
+            Activate { activation: if alpha == 0.0 { Activation::Relu } else { Activation::LeakyRelu { alpha } } }
+                .into()
+        }
+        "LeakyReLU" => {
+            Activate { activation: Activation::LeakyRelu { alpha: config.float("negative_slope", 0.3)? } }.into()
+        }
+        "ELU" => Activate { activation: Activation::Elu { alpha: config.float("alpha", 1.0)? } }.into(),
+        "Softmax" => {
+            config.only("axis", &Value::from(-1))?;
+            Activate { activation: Activation::Softmax }.into()
+        }
+        "LayerNormalization" => layer_normalization(config)?.into(),
+        "Masking" => Masking { value: config.float("mask_value", 0.0)? }.into(),
+        "GlobalAveragePooling1D" => return pooling(PoolingKind::Average),
+        "GlobalMaxPooling1D" => return pooling(PoolingKind::Max),
+        "RepeatVector" => RepeatVector { count: config.size("n")? }.into(),
+        "Concatenate" => {
+            config.only("axis", &Value::from(-1))?;
+            return merge(MergeKind::Concatenate);
+        }
+        "Add" => return merge(MergeKind::Add),
+        "Subtract" => return merge(MergeKind::Subtract),
+        "Multiply" => return merge(MergeKind::Multiply),
+        "Average" => return merge(MergeKind::Average),
+        "Maximum" => return merge(MergeKind::Maximum),
+        "Minimum" => return merge(MergeKind::Minimum),
+        "TimeDistributed" => {
+            let (inner, config) = class(config.get("layer"), config.place)?;
+            if !matches!(inner, "Dense" | "Activation" | "Dropout" | "LayerNormalization" | "ReLU" | "LeakyReLU") {
+                return unsupported(config.place, format!("TimeDistributed of {inner} is not supported"));
+            }
+            return layer(inner, config);
+        }
+        // Outputs of a layer pass; what they add to a loss matters only to training.
+        "ActivityRegularization" | "Identity" => return Ok(None),
+        other => return unsupported(config.place, format!("the layer {other} is not supported")),
+    }))
+}

@@ -1,0 +1,373 @@
+//! A Keras model, Sequential or functional, as a network with its parameters.
+
+use super::archive::{KerasArchive, KerasTensor, read_keras};
+use super::config::{Object, class, layer};
+use crate::config::Direction;
+use crate::error::{Error, Result};
+use crate::io::Imported;
+use crate::nn::{Input, Layer, Network, Port};
+use crate::params::{Tensor, lstm_parameters};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Reads a `.keras` file: its layers as a network, and the values of its parameters.
+pub fn read_model(path: &Path) -> Result<Imported> {
+    let archive = read_keras(path)?;
+    Reader::new(&archive).model().map_err(|e| e.within(path.display()))
+}
+
+/// One layer of the file.
+struct Entry<'a> {
+    name: &'a str,
+    class: &'a str,
+    config: Object<'a>,
+    /// Where it is called, in a functional model.
+    nodes: &'a [Value],
+}
+
+struct Reader<'a> {
+    archive: &'a KerasArchive,
+    network: Network,
+    parameters: BTreeMap<String, Tensor>,
+    sources: BTreeMap<String, String>,
+    used: BTreeSet<String>,
+    /// Weighted layers so far by class, for the names of their groups.
+    classes: BTreeMap<String, usize>,
+}
+
+/// The outputs of each call of each layer that has been placed, by name and number of the call.
+type Placed<'a> = BTreeMap<(&'a str, usize), Vec<Port>>;
+
+impl<'a> Reader<'a> {
+    fn new(archive: &'a KerasArchive) -> Self {
+        Self {
+            archive,
+            network: Network::default(),
+            parameters: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            used: BTreeSet::new(),
+            classes: BTreeMap::new(),
+        }
+    }
+
+    fn model(mut self) -> Result<Imported> {
+        let (name, config) = class(&self.archive.config, "the model")?;
+        let layers = config.list("layers")?;
+        let entries = layers.iter().map(entry).collect::<Result<Vec<_>>>()?;
+        match name {
+            "Sequential" => self.sequential(config, &entries)?,
+            "Functional" | "Model" => self.functional(config, &entries)?,
+            other => return Err(Error::unsupported(format!("keras: a model of class {other} is not supported"))),
+        }
+        for entry in &entries {
+            self.weights(entry)?;
+        }
+        let rest = self.archive.weights.keys().find(|k| k.starts_with("layers/") && !self.used.contains(*k));
+        if let Some(path) = rest.filter(|p| !p.contains("seed_generator")) {
+            return Err(Error::data(format!("keras: the weight `{path}` belongs to no layer of the model")));
+        }
+        let title = config.get("name").as_str().unwrap_or(name).to_string();
+        Ok(Imported { title, network: self.network, parameters: self.parameters, sources: self.sources })
+    }
+
+    fn sequential(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
+        let (shape, rest) = match entries {
+            [first, rest @ ..] if first.class == "InputLayer" => (input_shape(first)?, rest),
+            all => (config.get("build_input_shape"), all),
+        };
+        let embeds = rest.first().is_some_and(|e| e.class == "Embedding");
+        let mut at = vec![self.network.input("x", input(shape, embeds, "the input")?)];
+        for entry in rest {
+            at = self.place(entry, &at)?;
+        }
+        self.outputs(&[("y".to_string(), at.clone())]);
+        Ok(())
+    }
+
+    fn functional(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
+        let mut placed = Placed::new();
+        let mut waiting: Vec<(&Entry<'a>, usize)> = Vec::new();
+        let given = references(config.get("input_layers"));
+        for entry in entries {
+            if entry.class == "InputLayer" {
+                let embeds = entries.iter().filter(|e| e.class == "Embedding").any(|e| reads(e, entry.name));
+                let port = self.network.input(entry.name, input(input_shape(entry)?, embeds, entry.name)?);
+                placed.insert((entry.name, 0), vec![port]);
+            } else {
+                waiting.extend((0..entry.nodes.len()).map(|call| (entry, call)));
+            }
+        }
+        // The caller's order of inputs is the model's, not that of its layers.
+        if given.is_empty() || given.iter().any(|(name, ..)| !placed.contains_key(&(*name, 0))) {
+            return Err(Error::data("keras: the model: `input_layers` names no input layers"));
+        }
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            let mut later = Vec::new();
+            for (entry, call) in std::mem::take(&mut waiting) {
+                match self.arguments(entry, call, &placed)? {
+                    Some(ports) => {
+                        let outputs = self.place(entry, &ports)?;
+                        placed.insert((entry.name, call), outputs);
+                    }
+                    None => later.push((entry, call)),
+                }
+            }
+            if later.len() == before {
+                let name = later[0].0.name;
+                return Err(Error::data(format!("keras: {name}: what it reads comes from no layer of the model")));
+            }
+            waiting = later;
+        }
+        let wanted = references(config.get("output_layers"));
+        let mut outputs: Vec<(String, Vec<Port>)> = Vec::new();
+        for (name, call, tensor) in wanted {
+            let port = placed.get(&(name, call)).and_then(|p| p.get(tensor)).copied();
+            let port = port.ok_or_else(|| Error::data(format!("keras: the model: there is no output of `{name}`")))?;
+            match outputs.iter_mut().find(|o| o.0 == name) {
+                Some(output) => output.1.push(port),
+                None => outputs.push((name.to_string(), vec![port])),
+            }
+        }
+        if outputs.is_empty() {
+            return Err(Error::data("keras: the model: expected at least one of `output_layers`"));
+        }
+        self.outputs(&outputs);
+        Ok(())
+    }
+
+    /// Names outputs: a layer's first after the layer, its states after that and `.h` and `.c`.
+    fn outputs(&mut self, outputs: &[(String, Vec<Port>)]) {
+        for (name, ports) in outputs {
+            for &port in ports {
+                let part = self.network.state_part(port);
+                let full = part.map_or_else(|| name.clone(), |part| format!("{name}.{part}"));
+                let taken = |n: &str| self.network.outputs.iter().any(|o| o.0 == n);
+                let number = (1..).map(|n| format!("{full}_{n}")).find(|n| !taken(n));
+                let unique = if taken(&full) { number.unwrap_or_default() } else { full };
+                self.network.output(&unique, port);
+            }
+        }
+    }
+
+    /// Adds one call of a layer over `inputs`.
+    fn place(&mut self, entry: &Entry<'a>, inputs: &[Port]) -> Result<Vec<Port>> {
+        let Some(layer) = layer(entry.class, entry.config)? else { return Ok(inputs.to_vec()) };
+        if let Layer::Lstm(l) = &layer
+            && l.direction == Direction::Reverse
+            && l.return_sequences
+        {
+            return Err(Error::unsupported(format!(
+                "keras: {}: `go_backwards` with `return_sequences`, whose output is back to front, is not supported",
+                entry.name
+            )));
+        }
+        self.network.add_named(&node_name(entry.name), layer, inputs)
+    }
+
+    /// What a call reads, once all of it has been placed.
+    fn arguments(&self, entry: &Entry<'a>, call: usize, placed: &Placed<'a>) -> Result<Option<Vec<Port>>> {
+        let node = Object { value: &entry.nodes[call], place: entry.name };
+        let mut found = Vec::new();
+        tensors(node.get("args"), &mut found);
+        if let Some(kwargs) = node.get("kwargs").as_object() {
+            for (key, value) in kwargs.iter().filter(|(_, v)| !v.is_null()) {
+                match (key.as_str(), entry.class) {
+                    ("initial_state", "LSTM" | "Bidirectional") => tensors(value, &mut found),
+                    ("training", _) if value == &Value::Bool(false) => {}
+                    _ => {
+                        let name = entry.name;
+                        return Err(Error::unsupported(format!(
+                            "keras: {name}: the argument `{key}` is not supported"
+                        )));
+                    }
+                }
+            }
+        }
+        let port = |&(name, call, tensor): &(&'a str, usize, usize)| {
+            placed.get(&(name, call)).map(|ports| {
+                let missing = || Error::data(format!("keras: {}: `{name}` has no output {tensor}", entry.name));
+                ports.get(tensor).copied().ok_or_else(missing)
+            })
+        };
+        found.iter().map(port).collect::<Option<Result<Vec<Port>>>>().transpose()
+    }
+
+    /// Takes the values of a layer's parameters from the archive.
+    fn weights(&mut self, entry: &Entry<'a>) -> Result<()> {
+        let base = self.group(entry);
+        let name = node_name(entry.name);
+        let Some(node) = self.network.nodes.iter().find(|n| n.name == name).cloned() else { return Ok(()) };
+        match &node.layer {
+            Layer::Lstm(l) => {
+                let both = l.direction == Direction::Both;
+                for p in lstm_parameters(&l.config(1), 0) {
+                    let cell = match (both, p.direction) {
+                        (false, _) => "cell",
+                        (true, 0) => "forward_layer/cell",
+                        (true, _) => "backward_layer/cell",
+                    };
+                    let number = match p.role {
+                        "weight_ih" => 0,
+                        "weight_hh" => 1,
+                        _ => 2,
+                    };
+                    self.take(&format!("{base}/{cell}/vars/{number}"), &format!("{name}.{}", p.name), number < 2)?;
+                }
+            }
+            Layer::Embedding(_) => self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), false)?,
+            Layer::Dense(l) => {
+                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
+                if l.bias {
+                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
+                }
+            }
+            Layer::LayerNormalization(l) => {
+                let roles = [(l.scale, "weight"), (l.center, "bias")];
+                for (number, (_, role)) in roles.iter().filter(|r| r.0).enumerate() {
+                    self.take(&format!("{base}/vars/{number}"), &format!("{name}.{role}"), false)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The group of a layer's weights: the one that carries its name, else that of its class in the order of layers.
+    fn group(&mut self, entry: &Entry<'a>) -> String {
+        let snake = snake_case(entry.class);
+        let count = self.classes.entry(snake.clone()).or_insert(0);
+        let numbered = if *count == 0 { snake } else { format!("{snake}_{count}") };
+        *count += 1;
+        let inner = if entry.class == "TimeDistributed" { "/layer" } else { "" };
+        let named = self.archive.names.iter().find_map(|(path, name)| {
+            let group = path.strip_prefix("layers/")?.strip_suffix("/vars")?;
+            (name == entry.name && !group.contains('/')).then(|| group.to_string())
+        });
+        format!("layers/{}{inner}", named.unwrap_or(numbered))
+    }
+
+    fn take(&mut self, path: &str, name: &str, transpose: bool) -> Result<()> {
+        let found = self.archive.weights.get(path);
+        let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`, there is none")))?;
+        self.used.insert(path.to_string());
+        self.sources.insert(name.to_string(), path.to_string());
+        let tensor = if transpose { transposed(tensor)? } else { Tensor::new(&tensor.shape, tensor.data.clone())? };
+        self.parameters.insert(name.to_string(), tensor);
+        Ok(())
+    }
+}
+
+fn entry(value: &Value) -> Result<Entry<'_>> {
+    let name = value.get("config").and_then(|c| c.get("name")).and_then(Value::as_str).unwrap_or("a layer");
+    let (class, config) = class(value, name)?;
+    let nodes = value.get("inbound_nodes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    Ok(Entry { name, class, config, nodes })
+}
+
+/// A layer's name as one of a network, which knows no dots.
+fn node_name(name: &str) -> String {
+    name.replace('.', "_")
+}
+
+fn input_shape<'a>(entry: &Entry<'a>) -> Result<&'a Value> {
+    let flag = |key: &str| entry.config.get(key) == &Value::Bool(true);
+    if flag("sparse") || flag("ragged") {
+        return Err(Error::unsupported(format!("keras: {}: sparse and ragged inputs are not supported", entry.name)));
+    }
+    Ok(entry.config.get("batch_shape"))
+}
+
+/// What an input of `shape`, whose first size is the batch, gives.
+fn input(shape: &Value, embeds: bool, name: &str) -> Result<Input> {
+    let sizes: Vec<Option<usize>> = match shape.as_array() {
+        Some(sizes) => sizes.iter().map(|s| s.as_u64().and_then(|n| usize::try_from(n).ok())).collect(),
+        None => {
+            return Err(Error::data(format!("keras: {name}: the model was saved before it knew its input's shape")));
+        }
+    };
+    match (embeds, &sizes[..]) {
+        (true, [_, _]) => Ok(Input::Tokens),
+        (false, &[_, _, Some(features)]) => Ok(Input::Features(features)),
+        (false, &[_, Some(features)]) => Ok(Input::Rows(features)),
+        _ => Err(Error::unsupported(format!("keras: {name}: an input of shape {shape} is not supported"))),
+    }
+}
+
+/// Whether a layer reads the tensor of `input`.
+fn reads(entry: &Entry<'_>, input: &str) -> bool {
+    let mut found = Vec::new();
+    entry.nodes.iter().for_each(|node| tensors(node, &mut found));
+    found.iter().any(|f| f.0 == input)
+}
+
+/// Every tensor that `value` refers to, in order: the layer's name, its call, its output.
+fn tensors<'a>(value: &'a Value, found: &mut Vec<(&'a str, usize, usize)>) {
+    match value {
+        Value::Array(list) => list.iter().for_each(|v| tensors(v, found)),
+        Value::Object(object) => match object.get("config").and_then(|c| c.get("keras_history")) {
+            Some(history) => found.extend(reference(history)),
+            None => object.values().for_each(|v| tensors(v, found)),
+        },
+        _ => {}
+    }
+}
+
+fn reference(value: &Value) -> Option<(&str, usize, usize)> {
+    let [name, call, tensor] = value.as_array()?.as_slice() else { return None };
+    let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+    Some((name.as_str()?, number(call)?, number(tensor)?))
+}
+
+/// The references in `input_layers` or `output_layers`: one, or a list or an object of them.
+fn references(value: &Value) -> Vec<(&str, usize, usize)> {
+    match (reference(value), value) {
+        (Some(one), _) => vec![one],
+        (None, Value::Array(list)) => list.iter().flat_map(references).collect(),
+        (None, Value::Object(object)) => object.values().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `LayerNormalization` as `layer_normalization`, `LSTM` as `lstm`: by Keras's rule.
+fn snake_case(class: &str) -> String {
+    let characters: Vec<char> = class.chars().collect();
+    let mut snake = String::new();
+    for (at, &c) in characters.iter().enumerate() {
+        let after_small = at > 0 && (characters[at - 1].is_lowercase() || characters[at - 1].is_ascii_digit());
+        let before_small = at > 0 && characters.get(at + 1).is_some_and(|n| n.is_lowercase());
+        if c.is_uppercase() && at > 0 && (after_small && !characters[at - 1].is_ascii_digit() || before_small) {
+            snake.push('_');
+        }
+        snake.extend(c.to_lowercase());
+    }
+    snake
+}
+
+fn transposed(tensor: &KerasTensor) -> Result<Tensor> {
+    let [rows, columns] = tensor.shape[..] else {
+        return Err(Error::data(format!("keras: expected a matrix, got {:?}", tensor.shape)));
+    };
+    let data = (0..columns).flat_map(|c| (0..rows).map(move |r| tensor.data[r * columns + c])).collect();
+    Tensor::new(&[columns, rows], data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::snake_case;
+
+    #[test]
+    fn groups_are_called_as_keras_does() {
+        for (class, group) in [
+            ("LSTM", "lstm"),
+            ("LayerNormalization", "layer_normalization"),
+            ("TimeDistributed", "time_distributed"),
+            ("GlobalMaxPooling1D", "global_max_pooling1d"),
+            ("LSTMCell", "lstm_cell"),
+            ("Dense", "dense"),
+        ] {
+            assert_eq!(snake_case(class), group);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Steps that a mask leaves out: they are no part of their sequence where it is packed, and come back on the way out.
+//!
+//! As Keras has it: a masked step leaves the state of an LSTM as it was, and at that step its output is its last one, or
+//! zero. What other layers give at masked steps follows from what they read there.
+
+use crate::error::{Error, Result};
+use crate::nn::{Input, Layer, Network, PoolingKind, Port};
+use crate::params::Tensor;
+use crate::scheduler::Batch;
+
+/// Which steps of each sequence of one time axis are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// All steps that there are.
+    pub(super) steps: usize,
+    /// Those kept, ascending; all where there is no list.
+    places: Vec<Option<Vec<usize>>>,
+    /// Whether a mask left them out, rather than the sequence's end.
+    masked: bool,
+}
+
+impl Kept {
+    pub(super) fn lengths(&self) -> Vec<usize> {
+        self.places.iter().map(|p| p.as_ref().map_or(self.steps, Vec::len)).collect()
+    }
+}
+
+/// What a value is at the steps that its mask leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// It has no mask.
+    None,
+    /// Computed from what the caller gave there.
+    Own,
+    /// The output of an LSTM at the last kept step, or zero before the first.
+    Repeat,
+    /// Zero.
+    Zero,
+    /// A function of [`Self::Repeat`].
+    OfRepeat,
+    /// A function of zeros.
+    OfZero,
+    /// Different kinds together.
+    Mixed,
+}
+
+impl Fill {
+    /// What a function of each step makes of it.
+    fn through(self) -> Self {
+        match self {
+            Self::Repeat => Self::OfRepeat,
+            Self::Zero => Self::OfZero,
+            other => other,
+        }
+    }
+}
+
+/// What masked steps hold in each of the network's outputs, or which layer has no answer.
+pub(super) fn fills(network: &Network) -> Result<Vec<Fill>> {
+    let mut all: Vec<Fill> = Vec::new();
+    let of = |all: &[Fill], port: Port| match port {
+        Port::Input(_) => Fill::None,
+        Port::Node(at, _) => all.get(at).copied().unwrap_or(Fill::None),
+    };
+    for node in &network.nodes {
+        let read: Vec<Fill> = node.inputs.iter().map(|&p| of(&all, p)).collect();
+        let first = read.first().copied().unwrap_or(Fill::None);
+        all.push(match &node.layer {
+            Layer::Embedding(l) if l.mask_zero => Fill::Own,
+            Layer::Masking(_) => Fill::Own,
+            Layer::Embedding(_) | Layer::RepeatVector(_) => Fill::None,
+            Layer::Lstm(_) if first == Fill::None => Fill::None,
+            // A state of a node has no mask; only the signal of an output tells which it is.
+            Layer::Lstm(l) if l.return_sequences && l.zero_output_for_mask => Fill::Zero,
+            Layer::Lstm(l) if l.return_sequences => Fill::Repeat,
+            Layer::Lstm(_) => Fill::None,
+            Layer::Pooling(l) if l.kind == PoolingKind::Max && first != Fill::None => {
+                let error = "the largest over masked steps, which Keras takes over all of them, is not supported";
+                return Err(Error::unsupported(error).within(&node.name));
+            }
+            Layer::Pooling(_) => Fill::None,
+            Layer::Merge(_) if read.iter().all(|&r| r == first) => first.through(),
+            Layer::Merge(_) => Fill::Mixed,
+            Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {
+                first.through()
+            }
+        });
+    }
+    Ok(network.outputs.iter().map(|o| of(&all, o.1)).collect())
+}
+
+/// The masks of the inputs' time axes, from their values.
+pub(super) fn kept(
+    network: &Network,
+    inputs: &[(&str, Input, &Tensor)],
+    lengths: Option<&Tensor>,
+) -> Result<Vec<Kept>> {
+    let mut all = Vec::new();
+    for (at, (name, input, tensor)) in inputs.iter().enumerate() {
+        if matches!(input, Input::Rows(_)) {
+            continue;
+        }
+        let (sequences, steps) = (tensor.shape()[0], tensor.shape()[1]);
+        let mut kept = Kept { steps, places: vec![None; sequences], masked: false };
+        let readers: Vec<&Layer> =
+            network.nodes.iter().filter(|n| n.inputs.contains(&Port::Input(at))).map(|n| &n.layer).collect();
+        let masks = |layer: &&Layer| match layer {
+            Layer::Embedding(l) => l.mask_zero,
+            Layer::Masking(_) => true,
+            _ => false,
+        };
+        if let Some(layer) = readers.iter().find(|l| masks(l)) {
+            if !readers.iter().all(|other| same_mask(other, layer)) {
+                let error = "layers that read an input with a mask and without, or with two, are not supported";
+                return Err(Error::unsupported(error).within(name));
+            }
+            let is_kept = |b: usize, t: usize| -> Result<bool> {
+                Ok(match layer {
+                    Layer::Masking(l) => {
+                        let width = tensor.shape()[2];
+                        let row = (b * steps + t) * width;
+                        tensor.f32s()?[row..row + width].iter().any(|&v| v != l.value)
+                    }
+                    _ => tensor.u32s()?[b * steps + t] != 0,
+                })
+            };
+            kept.masked = true;
+            for b in 0..sequences {
+                let mut places = Vec::new();
+                for t in 0..steps {
+                    if is_kept(b, t)? {
+                        places.push(t);
+                    }
+                }
+                kept.places[b] = (places.len() < steps).then_some(places);
+            }
+        }
+        all.push(kept);
+    }
+    // A mask is known where an input is read, and nowhere else.
+    let inner = network
+        .nodes
+        .iter()
+        .find(|n| matches!(&n.layer, Layer::Masking(_)) && !matches!(n.inputs[..], [Port::Input(_)]));
+    if let Some(node) = inner {
+        let error = "a mask by values that the model computes is not supported, only one by those of an input";
+        return Err(Error::unsupported(error).within(&node.name));
+    }
+    if let Some(lengths) = lengths {
+        set_lengths(all.first_mut(), lengths)?;
+    }
+    Ok(all)
+}
+
+fn set_lengths(kept: Option<&mut Kept>, lengths: &Tensor) -> Result<()> {
+    let Some(kept) = kept else { return Err(Error::argument("lengths: the model reads no sequence")) };
+    if kept.masked {
+        return Err(Error::argument("lengths: the model has a mask, which says the same"));
+    }
+    let values = lengths.u32s().map_err(|e| e.within("lengths"))?;
+    super::save::check_shape("lengths", lengths.shape(), &[kept.places.len()])?;
+    for (place, &length) in kept.places.iter_mut().zip(values) {
+        let length = length as usize;
+        if length > kept.steps {
+            return Err(Error::shape(format!("lengths: expected at most {}, got {length}", kept.steps)));
+        }
+        *place = (length < kept.steps).then(|| (0..length).collect());
+    }
+    Ok(())
+}
+
+fn same_mask(a: &Layer, b: &Layer) -> bool {
+    match (a, b) {
+        (Layer::Embedding(a), Layer::Embedding(b)) => a.mask_zero == b.mask_zero,
+        (Layer::Masking(a), Layer::Masking(b)) => a.value == b.value,
+        _ => false,
+    }
+}
+
+/// Packs `[B, T, width]`, leaving out what is not kept.
+pub(super) fn pack<V: Copy>(
+    batch: &Batch,
+    axis: u8,
+    kept: Option<&Kept>,
+    data: &[V],
+    steps: usize,
+    width: usize,
+) -> Result<Vec<V>> {
+    let Some(kept) = kept.filter(|k| k.places.iter().any(Option::is_some)) else {
+        return batch.pack(axis, data, steps, width, true);
+    };
+    // Kept steps move to the front of their sequence, each from its own place or a later one; what is left behind them
+    // is past its end.
+    let mut moved = data.to_vec();
+    for (b, places) in kept.places.iter().enumerate() {
+        for (to, &from) in places.iter().flatten().enumerate() {
+            let row = |t: usize| (b * steps + t) * width;
+            moved.copy_within(row(from)..row(from) + width, row(to));
+        }
+    }
+    batch.pack(axis, &moved, steps, width, true)
+}
+
+/// The inverse of [`pack`]: `[B, T, width]`, with what masked steps hold by `fill`, and zeros past a sequence's end.
+pub(super) fn unpack(
+    batch: &Batch,
+    axis: u8,
+    kept: Option<&Kept>,
+    rows: &[f32],
+    width: usize,
+    fill: Fill,
+) -> Result<Vec<f32>> {
+    let steps = kept.map_or(batch.axis(axis)?.steps(), |k| k.steps);
+    let dense = batch.unpack(axis, rows, steps, width, true, 0.0)?;
+    let Some(kept) = kept.filter(|k| k.places.iter().any(Option::is_some)) else { return Ok(dense) };
+    let leads = kept.places.iter().flatten().any(|places| places.first() != Some(&0));
+    match fill {
+        _ if !kept.masked => return Ok(dense),
+        Fill::Repeat | Fill::Zero => {}
+        Fill::OfRepeat if !leads => {}
+        _ => {
+            return Err(Error::unsupported(
+                "what an output is at steps that are masked is known only after an LSTM, and with layers over it only \
+                 where it repeats its last output and no sequence begins with a masked step",
+            ));
+        }
+    }
+    let mut out = vec![0.0; dense.len()];
+    for (b, places) in kept.places.iter().enumerate() {
+        let row = |t: usize| (b * steps + t) * width..(b * steps + t + 1) * width;
+        let Some(places) = places else {
+            out[row(0).start..row(steps).start].copy_from_slice(&dense[row(0).start..row(steps).start]);
+            continue;
+        };
+        let mut last = None;
+        for t in 0..steps {
+            let found = places.binary_search(&t).ok();
+            let from = if fill == Fill::Zero { found } else { found.or(last) };
+            if let Some(from) = from {
+                out[row(t)].copy_from_slice(&dense[row(from)]);
+            }
+            last = found.or(last);
+        }
+    }
+    Ok(out)
+}
