@@ -52,6 +52,16 @@ impl Stack {
     }
 }
 
+/// What the names of embeddings are like.
+const EMBEDDINGS: &[&str] = &["emb", "wte", "lookup", "encoder"];
+/// What the names of linear layers are like.
+const LINEARS: &[&str] = &["linear", "fc", "head", "out", "decoder", "proj", "dense", "classif"];
+
+fn named(module: &Module, like: &[&str]) -> bool {
+    let name = module.prefix.to_lowercase();
+    like.iter().any(|part| name.contains(part))
+}
+
 /// A parameter's place: `module.name`, or `name` where the module is the whole model.
 fn join(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") }
@@ -255,35 +265,33 @@ fn recognise(stack: &Stack, modules: &[Module], config: &Config) -> Result<(Opti
         .iter()
         .filter(|m| Some(&m.prefix) != embedding.as_ref() && Some(&m.prefix) != linear.as_ref())
         .collect();
-    // Each round settles what has one reading; a second one may then settle the rest.
-    for _ in 0..2 {
+    // What has one reading first, then by name; each module that is settled may leave the next one reading.
+    for by_name in [false, false, true, true] {
         open.retain(|m| {
             let (e, l) = (embedding.is_none() && embeds(m), linear.is_none() && projects(m));
             let only = |other: &dyn Fn(&Module) -> bool| modules.iter().filter(|o| other(o)).count() == 1;
+            let (looks_e, looks_l) = (by_name && named(m, EMBEDDINGS), by_name && named(m, LINEARS));
             match (e, l) {
                 (true, false) => embedding = Some(m.prefix.clone()),
                 (false, true) => linear = Some(m.prefix.clone()),
-                (true, true) if !only(&projects) && only(&embeds) => embedding = Some(m.prefix.clone()),
+                (true, true) if (!only(&projects) && only(&embeds)) || (looks_e && !looks_l) => {
+                    embedding = Some(m.prefix.clone());
+                }
+                (true, true) if looks_l && !looks_e => linear = Some(m.prefix.clone()),
                 _ => return true,
             }
             false
         });
     }
-    for m in open {
-        let name = m.prefix.to_lowercase();
+    if let Some(m) = open.first() {
         let (e, l) = (embedding.is_none() && embeds(m), linear.is_none() && projects(m));
-        match (e, l, name.contains("emb") || name.contains("encoder") || name.contains("lookup")) {
-            (true, _, true) => embedding = Some(m.prefix.clone()),
-            (_, true, false) => linear = Some(m.prefix.clone()),
-            _ => {
-                return Err(Error::unsupported(format!(
-                    "state dict: `{}` is neither an embedding of {} values nor a linear layer over {}",
-                    m.prefix,
-                    stack.input,
-                    stack.output()
-                )));
-            }
-        }
+        let what = if e && l { "may be either" } else { "is neither" };
+        return Err(Error::unsupported(format!(
+            "state dict: `{}` {what} an embedding of {} values or a linear layer over {}; a configuration can name them",
+            m.prefix,
+            stack.input,
+            stack.output()
+        )));
     }
     Ok((embedding, linear))
 }

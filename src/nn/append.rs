@@ -88,7 +88,13 @@ fn lstm(
     let cell = config.cell;
     let draws = cell.recurrent_dropout > 0.0 || cell.zoneout_h > 0.0 || cell.zoneout_c > 0.0;
     let random = (options.training && draws).then(|| graph.random_operations(3));
-    let op = LstmOp { direction: layer.direction, cell, random };
+    // What is reversed is stored in the order of time: a layer that reads it from its start reads back in time.
+    let direction = match (layer.direction, inputs[0].1.mirrored() != layer.go_backwards) {
+        (Direction::Forward, true) => Direction::Reverse,
+        (Direction::Reverse, true) => Direction::Forward,
+        (direction, _) => direction,
+    };
+    let op = LstmOp { direction, cell, random };
     if options.training && layer.dropout > 0.0 {
         x = graph.dropout_masked(x, layer.dropout, Mask::Sequence)?;
     }

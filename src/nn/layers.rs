@@ -377,7 +377,7 @@ impl Layer {
         };
         match self {
             Self::Embedding(l) => match one()? {
-                Signal::Tokens { axis } => Ok(vec![Signal::Sequence { features: l.size, axis }]),
+                Signal::Tokens { axis } => Ok(vec![Signal::Sequence { features: l.size, axis, mirrored: false }]),
                 other => Err(Error::shape(format!("expected tokens, got floats, {other}"))),
             },
             Self::Lstm(l) => lstm_outputs(l, inputs),
@@ -390,7 +390,7 @@ impl Layer {
                 other => Err(Error::shape(format!("expected a sequence, got {other}"))),
             },
             Self::RepeatVector(_) => match floats(one()?)? {
-                Signal::Rows { features } => Ok(vec![Signal::Sequence { features, axis }]),
+                Signal::Rows { features } => Ok(vec![Signal::Sequence { features, axis, mirrored: false }]),
                 other => Err(Error::shape(format!("expected one row a sample, got {other}"))),
             },
             Self::Merge(l) => Ok(vec![merged(l.kind, inputs)?]),
@@ -439,7 +439,7 @@ impl Layer {
 
 /// The outputs of an LSTM over x and, where they are given, the initial h and c of each direction.
 fn lstm_outputs(l: &Lstm, inputs: &[Signal]) -> Result<Vec<Signal>> {
-    let Some(Signal::Sequence { axis, .. }) = inputs.first().copied() else {
+    let Some(Signal::Sequence { axis, mirrored, .. }) = inputs.first().copied() else {
         let got = inputs.first().map_or("nothing".to_string(), Signal::to_string);
         return Err(Error::shape(format!(
             "expected a sequence, got {got}; give the lstm before it `return_sequences(true)`"
@@ -457,7 +457,13 @@ fn lstm_outputs(l: &Lstm, inputs: &[Signal]) -> Result<Vec<Signal>> {
     }
     let apart = if l.merge == MergeMode::Apart { 2 } else { 1 };
     let features = l.output_size();
-    let output = if l.return_sequences { Signal::Sequence { features, axis } } else { Signal::Rows { features } };
+    if mirrored && l.direction == Direction::Both {
+        return Err(Error::unsupported("both directions over a sequence that a layer reversed"));
+    }
+    let output = match l.return_sequences {
+        true => Signal::Sequence { features, axis, mirrored: mirrored != l.go_backwards },
+        false => Signal::Rows { features },
+    };
     let mut all = vec![output; apart];
     if l.return_state {
         all.extend(states);

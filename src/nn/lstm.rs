@@ -47,6 +47,9 @@ pub struct Lstm {
     /// Which way it reads.
     #[serde(default)]
     pub direction: Direction,
+    /// Whether it reads from the last step to the first and gives its outputs in that order, as Keras has it.
+    #[serde(default)]
+    pub go_backwards: bool,
     /// What becomes of the outputs of two directions.
     #[serde(default)]
     pub merge: MergeMode,
@@ -99,6 +102,7 @@ impl Lstm {
             stateful: false,
             zero_output_for_mask: false,
             direction: Direction::Forward,
+            go_backwards: false,
             merge: MergeMode::Concat,
             projection: None,
             bias: Bias::One,
@@ -125,6 +129,8 @@ impl Lstm {
         zero_output_for_mask: bool,
         /// Sets which way it reads.
         direction: Direction,
+        /// Sets whether it reads from the last step to the first and gives its outputs in that order.
+        go_backwards: bool,
         /// Sets what becomes of the outputs of two directions.
         merge: MergeMode,
         /// Sets P, or no projection.
@@ -198,6 +204,9 @@ impl Lstm {
         }
         if self.merge == MergeMode::Apart && self.direction != Direction::Both {
             return Err(Error::argument("only two directions can be kept apart"));
+        }
+        if self.go_backwards && self.direction != Direction::Forward {
+            return Err(Error::argument("go_backwards turns the forward direction round, and there is another"));
         }
         self.config(1).validate()
     }

@@ -23,6 +23,8 @@ pub enum Signal {
         features: usize,
         /// The time axis.
         axis: u8,
+        /// Whether its first step is each sequence's last: it is stored in the order of its axis all the same.
+        mirrored: bool,
     },
     /// Floats, `[B, features]`.
     Rows {
@@ -48,10 +50,16 @@ impl Signal {
         }
     }
 
+    /// Whether its first step is each sequence's last.
+    pub fn mirrored(&self) -> bool {
+        matches!(self, Self::Sequence { mirrored: true, .. })
+    }
+
     /// The same with other features.
     pub(super) fn with_features(self, features: usize) -> Self {
         match self {
-            Self::Sequence { axis, .. } | Self::Tokens { axis } => Self::Sequence { features, axis },
+            Self::Sequence { axis, mirrored, .. } => Self::Sequence { features, axis, mirrored },
+            Self::Tokens { axis } => Self::Sequence { features, axis, mirrored: false },
             Self::Rows { .. } => Self::Rows { features },
         }
     }
@@ -61,6 +69,7 @@ impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tokens { .. } => write!(f, "[B, T]"),
+            Self::Sequence { features, mirrored: true, .. } => write!(f, "[B, T, {features}] reversed"),
             Self::Sequence { features, .. } => write!(f, "[B, T, {features}]"),
             Self::Rows { features } => write!(f, "[B, {features}]"),
         }
@@ -186,7 +195,7 @@ impl Network {
                         return Err(Error::shape(format!("{name}: the input must have at least one feature")));
                     }
                     Input::Rows(features) => return Ok(Signal::Rows { features }),
-                    Input::Features(features) => Signal::Sequence { features, axis },
+                    Input::Features(features) => Signal::Sequence { features, axis, mirrored: false },
                     Input::Tokens => Signal::Tokens { axis },
                 };
                 axis += 1;
@@ -318,7 +327,7 @@ impl Network {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
             let value = match signal {
                 Signal::Tokens { axis } => graph.input(name, [rows(axis)], DType::U32)?,
-                Signal::Sequence { features, axis } => {
+                Signal::Sequence { features, axis, .. } => {
                     graph.input(name, [rows(axis), Dim::Fixed(features)], DType::F32)?
                 }
                 Signal::Rows { features } => graph.input(name, [crate::graph::B, Dim::Fixed(features)], DType::F32)?,

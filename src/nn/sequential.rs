@@ -163,6 +163,11 @@ impl Sequential {
     pub fn build_graph(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Flow> {
         let built = self.network(self.input().ok_or_else(not_built)?)?.build(graph, options)?;
         let (output, signal) = built.outputs[0];
+        if signal.mirrored() {
+            return Err(Error::unsupported(
+                "sequential: an output in reversed order; end with a layer that reverses it",
+            ));
+        }
         let sequence = match signal.axis() {
             Some(0) => true,
             None => false,

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Input, Layer, Network, PoolingKind, Port};
 use crate::params::Tensor;
 use crate::scheduler::Batch;
+use std::collections::BTreeMap;
 
 /// Which steps of each sequence of one time axis are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +88,32 @@ pub(super) fn fills(network: &Network) -> Result<Vec<Fill>> {
         });
     }
     Ok(network.outputs.iter().map(|o| of(&all, o.1)).collect())
+}
+
+/// The layers between LSTMs and an output that is a function of each of their steps, over rows instead of sequences.
+pub(super) fn tail(network: &Network, output: usize) -> Result<Network> {
+    let (mut tail, mut places) = (Network::default(), BTreeMap::new());
+    let port = network.outputs[output].1;
+    let at = tail_port(network, port, &mut tail, &mut places)?;
+    tail.output("row", at);
+    Ok(tail)
+}
+
+fn tail_port(network: &Network, port: Port, tail: &mut Network, places: &mut BTreeMap<usize, Port>) -> Result<Port> {
+    let Port::Node(at, _) = port else { return Err(Error::internal("an output without an LSTM before it")) };
+    if let Some(&known) = places.get(&at) {
+        return Ok(known);
+    }
+    let node = &network.nodes[at];
+    let here = if let Layer::Lstm(_) = node.layer {
+        let features = network.signal(port)?.features().unwrap_or(0);
+        tail.input(&format!("{at}"), Input::Rows(features))
+    } else {
+        let read = node.inputs.iter().map(|&p| tail_port(network, p, tail, places)).collect::<Result<Vec<_>>>()?;
+        tail.add_named(&node.name, node.layer.clone(), &read)?[0]
+    };
+    places.insert(at, here);
+    Ok(here)
 }
 
 /// The masks of the inputs' time axes, from their values.
@@ -201,46 +228,61 @@ pub(super) fn pack<V: Copy>(
     batch.pack(axis, &moved, steps, width, true)
 }
 
+/// What an output holds where an LSTM before it holds zeros; only some need it.
+pub(super) fn needs_zero_row(kept: &Kept, fill: Fill) -> bool {
+    let leads = || kept.places.iter().flatten().any(|places| places.first() != Some(&0));
+    kept.masked
+        && kept.places.iter().any(Option::is_some)
+        && (fill == Fill::OfZero || (fill == Fill::OfRepeat && leads()))
+}
+
 /// The inverse of [`pack`]: `[B, T, width]`, with what masked steps hold by `fill`, and zeros past a sequence's end.
+/// `zero` is what the output holds where an LSTM before it holds zeros.
 pub(super) fn unpack(
     batch: &Batch,
     axis: u8,
     kept: Option<&Kept>,
     rows: &[f32],
     width: usize,
-    fill: Fill,
+    (fill, zero): (Fill, &[f32]),
 ) -> Result<Vec<f32>> {
     let steps = kept.map_or(batch.axis(axis)?.steps(), |k| k.steps);
     let dense = batch.unpack(axis, rows, steps, width, true, 0.0)?;
-    let Some(kept) = kept.filter(|k| k.places.iter().any(Option::is_some)) else { return Ok(dense) };
-    let leads = kept.places.iter().flatten().any(|places| places.first() != Some(&0));
-    match fill {
-        _ if !kept.masked => return Ok(dense),
-        Fill::Repeat | Fill::Zero => {}
-        Fill::OfRepeat if !leads => {}
-        _ => {
-            return Err(Error::unsupported(
-                "what an output is at steps that are masked is known only after an LSTM, and with layers over it only \
-                 where it repeats its last output and no sequence begins with a masked step",
-            ));
-        }
+    let Some(kept) = kept.filter(|k| k.masked && k.places.iter().any(Option::is_some)) else { return Ok(dense) };
+    if matches!(fill, Fill::None | Fill::Own | Fill::Mixed) {
+        return Err(Error::unsupported(
+            "what an output is at steps that are masked is known only where all of it comes from LSTMs alike",
+        ));
     }
     let mut out = vec![0.0; dense.len()];
     for (b, places) in kept.places.iter().enumerate() {
         let row = |t: usize| (b * steps + t) * width..(b * steps + t + 1) * width;
-        let Some(places) = places else {
-            out[row(0).start..row(steps).start].copy_from_slice(&dense[row(0).start..row(steps).start]);
-            continue;
-        };
         let mut last = None;
         for t in 0..steps {
-            let found = places.binary_search(&t).ok();
-            let from = if fill == Fill::Zero { found } else { found.or(last) };
-            if let Some(from) = from {
-                out[row(t)].copy_from_slice(&dense[row(from)]);
+            let found = places.as_ref().map_or(Some(t), |places| places.binary_search(&t).ok());
+            let repeats = matches!(fill, Fill::Repeat | Fill::OfRepeat);
+            match if repeats { found.or(last) } else { found } {
+                Some(from) => out[row(t)].copy_from_slice(&dense[row(from)]),
+                None if !zero.is_empty() => out[row(t)].copy_from_slice(zero),
+                None => {}
             }
             last = found.or(last);
         }
     }
     Ok(out)
+}
+
+/// Turns each sequence of `[B, T, width]` round.
+pub(super) fn mirror(batch: &Batch, axis: u8, kept: Option<&Kept>, rows: &mut [f32], width: usize) -> Result<()> {
+    if kept.is_some_and(|k| k.masked && k.places.iter().any(Option::is_some)) {
+        return Err(Error::unsupported("an output in reversed order with steps that are masked"));
+    }
+    let steps = kept.map_or(batch.axis(axis)?.steps(), |k| k.steps);
+    let lengths = kept.map_or_else(|| vec![steps; batch.sequences()], Kept::lengths);
+    for (b, length) in lengths.into_iter().enumerate() {
+        let sequence = &mut rows[b * steps * width..(b * steps + length) * width];
+        sequence.reverse();
+        sequence.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+    }
+    Ok(())
 }

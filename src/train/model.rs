@@ -6,7 +6,7 @@ use super::step::zero_states;
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Symbol, Value};
-use crate::nn::{GraphOptions, Input, Layer, Network, Signal};
+use crate::nn::{Direction, GraphOptions, Input, Layer, Network, Signal};
 use crate::params::{DType, ParameterSpec, Tensor};
 use crate::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
@@ -66,8 +66,8 @@ impl Model {
         &self.network
     }
 
-    /// Which output `name` is: by its own name, by the name of what its parts `name[0]`, `name[1]` make, or as `y`,
-    /// `h` and `c`, the first that is no state and the final states of an LSTM.
+    /// Which output `name` is: by its own name, by the name of what its parts `name[0]`, `name[1]` make, or as `y`, the
+    /// first that is no state, and `h`, `c`, `h_reverse` and `c_reverse`, the first that is this state of an LSTM.
     fn output_named(&self, name: &str) -> Option<Vec<usize>> {
         let outputs = &self.network.outputs;
         if let Some(at) = outputs.iter().position(|o| o.0 == name) {
@@ -80,7 +80,7 @@ impl Model {
         }
         let part = |at: &usize| self.network.state_part(outputs[*at].1);
         let wanted = if name == "y" { None } else { Some(name) };
-        if !matches!(name, "y" | "h" | "c") {
+        if !matches!(name, "y" | "h" | "c" | "h_reverse" | "c_reverse") {
             return None;
         }
         (0..outputs.len()).find(|at| part(at) == wanted).map(|at| vec![at])
@@ -128,7 +128,10 @@ impl Model {
         let mut packed = self.pack(inputs)?;
         let output = self.logits()?;
         let (axis, classes) = match self.signal(output)? {
-            Signal::Sequence { features, axis } => (Some(axis), features),
+            Signal::Sequence { mirrored: true, .. } => {
+                return Err(Error::unsupported("model: an output in reversed order has no loss"));
+            }
+            Signal::Sequence { features, axis, .. } => (Some(axis), features),
             Signal::Rows { features } => (None, features),
             Signal::Tokens { .. } => return Err(Error::unsupported("model: an output of tokens has no loss")),
         };
@@ -169,6 +172,10 @@ impl Model {
         let (input, output) = (input.clone(), self.logits()?);
         if self.signal(output)?.axis() != Some(0) {
             return Err(Error::unsupported("model: a model that goes on from a prompt has an output at each step"));
+        }
+        let one_way = |l: &Layer| !matches!(l, Layer::Lstm(l) if l.direction != Direction::Forward || l.go_backwards);
+        if !self.network.nodes.iter().all(|n| one_way(&n.layer)) {
+            return Err(Error::unsupported("model: a model that reads backwards has read no end to go on from"));
         }
         if prompt.is_empty() {
             return Err(Error::argument("model: expected a prompt of at least one token"));
@@ -289,10 +296,19 @@ impl Model {
             let values = self.session.output(&self.programs[program].2, &format!("{at}"))?.into_f32s()?;
             let batch = &packed.batch;
             match self.signal(at)? {
-                Signal::Sequence { features, axis } => {
+                Signal::Sequence { features, axis, mirrored } => {
                     let (kept, fill) = (packed.kept.get(axis as usize), fills[at]);
                     let steps = kept.map_or(batch.axis(axis)?.steps(), |k| k.steps);
-                    data.extend(mask::unpack(batch, axis, kept, &values, features, fill).map_err(|e| e.within(name))?);
+                    let zero = match kept {
+                        Some(kept) if mask::needs_zero_row(kept, fill) => self.zero_row(at)?,
+                        _ => Vec::new(),
+                    };
+                    let rows = mask::unpack(batch, axis, kept, &values, features, (fill, &zero));
+                    let mut rows = rows.map_err(|e| e.within(name))?;
+                    if mirrored {
+                        mask::mirror(batch, axis, kept, &mut rows, features).map_err(|e| e.within(name))?;
+                    }
+                    data.extend(rows);
                     shape = vec![batch.sequences(), steps, features];
                 }
                 Signal::Rows { features } => {
@@ -306,6 +322,21 @@ impl Model {
             shape.insert(0, parts.len());
         }
         Tensor::new(&shape, data)
+    }
+
+    /// What an output holds at a step where the LSTMs before it hold zeros.
+    fn zero_row(&mut self, output: usize) -> Result<Vec<f32>> {
+        let tail = mask::tail(&self.network, output)?;
+        let mut graph = Graph::new();
+        let built = tail.build(&mut graph, GraphOptions::default())?;
+        graph.output("row", built.outputs[0].0)?;
+        let batch = Batch::dense(1, 1)?;
+        let mut program = self.session.load(&graph, &Capacity::exactly(&batch))?;
+        let zeros: Vec<Tensor> =
+            built.inputs.iter().map(|(_, signal)| Tensor::zeros(&[1, signal.features().unwrap_or(0)])).collect();
+        let inputs: Vec<(&str, &Tensor)> = tail.inputs.iter().map(|i| i.0.as_str()).zip(&zeros).collect();
+        self.session.run(&mut program, &batch, &inputs)?;
+        self.session.output(&program, "row")?.into_f32s()
     }
 
     /// Checks the caller's inputs and packs them.

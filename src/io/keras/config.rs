@@ -155,18 +155,18 @@ fn lstm(config: Object<'_>) -> Result<Lstm> {
     common(config)?;
     config.only("time_major", &Value::Bool(false))?;
     // What the recurrence computes does not depend on `unroll`, `implementation`, `use_cudnn`.
-    let reverse = config.flag("go_backwards", false)?;
     let layer = Lstm::new(config.size("units")?)
         .activation(activation(config, "activation", Activation::Tanh)?)
         .recurrent_activation(activation(config, "recurrent_activation", Activation::Sigmoid)?)
         .return_sequences(config.flag("return_sequences", false)?)
         .return_state(config.flag("return_state", false)?)
+        .go_backwards(config.flag("go_backwards", false)?)
         .stateful(config.flag("stateful", false)?)
         .zero_output_for_mask(config.flag("zero_output_for_mask", false)?)
         .bias(if config.flag("use_bias", true)? { Bias::One } else { Bias::None })
         .dropout(config.float("dropout", 0.0)?)
         .recurrent_dropout(config.float("recurrent_dropout", 0.0)?);
-    Ok(if reverse { layer.direction(Direction::Reverse) } else { layer })
+    Ok(layer)
 }
 
 fn bidirectional(config: Object<'_>) -> Result<Lstm> {
@@ -178,12 +178,12 @@ fn bidirectional(config: Object<'_>) -> Result<Lstm> {
         }
     };
     let mut layer = one("layer")?;
-    if layer.direction != Direction::Forward {
+    if layer.go_backwards {
         return unsupported(config.place, "a Bidirectional whose forward layer goes backwards is not supported");
     }
     if !config.get("backward_layer").is_null() {
         let mut other = one("backward_layer")?;
-        let backward = std::mem::replace(&mut other.direction, Direction::Forward) == Direction::Reverse;
+        let backward = std::mem::take(&mut other.go_backwards);
         if !backward || other != layer {
             return unsupported(
                 config.place,

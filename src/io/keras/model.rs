@@ -154,15 +154,6 @@ impl<'a> Reader<'a> {
     /// Adds one call of a layer over `inputs`.
     fn place(&mut self, entry: &Entry<'a>, inputs: &[Port]) -> Result<Vec<Port>> {
         let Some(layer) = layer(entry.class, entry.config)? else { return Ok(inputs.to_vec()) };
-        if let Layer::Lstm(l) = &layer
-            && l.direction == Direction::Reverse
-            && l.return_sequences
-        {
-            return Err(Error::unsupported(format!(
-                "keras: {}: `go_backwards` with `return_sequences`, whose output is back to front, is not supported",
-                entry.name
-            )));
-        }
         self.network.add_named(&node_name(entry.name), layer, inputs)
     }
 
