@@ -1,7 +1,7 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
 use super::append::append;
-use super::{Dense, Input, Layer, MergeMode};
+use super::{Dense, Embedding, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec};
@@ -230,9 +230,34 @@ impl Network {
         signal(port, &self.input_signals()?, &self.signals()?)
     }
 
-    /// Whether an earlier node has this one's name and is another layer.
+    /// Whether an earlier node has this one's name and is another layer; a shared table may mask here and not there.
     fn clashes(&self, at: usize) -> bool {
-        self.nodes[..at].iter().any(|n| n.name == self.nodes[at].name && n.layer != self.nodes[at].layer)
+        let node = &self.nodes[at];
+        let same = |other: &Layer| match (other, &node.layer) {
+            (Layer::Embedding(a), Layer::Embedding(b)) => a == &Embedding { mask_zero: a.mask_zero, ..b.clone() },
+            (a, b) => a == b,
+        };
+        self.nodes[..at].iter().any(|n| n.name == node.name && !same(&n.layer))
+    }
+
+    /// Whether what each node gives at each step is masked somewhere before it.
+    pub fn masked(&self) -> Vec<bool> {
+        let mut all: Vec<bool> = Vec::new();
+        for node in &self.nodes {
+            let from = |port: &Port| matches!(*port, Port::Node(at, _) if all.get(at) == Some(&true));
+            let mut read = node.inputs.iter();
+            all.push(match &node.layer {
+                Layer::Embedding(l) => l.mask_zero,
+                Layer::Masking(_) => true,
+                Layer::RepeatVector(_) | Layer::Pooling(_) => false,
+                Layer::Lstm(l) => l.return_sequences && read.next().is_some_and(from),
+                Layer::Merge(_) => read.any(from),
+                Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {
+                    read.next().is_some_and(from)
+                }
+            });
+        }
+        all
     }
 
     /// The number of steps of every time axis that a layer sets, after the inputs' axes.

@@ -109,11 +109,19 @@ impl Batch {
         Ok(Self { sequences: lengths.len(), axes, order, samples, seed: 0, step: 0, scalars: BTreeMap::new() })
     }
 
-    /// Adds a further time axis, whose lengths must descend in the order of the first axis.
+    /// Adds a further time axis, whose lengths must descend in the order of the axes before it; sequences that are as
+    /// long there are sorted by it.
     pub fn with_axis(mut self, lengths: &[usize]) -> Result<Self> {
         if lengths.len() != self.sequences {
             return Err(Error::shape(format!("batch: {} sequences, {} lengths", self.sequences, lengths.len())));
         }
+        let alike = |a: usize, b: usize| self.axes.iter().all(|axis| axis.length(a) == axis.length(b));
+        let mut group = vec![0; self.sequences];
+        (1..self.sequences).for_each(|b| group[b] = group[b - 1] + usize::from(!alike(b - 1, b)));
+        let mut packed: Vec<usize> = (0..self.sequences).collect();
+        packed.sort_by_key(|&b| (group[b], std::cmp::Reverse(lengths[self.order[b]])));
+        self.order = packed.iter().map(|&b| self.order[b]).collect();
+        self.samples = packed.iter().map(|&b| self.samples[b]).collect();
         let sorted: Vec<usize> = self.order.iter().map(|&b| lengths[b]).collect();
         if sorted.windows(2).any(|w| w[0] < w[1]) {
             return Err(Error::unsupported(

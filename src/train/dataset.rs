@@ -1,8 +1,9 @@
 //! Samples on the host, checked once, and their batches.
 
 use super::Loss;
+use super::mask::{self, Kept};
 use crate::error::{Error, Result};
-use crate::nn::Input;
+use crate::nn::{Input, Network};
 use crate::params::{DType, Tensor};
 use crate::scheduler::Batch;
 use ndarray::ArrayViewD;
@@ -21,8 +22,19 @@ pub(super) struct Target {
 pub(super) struct Dataset {
     pub(super) samples: usize,
     pub(super) steps: usize,
+    input: Input,
     x: Tensor,
     y: Option<(Tensor, Target)>,
+    /// The model, where it leaves out steps by their values.
+    masks: Option<Network>,
+}
+
+/// Samples as a program takes them.
+pub(super) struct Samples {
+    pub(super) batch: Batch,
+    pub(super) x: Tensor,
+    pub(super) y: Option<Tensor>,
+    pub(super) kept: Option<Kept>,
 }
 
 /// Refuses what is not finite, naming where it is.
@@ -76,7 +88,13 @@ impl Dataset {
             Input::Tokens => integers("x", x, x.shape())?,
             Input::Features(_) | Input::Rows(_) => Tensor::from_array(x.view()),
         };
-        Ok(Self { samples, steps, x, y: None })
+        Ok(Self { samples, steps, input, x, y: None, masks: None })
+    }
+
+    /// Leaves out what `network` masks.
+    pub(super) fn masked_by(mut self, network: &Network) -> Self {
+        self.masks = mask::masks(network).then(|| network.clone());
+        self
     }
 
     /// With targets.
@@ -115,41 +133,62 @@ impl Dataset {
     }
 
     /// The batch of `rows`, with the tensors `x` and `y` packed for it.
-    pub(super) fn batch(&self, rows: &[usize]) -> Result<(Batch, Tensor, Option<Tensor>)> {
+    pub(super) fn batch(&self, rows: &[usize]) -> Result<Samples> {
         let ids: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
-        let batch = Batch::dense(self.steps, rows.len())?.with_samples(&ids)?;
-        let x = self.pack(&batch, &self.x, rows, true)?;
-        let y = self.y.as_ref().map(|(y, target)| self.pack(&batch, y, rows, target.sequence)).transpose()?;
-        Ok((batch, x, y))
+        let mut kept = None;
+        if let Some(network) = &self.masks {
+            let x = take(&self.x, rows)?;
+            kept = mask::kept(network, &[("x", self.input, &x)], None)?.pop();
+        }
+        let lengths = kept.as_ref().map_or_else(|| vec![self.steps; rows.len()], Kept::lengths);
+        let batch = Batch::ragged(&lengths)?.with_samples(&ids)?;
+        let x = self.pack(&batch, kept.as_ref(), &self.x, rows, true)?;
+        let targets = self.y.as_ref();
+        let y = targets.map(|(y, target)| self.pack(&batch, kept.as_ref(), y, rows, target.sequence)).transpose()?;
+        Ok(Samples { batch, x, y, kept })
     }
 
     /// Rows of `all` as a program takes them: `[N, ..]` of sequences, `[B, ..]` of single rows.
-    fn pack(&self, batch: &Batch, all: &Tensor, rows: &[usize], sequence: bool) -> Result<Tensor> {
-        let mut shape = all.shape().to_vec();
-        let size = shape[1..].iter().product();
-        shape[0] = rows.len();
+    fn pack(&self, batch: &Batch, kept: Option<&Kept>, all: &Tensor, rows: &[usize], sequence: bool) -> Result<Tensor> {
+        let taken = take(all, rows)?;
+        let mut shape = taken.shape().to_vec();
+        let size: usize = shape[1..].iter().product();
         if sequence {
             shape.remove(0);
-            shape[0] = rows.len() * self.steps;
+            shape[0] = batch.axis(0)?.rows();
         }
         let width = if sequence { size / self.steps } else { size };
-        match all.dtype() {
-            DType::F32 => Tensor::new(&shape, gather(batch, all.f32s()?, rows, (size, width), sequence, self.steps)?),
-            DType::U32 => {
-                Tensor::from_u32(&shape, gather(batch, all.u32s()?, rows, (size, width), sequence, self.steps)?)
-            }
+        match taken.dtype() {
+            DType::F32 => Tensor::new(&shape, self.place(batch, kept, taken.f32s()?, width, sequence)?),
+            DType::U32 => Tensor::from_u32(&shape, self.place(batch, kept, taken.u32s()?, width, sequence)?),
+        }
+    }
+
+    fn place<V: Copy>(
+        &self,
+        batch: &Batch,
+        kept: Option<&Kept>,
+        data: &[V],
+        width: usize,
+        sequence: bool,
+    ) -> Result<Vec<V>> {
+        match sequence {
+            true => mask::pack(batch, 0, kept, data, self.steps, width),
+            false => Ok(batch.sort_rows(data, width)),
         }
     }
 }
 
-fn gather<V: Copy>(
-    batch: &Batch,
-    data: &[V],
-    rows: &[usize],
-    (size, width): (usize, usize),
-    sequence: bool,
-    steps: usize,
-) -> Result<Vec<V>> {
-    let taken: Vec<V> = rows.iter().flat_map(|&r| data[r * size..(r + 1) * size].iter().copied()).collect();
-    if sequence { batch.pack(0, &taken, steps, width, true) } else { Ok(batch.sort_rows(&taken, width)) }
+/// The samples `rows` of `all`.
+fn take(all: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let mut shape = all.shape().to_vec();
+    let size: usize = shape[1..].iter().product();
+    shape[0] = rows.len();
+    fn of<V: Copy>(data: &[V], rows: &[usize], size: usize) -> Vec<V> {
+        rows.iter().flat_map(|&r| data[r * size..(r + 1) * size].iter().copied()).collect()
+    }
+    match all.dtype() {
+        DType::F32 => Tensor::new(&shape, of(all.f32s()?, rows, size)),
+        DType::U32 => Tensor::from_u32(&shape, of(all.u32s()?, rows, size)),
+    }
 }

@@ -1,7 +1,8 @@
 //! `compile`, `fit`, `evaluate` and `predict`.
 
 use super::Loss;
-use super::dataset::{Dataset, Target, input_of};
+use super::dataset::{Dataset, Samples, Target, input_of};
+use super::mask;
 use super::monitor::{Monitor, not_finite};
 use super::step::{
     EVALUATE, TRAIN, evaluation_graph, prediction_graph, training_graph, training_scalars, zero_slots, zero_states,
@@ -175,7 +176,7 @@ impl Sequential {
             self.build(input)?;
         }
         let Some(input) = self.input() else { return Err(Error::internal("sequential: not built")) };
-        let data = Dataset::new(x, input)?;
+        let data = Dataset::new(x, input)?.masked_by(&self.network(input)?);
         let Some((y, loss)) = targets else { return Ok(data) };
         let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
         data.with_targets(y, Target { loss, sequence: flow.sequence, features: flow.features })
@@ -218,7 +219,7 @@ impl Sequential {
         zero_states(session, program)?;
         let rows: Vec<usize> = rows.collect();
         for chunk in rows.chunks(size) {
-            let (batch, x, y) = data.batch(chunk)?;
+            let Samples { batch, x, y, .. } = data.batch(chunk)?;
             let y = y.ok_or_else(|| Error::internal("evaluate: no targets"))?;
             session.run(program, &batch, &[("x", &x), ("y", &y)])?;
         }
@@ -231,6 +232,8 @@ impl Sequential {
         let size = BATCH.min(data.samples);
         self.check_stateful(data.samples, size, false)?;
         let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
+        let input = self.input().ok_or_else(|| Error::internal("sequential: not built"))?;
+        let fill = mask::fills(&self.network(input)?)?[0];
         let (session, program) = self.program(&format!("predict {size} {}", data.steps), |model| {
             let (graph, _) = prediction_graph(model, &format!("evaluate.{size}."))?;
             model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(data.steps, size)?))
@@ -239,11 +242,16 @@ impl Sequential {
         let rows: Vec<usize> = (0..data.samples).collect();
         let mut all = Vec::new();
         for chunk in rows.chunks(size) {
-            let (batch, x, _) = data.batch(chunk)?;
+            let Samples { batch, x, kept, .. } = data.batch(chunk)?;
             session.run(program, &batch, &[("x", &x)])?;
+            if kept.as_ref().is_some_and(|k| flow.sequence && mask::needs_zero_row(k, fill)) {
+                return Err(Error::unsupported(
+                    "predict: what layers over an LSTM give at masked steps needs a `Model` of the network",
+                ));
+            }
             let packed = session.output(program, "y")?.into_f32s()?;
             all.extend(match flow.sequence {
-                true => batch.unpack(0, &packed, data.steps, flow.features, true, 0.0)?,
+                true => mask::unpack(&batch, 0, kept.as_ref(), &packed, flow.features, (fill, &[]))?,
                 false => batch.unsort_rows(&packed, flow.features),
             });
         }
@@ -291,7 +299,7 @@ impl TrainingRun<'_> {
         let mut step = first;
         let mut bad = None;
         for rows in order.chunks(size) {
-            let (batch, x, y) = self.data.batch(rows)?;
+            let Samples { batch, x, y, .. } = self.data.batch(rows)?;
             let y = y.ok_or_else(|| Error::internal("fit: no targets"))?;
             let mut batch = batch.at_step(self.fit.seed, step);
             for (name, value) in training_scalars(&optimizer, step, optimizer.learning_rate()) {

@@ -56,6 +56,15 @@ impl Fill {
     }
 }
 
+/// Whether the network leaves out steps by their values.
+pub(super) fn masks(network: &Network) -> bool {
+    network.nodes.iter().any(|n| match &n.layer {
+        Layer::Embedding(l) => l.mask_zero,
+        Layer::Masking(_) => true,
+        _ => false,
+    })
+}
+
 /// What masked steps hold in each of the network's outputs, or which layer has no answer.
 pub(super) fn fills(network: &Network) -> Result<Vec<Fill>> {
     let mut all: Vec<Fill> = Vec::new();

@@ -5,7 +5,7 @@ use super::config::{Object, class, layer};
 use crate::config::Direction;
 use crate::error::{Error, Result};
 use crate::io::Imported;
-use crate::nn::{Input, Layer, Network, Port};
+use crate::nn::{Input, Layer, Network, PoolingKind, Port};
 use crate::params::{Tensor, lstm_parameters};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,11 @@ struct Reader<'a> {
 /// The outputs of each call of each layer that has been placed, by name and number of the call.
 type Placed<'a> = BTreeMap<(&'a str, usize), Vec<Port>>;
 
+/// The layers whose call has a mask, if what they read has one.
+fn takes_mask(layer: &Layer) -> bool {
+    matches!(layer, Layer::Lstm(_)) || matches!(layer, Layer::Pooling(p) if p.kind == PoolingKind::Average)
+}
+
 impl<'a> Reader<'a> {
     fn new(archive: &'a KerasArchive) -> Self {
         Self {
@@ -60,7 +65,7 @@ impl<'a> Reader<'a> {
             "Functional" | "Model" => self.functional(config, &entries)?,
             other => return Err(Error::unsupported(format!("keras: a model of class {other} is not supported"))),
         }
-        for entry in &entries {
+        for entry in entries.iter().filter(|e| !is_mask(e)) {
             self.weights(entry)?;
         }
         let rest = self.archive.weights.keys().find(|k| k.starts_with("layers/") && !self.used.contains(*k));
@@ -89,19 +94,24 @@ impl<'a> Reader<'a> {
         let mut placed = Placed::new();
         let mut waiting: Vec<(&Entry<'a>, usize)> = Vec::new();
         let given = references(config.get("input_layers"));
-        for entry in entries {
-            if entry.class == "InputLayer" {
-                let embeds = entries.iter().filter(|e| e.class == "Embedding").any(|e| reads(e, entry.name));
-                let port = self.network.input(entry.name, input(input_shape(entry)?, embeds, entry.name)?);
-                placed.insert((entry.name, 0), vec![port]);
-            } else {
-                waiting.extend((0..entry.nodes.len()).map(|call| (entry, call)));
-            }
-        }
         // The caller's order of inputs is the model's, not that of its layers.
-        if given.is_empty() || given.iter().any(|(name, ..)| !placed.contains_key(&(*name, 0))) {
-            return Err(Error::data("keras: the model: `input_layers` names no input layers"));
+        for &(name, ..) in &given {
+            let Some(entry) = entries.iter().find(|e| e.name == name && e.class == "InputLayer") else {
+                return Err(Error::data(format!("keras: the model: its input `{name}` is no input layer")));
+            };
+            let embeds = entries.iter().filter(|e| e.class == "Embedding").any(|e| reads(e, name));
+            let port = self.network.input(name, input(input_shape(entry)?, embeds, name)?);
+            placed.insert((name, 0), vec![port]);
         }
+        for entry in entries.iter().filter(|e| e.class != "InputLayer" && !is_mask(e)) {
+            waiting.extend((0..entry.nodes.len()).map(|call| (entry, call)));
+        }
+        let masks = masks(entries)?;
+        // The masks that some layer takes, by the tensor that they are made from.
+        let taken: BTreeSet<Reference<'a>> = waiting
+            .iter()
+            .filter_map(|&(entry, call)| mask_of(entry, call, &masks).transpose())
+            .collect::<Result<_>>()?;
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut later = Vec::new();
@@ -109,6 +119,7 @@ impl<'a> Reader<'a> {
                 match self.arguments(entry, call, &placed)? {
                     Some(ports) => {
                         let outputs = self.place(entry, &ports)?;
+                        self.mask(entry, call, &masks, &taken)?;
                         placed.insert((entry.name, call), outputs);
                     }
                     None => later.push((entry, call)),
@@ -157,6 +168,33 @@ impl<'a> Reader<'a> {
         self.network.add_named(&node_name(entry.name), layer, inputs)
     }
 
+    /// Makes the last node's masks those that the file tells of: Keras masks a call where the file says so alone.
+    fn mask(
+        &mut self,
+        entry: &Entry<'a>,
+        call: usize,
+        masks: &Masks<'a>,
+        taken: &BTreeSet<Reference<'a>>,
+    ) -> Result<()> {
+        let mut read = Vec::new();
+        tensors(Object { value: &entry.nodes[call], place: entry.name }.get("args"), &mut read);
+        let masked = self.network.masked();
+        let Some(node) = self.network.nodes.last_mut() else { return Ok(()) };
+        if let Layer::Embedding(l) = &mut node.layer {
+            l.mask_zero &= read.first().is_some_and(|tensor| taken.contains(tensor));
+        }
+        if takes_mask(&node.layer) {
+            let reads_masked = matches!(node.inputs.first(), Some(&Port::Node(at, _)) if masked[at]);
+            if reads_masked != mask_of(entry, call, masks)?.is_some() {
+                return Err(Error::unsupported(format!(
+                    "keras: {}: a mask that reaches it by another way than from the layers before it is not supported",
+                    entry.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// What a call reads, once all of it has been placed.
     fn arguments(&self, entry: &Entry<'a>, call: usize, placed: &Placed<'a>) -> Result<Option<Vec<Port>>> {
         let node = Object { value: &entry.nodes[call], place: entry.name };
@@ -167,6 +205,7 @@ impl<'a> Reader<'a> {
                 match (key.as_str(), entry.class) {
                     ("initial_state", "LSTM" | "Bidirectional") => tensors(value, &mut found),
                     ("training", _) if value == &Value::Bool(false) => {}
+                    ("mask", "LSTM" | "Bidirectional" | "GlobalAveragePooling1D") => {}
                     _ => {
                         let name = entry.name;
                         return Err(Error::unsupported(format!(
@@ -176,7 +215,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let port = |&(name, call, tensor): &(&'a str, usize, usize)| {
+        let port = |&(name, call, tensor): &Reference<'a>| {
             placed.get(&(name, call)).map(|ports| {
                 let missing = || Error::data(format!("keras: {}: `{name}` has no output {tensor}", entry.name));
                 ports.get(tensor).copied().ok_or_else(missing)
@@ -250,6 +289,48 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A tensor: the layer's name, its call, its output.
+type Reference<'a> = (&'a str, usize, usize);
+
+/// The tensor that each mask is made from, by the name of the operation that makes it.
+type Masks<'a> = BTreeMap<&'a str, Reference<'a>>;
+
+/// Whether a layer is one of the two operations that Keras adds where an embedding or a masking makes a mask.
+fn is_mask(entry: &Entry<'_>) -> bool {
+    matches!(entry.class, "NotEqual" | "Any")
+}
+
+fn masks<'a>(entries: &[Entry<'a>]) -> Result<Masks<'a>> {
+    let mut masks = Masks::new();
+    for entry in entries.iter().filter(|e| is_mask(e)) {
+        let mut read = Vec::new();
+        entry.nodes.iter().for_each(|node| tensors(node, &mut read));
+        let ([tensor], 1) = (&read[..], entry.nodes.len()) else {
+            return Err(Error::unsupported(format!(
+                "keras: {}: a mask of several tensors is not supported",
+                entry.name
+            )));
+        };
+        masks.insert(entry.name, *tensor);
+    }
+    Ok(masks)
+}
+
+/// The tensor that the mask of a call is made from.
+fn mask_of<'a>(entry: &Entry<'a>, call: usize, masks: &Masks<'a>) -> Result<Option<Reference<'a>>> {
+    let mut found = Vec::new();
+    let node = Object { value: &entry.nodes[call], place: entry.name };
+    tensors(node.get("kwargs").get("mask").unwrap_or(&Value::Null), &mut found);
+    let Some(mut tensor) = found.first().copied() else { return Ok(None) };
+    for _ in 0..2 {
+        tensor = masks.get(tensor.0).copied().unwrap_or(tensor);
+    }
+    if found.len() > 1 || tensor == found[0] {
+        return Err(Error::unsupported(format!("keras: {}: a mask that is computed is not supported", entry.name)));
+    }
+    Ok(Some(tensor))
+}
+
 fn entry(value: &Value) -> Result<Entry<'_>> {
     let name = value.get("config").and_then(|c| c.get("name")).and_then(Value::as_str).unwrap_or("a layer");
     let (class, config) = class(value, name)?;
@@ -294,7 +375,7 @@ fn reads(entry: &Entry<'_>, input: &str) -> bool {
 }
 
 /// Every tensor that `value` refers to, in order: the layer's name, its call, its output.
-fn tensors<'a>(value: &'a Value, found: &mut Vec<(&'a str, usize, usize)>) {
+fn tensors<'a>(value: &'a Value, found: &mut Vec<Reference<'a>>) {
     match value {
         Value::Array(list) => list.iter().for_each(|v| tensors(v, found)),
         Value::Object(object) => match object.get("config").and_then(|c| c.get("keras_history")) {
@@ -305,14 +386,14 @@ fn tensors<'a>(value: &'a Value, found: &mut Vec<(&'a str, usize, usize)>) {
     }
 }
 
-fn reference(value: &Value) -> Option<(&str, usize, usize)> {
+fn reference(value: &Value) -> Option<Reference<'_>> {
     let [name, call, tensor] = value.as_array()?.as_slice() else { return None };
     let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
     Some((name.as_str()?, number(call)?, number(tensor)?))
 }
 
 /// The references in `input_layers` or `output_layers`: one, or a list or an object of them.
-fn references(value: &Value) -> Vec<(&str, usize, usize)> {
+fn references(value: &Value) -> Vec<Reference<'_>> {
     match (reference(value), value) {
         (Some(one), _) => vec![one],
         (None, Value::Array(list)) => list.iter().flat_map(references).collect(),
