@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&str; 5] = ["devices", "train", "generate", "verify", "bench"];
+const SUBCOMMANDS: [&str; 8] = ["devices", "train", "generate", "summary", "run", "compare", "verify", "bench"];
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models");
 const CONFORMANCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/conformance");
 
 fn mnemon(arguments: &[&str]) -> Output {
@@ -396,4 +397,46 @@ mod interrupted {
             assert_eq!(code(&output), 0, "{}", err(&output));
         }
     }
+}
+
+#[test]
+fn models_from_elsewhere_are_summarised_run_and_compared() {
+    let at = |name: &str| format!("{MODELS}/{name}");
+    let output = mnemon(&["summary", &at("translate.keras")]);
+    let text_out = out(&output);
+    for wanted in ["encoder (lstm)", "[B, T, 6]", "source (input)", "total"] {
+        assert!(text_out.contains(wanted), "{text_out}");
+    }
+    assert_eq!(code(&output), 0, "{}", err(&output));
+
+    let to = folder("run").join("y.safetensors");
+    let expected = at("average.safetensors");
+    let output = mnemon(&["run", &at("average.keras"), "--input", &expected, "--output", text(&to), "--device", "cpu"]);
+    assert!(code(&output) == 0 && out(&output).contains("y F32 [3, 7, 3]"), "{} {}", out(&output), err(&output));
+    let (given, wrote) = (mnemon::io::read_tensors(Path::new(&expected)), mnemon::io::read_tensors(&to));
+    let (given, wrote) = (given.unwrap(), wrote.unwrap());
+    let pairs = given["out.y"].f32s().unwrap().iter().zip(wrote["y"].f32s().unwrap());
+    assert!(pairs.clone().count() == 63 && pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+
+    let compare = |model: &str, expected: &str, more: &[&str]| {
+        let (model, expected) = (at(model), at(expected));
+        mnemon(&[&["compare", &model, &expected, "--device", "cpu"], more].concat())
+    };
+    let output = compare("deep.state.safetensors", "deep.safetensors", &[]);
+    for wanted in ["pass out.greedy", "pass out.loss", "pass grad.rnn.weight_hh_l2", "13 passed, 0 failed"] {
+        assert!(out(&output).contains(wanted), "{}", out(&output));
+    }
+    assert_eq!(code(&output), 0);
+    // A tolerance that f32 cannot meet: it ran, and differs.
+    let output = compare("average.keras", "average.safetensors", &["--tol", "1e-12"]);
+    assert!(code(&output) == 1 && out(&output).contains("FAIL out.y"), "{}", out(&output));
+    // What the entry in cases.json says of a state dict holds: by names and shapes alone `square` is ambiguous.
+    assert_eq!(code(&compare("square.state.safetensors", "square.safetensors", &[])), 0);
+    refused(&["summary", &at("square.state.safetensors")], &[2], &["`a` may be either", "a configuration"]);
+    refused(&["compare", &at("gru.keras"), &at("gru.safetensors")], &[2], &["gru: the layer GRU is not supported"]);
+    refused(&["compare", &at("average.keras"), &at("none.safetensors")], &[2], &["none.safetensors", "cannot open"]);
+    refused(&["compare", &at("average.keras"), &at("states.safetensors"), "--tol", "nan"], &[2], &["--tol"]);
+    refused(&["compare", &at("average.keras"), &at("tagger.safetensors")], &[2], &["x: expected floats [3, T, 4]"]);
+    refused(&["run", &at("average.keras"), "--input", &at("translate.safetensors")], &[2], &["expected the inputs"]);
+    refused(&["summary", &at("cases.json")], &[1], &["cases.json", "whole safetensors"]);
 }
