@@ -3,11 +3,11 @@
 use crate::options::DeviceOptions;
 use crate::output::say;
 use clap::{Args, ValueEnum};
-use mnemon::config::{Bias, GATES, LstmConfig};
+use mnemon::config::{Bias, Cell, Direction, LstmConfig};
 use mnemon::device::{Device, Executable, Session};
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{Expr, Graph, N, Value};
+use mnemon::graph::{Expr, Graph, LstmOp, N, Value};
 use mnemon::params::{Initializer, Tensor, lstm_parameters};
 use mnemon::scheduler::{Batch, Capacity};
 use serde::{Deserialize, Serialize};
@@ -28,13 +28,14 @@ Example:
   mnemon bench --only small,med --modes infer --device cpu
 
 A line holds milliseconds a call (the median; the least; the first with all it compiles) and GFLOP/s by one count for
-everyone: 2*4*B*T*H*(I+H) a layer, three times that for training.";
+everyone: 2*4*B*T*H*(I+H) a layer and direction (the true steps where ragged), three times that for training.";
 
 /// Time LSTMs, one JSON line a configuration and mode
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A JSON list of {"name", "B", "T", "I", "H", "layers"} instead of the built-in configurations
+    /// A JSON list of {"name", "B", "T", "I", "H", "layers"} instead of the built-in configurations; a row may also have
+    /// "ragged", "direction" and "cell"
     #[arg(long, value_name = "FILE")]
     configs: Option<PathBuf>,
 
@@ -70,6 +71,25 @@ struct Config {
     I: usize,
     H: usize,
     layers: usize,
+    /// Whether lengths are spread evenly over 1..=T, in no order, instead of T each.
+    #[serde(default)]
+    ragged: bool,
+    #[serde(default)]
+    direction: Direction,
+    /// What a step computes besides the plain cell.
+    #[serde(default)]
+    cell: Cell,
+}
+
+impl Config {
+    fn batch(&self) -> Result<Batch> {
+        if !self.ragged {
+            return Batch::dense(self.T, self.B);
+        }
+        // 7919 is a prime, so every sequence has a place of its own in the spread.
+        let lengths: Vec<usize> = (0..self.B).map(|b| 1 + b * 7919 % self.B * self.T / self.B).collect();
+        Batch::ragged(&lengths)
+    }
 }
 
 #[derive(Serialize)]
@@ -124,19 +144,21 @@ fn configs(arguments: &Arguments) -> Result<Vec<Config>> {
     Ok(all.into_iter().filter(|c| arguments.only.is_empty() || arguments.only.contains(&c.name)).collect())
 }
 
-/// Floating-point operations of one call.
-fn operations(config: &Config, mode: Mode) -> f64 {
+/// Floating-point operations of one call over `rows` rows.
+fn operations(config: &Config, mode: Mode, rows: usize) -> f64 {
     let layer = |l: usize| {
-        let input = if l == 0 { config.I } else { config.H };
-        2.0 * 4.0 * (config.B * config.T) as f64 * config.H as f64 * (input + config.H) as f64
+        let d = config.direction.count();
+        let input = if l == 0 { config.I } else { d * config.H };
+        2.0 * 4.0 * (d * rows) as f64 * config.H as f64 * (input + config.H) as f64
     };
     (0..config.layers).map(layer).sum::<f64>() * if mode == Mode::Train { 3.0 } else { 1.0 }
 }
 
 fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<Outcome> {
-    let batch = Batch::dense(config.T, config.B)?;
+    let batch = config.batch()?;
+    let rows = batch.axis(0)?.rows();
     let mut session = device.session()?;
-    let graph = build(config, mode, &mut session)?;
+    let graph = build(config, mode, rows, &mut session)?;
     session.wait()?;
     let begin = Instant::now();
     let mut executable = session.load(&graph, &Capacity::exactly(&batch))?;
@@ -153,7 +175,7 @@ fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<O
     let round = |value: f64, places: i32| (value * 10f64.powi(places)).round() / 10f64.powi(places);
     Ok(Outcome::Times {
         ms: round(median, 4),
-        gflops: round(operations(config, mode) / median / 1e6, 3),
+        gflops: round(operations(config, mode, rows) / median / 1e6, 3),
         min_ms: round(times[0], 4),
         iters: times.len(),
         first_ms: round(first.as_secs_f64() * 1e3, 1),
@@ -180,12 +202,13 @@ fn time(call: &mut impl FnMut() -> Result<Duration>) -> Result<Vec<f64>> {
 }
 
 /// The stack of layers over an x that stays on the device; for training with mean(y²)/2 and its gradients.
-fn build(config: &Config, mode: Mode, session: &mut Session) -> Result<Graph> {
+fn build(config: &Config, mode: Mode, rows: usize, session: &mut Session) -> Result<Graph> {
     let lstm = LstmConfig::new(config.I, config.H).layers(config.layers).bias(Bias::Two);
+    let lstm = lstm.direction(config.direction).cell(config.cell);
     lstm.validate()?;
     let mut graph = Graph::new();
-    let rows = config.T.saturating_mul(config.B);
-    if rows.saturating_mul(config.I.max(config.H)) > u32::MAX as usize {
+    let d = config.direction.count();
+    if rows.saturating_mul(config.I.max(d * config.H)) > u32::MAX as usize {
         return Err(Error::new(ErrorKind::Argument, "bench: T*B*I and T*B*H must be below 2^32"));
     }
     let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX)?;
@@ -194,7 +217,9 @@ fn build(config: &Config, mode: Mode, session: &mut Session) -> Result<Graph> {
     let (mut y, mut by) = (x, vec![("x".to_string(), x)]);
     for layer in 0..config.layers {
         let weights = parameters(&lstm, layer, session, &mut graph, &mut by)?;
-        let out = graph.lstm(y, None, &weights)?;
+        let random = graph.random_operations(3);
+        let op = LstmOp { direction: config.direction, cell: config.cell, random: Some(random) };
+        let out = graph.lstm_layer(y, None, &op, &weights)?;
         graph.output(&format!("h_n_{layer}"), out.h_n)?;
         graph.output(&format!("c_n_{layer}"), out.c_n)?;
         y = out.y;
@@ -202,7 +227,7 @@ fn build(config: &Config, mode: Mode, session: &mut Session) -> Result<Graph> {
     graph.output("y", y)?;
     if mode == Mode::Train {
         let sum = graph.sum_of_squares(&[y])?;
-        let half_mean = Expr::Input(0) * Expr::Const(0.5 / (rows * config.H) as f32);
+        let half_mean = Expr::Input(0) * Expr::Const(0.5 / (rows * d * config.H) as f32);
         let loss = graph.elementwise(half_mean, &[sum])?;
         graph.output("loss", loss)?;
         let values: Vec<Value> = by.iter().map(|b| b.1).collect();
@@ -219,10 +244,9 @@ fn parameters(
     session: &mut Session,
     graph: &mut Graph,
     by: &mut Vec<(String, Value)>,
-) -> Result<LstmWeights> {
+) -> Result<Vec<LstmWeights>> {
     let limit = 1.0 / (config.hidden_size as f32).sqrt();
     let parameters = lstm_parameters(config, layer);
-    debug_assert_eq!(parameters.len(), GATES, "two weights and two biases");
     let mut values = Vec::new();
     for (at, parameter) in parameters.iter().enumerate() {
         let stream = (layer * parameters.len() + at) as u64;
@@ -232,5 +256,8 @@ fn parameters(
         by.push((parameter.name.clone(), value));
         values.push(value);
     }
-    Ok(LstmWeights::new(values[0], values[1]).bias(values.get(2).copied(), values.get(3).copied()))
+    let of = |direction: usize, role: &str| {
+        parameters.iter().position(|p| p.direction == direction && p.role == role).map(|at| values[at])
+    };
+    (0..config.direction.count()).map(|d| LstmWeights::by_role(|role| of(d, role))).collect()
 }
