@@ -246,6 +246,54 @@ fn a_file_that_claims_other_sizes_is_refused_before_it_allocates() {
 }
 
 #[test]
+fn losses_follow_their_formulas() {
+    let (x, _) = waves(9);
+    let p = |k: usize, s: usize, c: usize| 0.5 + 0.4 * ((s * k + c) as f32 * 0.9).sin();
+    type Formula = fn(f64, f64) -> f64;
+    let binary: Formula = |p, y| -(y * p.ln() + (1.0 - y) * (1.0 - p).ln());
+    let logits: Formula = |z, y| {
+        let p = 1.0 / (1.0 + (-z).exp());
+        -(y * p.ln() + (1.0 - y) * (1.0 - p).ln())
+    };
+    let rows: [(Loss, Activation, f64, Formula); 6] = [
+        (Loss::MeanSquaredError, Activation::Linear, 1.0, |p, y| (p - y).powi(2)),
+        (Loss::MeanAbsoluteError, Activation::Linear, 1.0, |p, y| (p - y).abs()),
+        (Loss::Huber { delta: 0.3 }, Activation::Linear, 1.0, |p, y| {
+            let d = (p - y).abs();
+            if d <= 0.3 { d * d / 2.0 } else { 0.3 * (d - 0.15) }
+        }),
+        (Loss::BinaryCrossEntropy { from_logits: false }, Activation::Sigmoid, 1.0, binary),
+        (Loss::BinaryCrossEntropy { from_logits: true }, Activation::Linear, 1.0, logits),
+        // A mean over rows of three classes.
+        (Loss::CategoricalCrossEntropy, Activation::Softmax, 3.0, |p, y| -y * p.ln()),
+    ];
+    for device in devices() {
+        for (loss, activation, classes, formula) in rows {
+            let mut model = Sequential::new(&device);
+            model.add(Lstm::new(4)).add(Dense::new(3).activation(activation));
+            model.compile(Adam::default().learning_rate(2e-2), loss).unwrap();
+            let y = Array2::from_shape_fn((9, 3), |(s, c)| {
+                if activation == Activation::Softmax { p(3, s, c) / 2.0 } else { p(2, s, c) }
+            });
+            model.build(Input::Features(1)).unwrap();
+            let predicted = model.predict(&x).unwrap();
+            let values = predicted.iter().zip(&y).map(|(&p, &y)| formula(f64::from(p), f64::from(y)));
+            let wanted = values.sum::<f64>() / 27.0 * classes;
+            let got = f64::from(model.evaluate(&x, &y).unwrap());
+            assert!((got - wanted).abs() < 1e-5 * wanted, "{loss:?} on {device:?}: {got} {wanted}");
+            let history = model.fit(&x, &y, &Fit { epochs: 40, batch_size: 9, ..Fit::default() }).unwrap();
+            assert!(history.loss[39] < history.loss[0], "{loss:?} on {device:?}: {history:?}");
+        }
+    }
+    let mut model = regression(&Device::cpu());
+    let error = model.compile(Adam::default(), Loss::Huber { delta: 0.0 }).unwrap_err();
+    assert!(error.to_string().contains("delta must be positive"), "{error}");
+    model.compile(Adam::default(), Loss::BinaryCrossEntropy { from_logits: true }).unwrap();
+    let error = model.evaluate(&x, &Array2::from_elem((9, 1), 2.0)).unwrap_err();
+    assert!(error.to_string().contains("probabilities in [0, 1], got 2"), "{error}");
+}
+
+#[test]
 fn a_callback_ends_training_and_stateful_layers_carry_their_state() {
     let (x, y) = waves(16);
     let mut model = Sequential::new(&Device::cpu());

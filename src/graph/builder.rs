@@ -312,17 +312,31 @@ impl Graph {
 
     /// Mean squared error of two values of one shape `[R, F]`: the mean over R·F.
     pub fn mean_squared_error(&mut self, prediction: Value, target: Value) -> Result<RowLoss> {
-        let shape = self.shape(prediction).clone();
-        if *self.shape(target) != shape {
-            return Err(Error::shape(format!(
-                "mean squared error: prediction of {shape}, target of {}",
-                self.shape(target)
-            )));
-        }
-        let difference = Expr::Input(0) - Expr::Input(1);
-        let error = self.elementwise(difference, &[prediction, target])?;
+        let error = self.pointwise(Expr::Input(0) - Expr::Input(1), prediction, target)?;
         let sum = self.sum_of_squares(&[error])?;
-        let size = shape.0.iter().fold(Expr::Const(1.0), |n, d| {
+        self.mean_loss(sum, prediction, true)
+    }
+
+    /// The sum of `expr` of a prediction, input 0, and a target, input 1, of one shape `[R, F]`, and its mean over R·F, or
+    /// over R where a row is one case.
+    pub fn pointwise_loss(&mut self, expr: Expr, prediction: Value, target: Value, each: bool) -> Result<RowLoss> {
+        let losses = self.pointwise(expr, prediction, target)?;
+        let sum = self.sum(&[losses])?;
+        self.mean_loss(sum, prediction, each)
+    }
+
+    fn pointwise(&mut self, expr: Expr, prediction: Value, target: Value) -> Result<Value> {
+        let (shape, wanted) = (self.shape(target), self.shape(prediction));
+        if shape != wanted {
+            return Err(Error::shape(format!("loss: prediction of {wanted}, target of {shape}")));
+        }
+        self.elementwise(expr, &[prediction, target])
+    }
+
+    fn mean_loss(&mut self, sum: Value, prediction: Value, each: bool) -> Result<RowLoss> {
+        let shape = self.shape(prediction).clone();
+        let counted = if each { shape.0.len() } else { 1 };
+        let size = shape.0.iter().take(counted).fold(Expr::Const(1.0), |n, d| {
             n * match d {
                 super::Dim::Fixed(m) => Expr::Const(*m as f32),
                 super::Dim::Symbol(s) => Expr::Size(s.clone()),

@@ -103,7 +103,7 @@ impl Dataset {
         if target.sequence {
             wanted.push(self.steps);
         }
-        if target.loss == Loss::MeanSquaredError {
+        if target.loss != Loss::CrossEntropy {
             wanted.push(target.features);
         }
         let without_one = |long: &[usize], short: &[usize]| long.last() == Some(&1) && long[..long.len() - 1] == *short;
@@ -118,8 +118,11 @@ impl Dataset {
             )));
         }
         check_finite("y", y)?;
+        let probabilities = matches!(target.loss, Loss::BinaryCrossEntropy { .. } | Loss::CategoricalCrossEntropy);
+        if let Some(v) = y.iter().find(|v| probabilities && !(0.0..=1.0).contains(*v)) {
+            return Err(Error::data(format!("y: expected probabilities in [0, 1], got {v}")));
+        }
         let y = match target.loss {
-            Loss::MeanSquaredError => Tensor::from_array(y.view()).reshape(&wanted)?,
             Loss::CrossEntropy => {
                 let y = integers("y", y, &wanted)?;
                 if let Some(class) = y.u32s()?.iter().find(|&&c| c as usize >= target.features) {
@@ -127,6 +130,7 @@ impl Dataset {
                 }
                 y
             }
+            _ => Tensor::from_array(y.view()).reshape(&wanted)?,
         };
         self.y = Some((y, target));
         Ok(self)

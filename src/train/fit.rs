@@ -83,6 +83,7 @@ impl Sequential {
     pub fn compile(&mut self, optimizer: impl Into<Optimizer>, loss: Loss) -> Result<()> {
         let optimizer = optimizer.into();
         optimizer.validate()?;
+        loss.validate()?;
         if let Ok(session) = self.session() {
             let names: Vec<String> =
                 session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();

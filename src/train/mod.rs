@@ -18,14 +18,42 @@ pub use language::{LanguageConfig, LanguageModel};
 pub use model::{Model, Named};
 pub use trainer::{Progress, TrainOptions, Trainer};
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// What training makes small.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What training makes small: a mean over all samples, and over steps where the model gives sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
     /// The mean of (prediction - y)².
     MeanSquaredError,
+    /// The mean of |prediction - y|.
+    MeanAbsoluteError,
+    /// The mean of d²/2 where |d| is at most delta, else delta (|d| - delta/2), with d = prediction - y (Huber 1964).
+    Huber {
+        /// Where the square ends.
+        delta: f32,
+    },
+    /// The mean of `-y ln p - (1-y) ln(1-p)` with y in [0, 1]; p is kept 1e-7 away from 0 and 1, as Keras does.
+    BinaryCrossEntropy {
+        /// Whether the model gives logits, of which p is the sigmoid, rather than p.
+        from_logits: bool,
+    },
+    /// The mean over rows of `-Σ y ln p` with y a distribution over classes; the model's last layer gives p, by softmax,
+    /// which is kept at least 1e-7.
+    CategoricalCrossEntropy,
     /// The mean of `-ln softmax(logits)[y]` with classes y; the model's last layer gives logits.
     CrossEntropy,
+}
+
+impl Loss {
+    /// Refuses what means nothing.
+    fn validate(self) -> Result<()> {
+        match self {
+            Self::Huber { delta } if !(delta > 0.0 && delta.is_finite()) => {
+                Err(Error::argument(format!("huber: delta must be positive, got {delta}")))
+            }
+            _ => Ok(()),
+        }
+    }
 }

@@ -84,6 +84,7 @@ impl Sequential {
             // A language model's training has a state of its own, which `Trainer::resume` reads.
             let Ok(training) = file.part::<Training>("training") else { return Ok(model) };
             training.optimizer.validate()?;
+            training.loss.validate()?;
             for (name, shape) in training.optimizer.slots(&model.parameters()) {
                 if let Some(slot) = file.tensors.get(&name) {
                     check_shape(&name, slot.shape(), &shape)?;

@@ -58,16 +58,45 @@ impl Totals {
 /// Adds the input `y` and the loss of a model's output.
 fn append_loss(graph: &mut Graph, flow: &Flow, loss: Loss) -> Result<RowLoss> {
     let rows = if flow.sequence { N } else { B };
-    match loss {
-        Loss::MeanSquaredError => {
-            let y = graph.input("y", [rows, Dim::Fixed(flow.features)], DType::F32)?;
-            graph.mean_squared_error(flow.output, y)
-        }
-        Loss::CrossEntropy => {
-            let y = graph.input("y", [rows], DType::U32)?;
-            graph.cross_entropy(flow.output, y, None)
-        }
+    if loss == Loss::CrossEntropy {
+        let y = graph.input("y", [rows], DType::U32)?;
+        return graph.cross_entropy(flow.output, y, None);
     }
+    let y = graph.input("y", [rows, Dim::Fixed(flow.features)], DType::F32)?;
+    match pointwise(loss) {
+        Some((expr, each)) => graph.pointwise_loss(expr, flow.output, y, each),
+        None => graph.mean_squared_error(flow.output, y),
+    }
+}
+
+/// A loss of each prediction, input 0, and its target, input 1, and whether each counts, rather than each row.
+fn pointwise(loss: Loss) -> Option<(Expr, bool)> {
+    let (p, y, one) = (Expr::Input(0), Expr::Input(1), Expr::Const(1.0));
+    let size = (p.clone() - y.clone()).abs();
+    // As Keras, whose float32 knows 1 - 1e-7.
+    let least = Expr::Const(1e-7);
+    Some(match loss {
+        Loss::MeanSquaredError | Loss::CrossEntropy => return None,
+        Loss::MeanAbsoluteError => (size, true),
+        Loss::Huber { delta } => {
+            let delta = Expr::Const(delta);
+            let half = Expr::Const(0.5);
+            let square = half.clone() * size.clone() * size.clone();
+            let line = delta.clone() * (size.clone() - half * delta.clone());
+            (delta.less(size).select(line, square), true)
+        }
+        Loss::BinaryCrossEntropy { from_logits: false } => {
+            let p = p.max(least.clone()).min(one.clone() - least);
+            let zero = Expr::Const(0.0);
+            (zero - (y.clone() * p.clone().ln() + (one.clone() - y) * (one - p).ln()), true)
+        }
+        // max(z, 0) - z y + ln(1 + e^-|z|), which no z overflows.
+        Loss::BinaryCrossEntropy { from_logits: true } => {
+            let tail = (one + (Expr::Const(0.0) - p.clone().abs()).exp()).ln();
+            (p.clone().max(Expr::Const(0.0)) - p * y + tail, true)
+        }
+        Loss::CategoricalCrossEntropy => (Expr::Const(0.0) - y * p.max(least).ln(), false),
+    })
 }
 
 /// Forward, loss, backward, clipping and the optimiser's updates, all of which change nothing unless the loss and the
