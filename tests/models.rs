@@ -251,6 +251,45 @@ fn masked_steps_change_nothing_in_training() {
 }
 
 #[test]
+fn aligned_inputs_are_joined_step_by_step() {
+    let mut n = Network::default();
+    let (a, b) = (n.input("a", Input::Features(2)), n.input("b", Input::Features(1)));
+    assert!(n.add(Merge { kind: MergeKind::Concatenate }, &[a, b]).unwrap_err().to_string().contains("inputs alike"));
+    n.align(b, a).unwrap();
+    let joined = n.add(Merge { kind: MergeKind::Concatenate }, &[a, b]).unwrap()[0];
+    let y = n.add(Lstm::new(3).return_sequences(true), &[joined]).unwrap()[0];
+    n.output("y", y);
+    let mut one = Network::default();
+    let x = one.input("x", Input::Features(3));
+    let y = one.add(Lstm::new(3).return_sequences(true), &[x]).unwrap()[0];
+    one.output("y", y);
+    let parameters: Named = one
+        .parameters()
+        .unwrap()
+        .iter()
+        .enumerate()
+        .map(|(i, s)| (s.name.clone(), values(i as u64, &s.shape)))
+        .collect();
+    let whole = values(9, &[2, 5, 3]);
+    let columns = |from: usize, to: usize| {
+        let rows = whole.f32s().unwrap().chunks_exact(3).flat_map(|row| row[from..to].to_vec()).collect();
+        Tensor::new(&[2, 5, to - from], rows).unwrap()
+    };
+    let lengths = Tensor::from_u32(&[2], vec![3, 5]).unwrap();
+    for device in devices() {
+        let mut joined = Model::new(&device, &n, &parameters).unwrap();
+        let mut plain = Model::new(&device, &one, &parameters).unwrap();
+        let parts = [("a", columns(0, 2)), ("b", columns(2, 3)), ("lengths", lengths.clone())];
+        let got = joined.run(&parts.map(|(name, t)| (name.to_string(), t)).into()).unwrap();
+        let all = [("x", whole.clone()), ("lengths", lengths.clone())];
+        assert_eq!(got, plain.run(&all.map(|(name, t)| (name.to_string(), t)).into()).unwrap(), "{device:?}");
+        let short = [("a", columns(0, 2)), ("b", Tensor::zeros(&[2, 4, 1]))].map(|(name, t)| (name.to_string(), t));
+        let error = joined.run(&short.into()).unwrap_err();
+        assert!(error.to_string().contains("expected the 5 steps of the input that it is aligned with"), "{error}");
+    }
+}
+
+#[test]
 fn networks_that_mean_nothing_are_refused() {
     let mut n = Network::default();
     let x = n.input("x", Input::Features(3));

@@ -114,6 +114,9 @@ pub struct Node {
 pub struct Network {
     /// What it reads, by name.
     pub inputs: Vec<(String, Input)>,
+    /// Inputs whose steps are those of another input, by number: theirs, the other's.
+    #[serde(default)]
+    pub aligned: Vec<(usize, usize)>,
     /// Its layers.
     pub nodes: Vec<Node>,
     /// What it gives, by name.
@@ -145,6 +148,20 @@ impl Network {
     pub fn input(&mut self, name: &str, input: Input) -> Port {
         self.inputs.push((name.to_string(), input));
         Port::Input(self.inputs.len() - 1)
+    }
+
+    /// Makes a sequence input take its steps from an earlier one, so that layers can join the two.
+    pub fn align(&mut self, input: Port, earlier: Port) -> Result<()> {
+        let (Port::Input(input), Port::Input(earlier)) = (input, earlier) else {
+            return Err(Error::argument("network: only inputs can be aligned"));
+        };
+        let signals = self.input_signals()?;
+        let sequence = |at: usize| signals.get(at).is_some_and(|s| s.axis().is_some());
+        if earlier >= input || !sequence(input) || !sequence(earlier) {
+            return Err(Error::argument("network: a sequence can be aligned with one that was added before it"));
+        }
+        self.aligned.push((input, earlier));
+        Ok(())
     }
 
     /// Adds a layer over `inputs`, called after the user's name or its class; gives its outputs.
@@ -186,28 +203,36 @@ impl Network {
 
     /// What the inputs are; each sequence has a time axis of its own.
     fn input_signals(&self) -> Result<Vec<Signal>> {
-        let mut axis = 0;
-        self.inputs
-            .iter()
-            .map(|(name, input)| {
-                let signal = match *input {
-                    Input::Features(0) | Input::Rows(0) => {
-                        return Err(Error::shape(format!("{name}: the input must have at least one feature")));
-                    }
-                    Input::Rows(features) => return Ok(Signal::Rows { features }),
-                    Input::Features(features) => Signal::Sequence { features, axis, mirrored: false },
-                    Input::Tokens => Signal::Tokens { axis },
-                };
-                axis += 1;
-                Ok(signal)
-            })
-            .collect()
+        let mut all: Vec<Signal> = Vec::with_capacity(self.inputs.len());
+        let mut next = 0;
+        for (at, (name, input)) in self.inputs.iter().enumerate() {
+            let with = self.aligned.iter().find(|a| a.0 == at).and_then(|a| all.get(a.1)?.axis());
+            let axis = with.unwrap_or(next);
+            all.push(match *input {
+                Input::Features(0) | Input::Rows(0) => {
+                    return Err(Error::shape(format!("{name}: the input must have at least one feature")));
+                }
+                Input::Rows(features) => {
+                    all.push(Signal::Rows { features });
+                    continue;
+                }
+                Input::Features(features) => Signal::Sequence { features, axis, mirrored: false },
+                Input::Tokens => Signal::Tokens { axis },
+            });
+            next += u8::from(with.is_none());
+        }
+        Ok(all)
+    }
+
+    /// The time axis of each input, where it has one.
+    pub fn input_axes(&self) -> Result<Vec<Option<u8>>> {
+        Ok(self.input_signals()?.iter().map(Signal::axis).collect())
     }
 
     /// The outputs of every node, or what does not fit.
     pub fn signals(&self) -> Result<Vec<Vec<Signal>>> {
         let inputs = self.input_signals()?;
-        let mut axis = inputs.iter().filter(|s| s.axis().is_some()).count() as u8;
+        let mut axis = inputs.iter().filter_map(|s| Some(s.axis()? + 1)).max().unwrap_or(0);
         let mut all: Vec<Vec<Signal>> = Vec::with_capacity(self.nodes.len());
         for (at, node) in self.nodes.iter().enumerate() {
             let within = |e: Error| e.within(&node.name);

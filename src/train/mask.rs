@@ -131,11 +131,10 @@ pub(super) fn kept(
     inputs: &[(&str, Input, &Tensor)],
     lengths: Option<&Tensor>,
 ) -> Result<Vec<Kept>> {
-    let mut all = Vec::new();
-    for (at, (name, input, tensor)) in inputs.iter().enumerate() {
-        if matches!(input, Input::Rows(_)) {
-            continue;
-        }
+    let mut all: Vec<Kept> = Vec::new();
+    let axes = network.input_axes()?;
+    for (at, (name, _, tensor)) in inputs.iter().enumerate() {
+        let Some(axis) = axes[at] else { continue };
         let (sequences, steps) = (tensor.shape()[0], tensor.shape()[1]);
         let mut kept = Kept { steps, places: vec![None; sequences], masked: false };
         let readers: Vec<&Layer> =
@@ -171,7 +170,16 @@ pub(super) fn kept(
                 kept.places[b] = (places.len() < steps).then_some(places);
             }
         }
-        all.push(kept);
+        match all.get(axis as usize) {
+            None => all.push(kept),
+            Some(other) if other == &kept => {}
+            Some(other) => {
+                return Err(Error::shape(format!(
+                    "{name}: expected the {} steps of the input that it is aligned with, and its mask, got {steps} steps",
+                    other.steps
+                )));
+            }
+        }
     }
     // A mask is known where an input is read, and nowhere else.
     let inner = network

@@ -375,9 +375,9 @@ impl Model {
         for more in lengths.iter().skip(1) {
             batch = batch.with_axis(more)?;
         }
-        let mut axis = 0u8;
         let mut tensors = Vec::new();
-        for (name, input, tensor) in given {
+        for ((name, input, tensor), axis) in given.into_iter().zip(self.network.input_axes()?) {
+            let axis = axis.unwrap_or(0);
             let packed = match input {
                 Input::Rows(features) => Tensor::new(tensor.shape(), batch.sort_rows(tensor.f32s()?, features))?,
                 Input::Features(features) => {
@@ -391,7 +391,6 @@ impl Model {
                     Tensor::from_u32(&[rows.len()], rows)?
                 }
             };
-            axis += u8::from(!matches!(input, Input::Rows(_)));
             tensors.push((name.to_string(), packed));
         }
         Ok(Packed { batch, tensors, kept })

@@ -103,6 +103,7 @@ impl<'a> Reader<'a> {
             let port = self.network.input(name, input(input_shape(entry)?, embeds, name)?);
             placed.insert((name, 0), vec![port]);
         }
+        self.align(entries, &given)?;
         for entry in entries.iter().filter(|e| e.class != "InputLayer" && !is_mask(e)) {
             waiting.extend((0..entry.nodes.len()).map(|call| (entry, call)));
         }
@@ -145,6 +146,23 @@ impl<'a> Reader<'a> {
             return Err(Error::data("keras: the model: expected at least one of `output_layers`"));
         }
         self.outputs(&outputs);
+        Ok(())
+    }
+
+    /// Inputs that are as long by the file have the same steps, unless masks may shorten one and not the other.
+    fn align(&mut self, entries: &[Entry<'a>], given: &[Reference<'a>]) -> Result<()> {
+        let steps = |name: &str| -> Option<u64> {
+            let entry = entries.iter().find(|e| e.name == name)?;
+            entry.config.get("batch_shape").get(1)?.as_u64()
+        };
+        let masked = entries.iter().any(is_mask);
+        let axes = self.network.input_axes()?;
+        let lengths: Vec<Option<u64>> = given.iter().zip(&axes).map(|(g, axis)| axis.and(steps(g.0))).collect();
+        for (at, length) in lengths.iter().enumerate().filter(|l| l.1.is_some() && !masked) {
+            if let Some(earlier) = lengths[..at].iter().position(|l| l == length) {
+                self.network.align(Port::Input(at), Port::Input(earlier))?;
+            }
+        }
         Ok(())
     }
 
