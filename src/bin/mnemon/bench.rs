@@ -24,8 +24,9 @@ const TIMED_FOR: Duration = Duration::from_secs(2);
 const MOST_CALLS: usize = 200;
 
 const EXAMPLES: &str = "\
-Example:
+Examples:
   mnemon bench --only small,med --modes infer --device cpu
+  mnemon bench --configs benches/kinds.json --modes train
 
 A line holds milliseconds a call (the median; the least; the first with all it compiles) and GFLOP/s by one count for
 everyone: 2*4*B*T*H*(I+H) a layer and direction (the true steps where ragged), three times that for training.";
