@@ -131,6 +131,28 @@ fn what_is_not_known_is_refused_by_name() {
     assert!(error.to_string().contains("time_distributed.bias"), "{error}");
 }
 
+#[test]
+fn an_archive_of_keras_2_is_refused() {
+    use std::io::{Cursor, Read as _, Write as _};
+    let mut from = zip::ZipArchive::new(std::fs::File::open(file("pooled.keras")).unwrap()).unwrap();
+    let mut to = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for at in 0..from.len() {
+        let mut entry = from.by_index(at).unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        if entry.name() == "metadata.json" {
+            bytes = br#"{"keras_version": "2.15.0"}"#.to_vec();
+        }
+        to.start_file(entry.name(), zip::write::SimpleFileOptions::default()).unwrap();
+        to.write_all(&bytes).unwrap();
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("keras2.keras");
+    std::fs::write(&path, to.finish().unwrap().into_inner()).unwrap();
+    let error = io::read_model(&path, None).unwrap_err();
+    let text = error.to_string();
+    assert!(error.kind() == ErrorKind::Unsupported && text.contains("got one of Keras 2.15.0"), "{text}");
+}
+
 fn values(seed: u64, shape: &[usize]) -> Tensor {
     let mut random = Random::new(seed, 0);
     Tensor::new(shape, (0..shape.iter().product()).map(|_| random.normal() as f32 * 0.4).collect()).unwrap()

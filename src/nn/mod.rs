@@ -4,6 +4,7 @@ pub mod activation;
 mod append;
 pub mod layers;
 pub mod lstm;
+pub mod masks;
 pub mod network;
 pub mod sequential;
 
@@ -13,6 +14,7 @@ pub use layers::{
     RepeatVector,
 };
 pub use lstm::{Lstm, MergeMode};
+pub use masks::Fill;
 pub use network::{Built, GraphOptions, Network, Node, Port, Signal};
 pub use sequential::{Description, Flow, Sequential};
 

@@ -265,26 +265,6 @@ impl Network {
         self.nodes[..at].iter().any(|n| n.name == node.name && !same(&n.layer))
     }
 
-    /// Whether what each node gives at each step is masked somewhere before it.
-    pub fn masked(&self) -> Vec<bool> {
-        let mut all: Vec<bool> = Vec::new();
-        for node in &self.nodes {
-            let from = |port: &Port| matches!(*port, Port::Node(at, _) if all.get(at) == Some(&true));
-            let mut read = node.inputs.iter();
-            all.push(match &node.layer {
-                Layer::Embedding(l) => l.mask_zero,
-                Layer::Masking(_) => true,
-                Layer::RepeatVector(_) | Layer::Pooling(_) => false,
-                Layer::Lstm(l) => l.return_sequences && read.next().is_some_and(from),
-                Layer::Merge(_) => read.any(from),
-                Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {
-                    read.next().is_some_and(from)
-                }
-            });
-        }
-        all
-    }
-
     /// The number of steps of every time axis that a layer sets, after the inputs' axes.
     pub fn fixed_axes(&self) -> Vec<usize> {
         let repeats = self.nodes.iter().filter_map(|n| match &n.layer {

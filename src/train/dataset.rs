@@ -93,7 +93,7 @@ impl Dataset {
 
     /// Leaves out what `network` masks.
     pub(super) fn masked_by(mut self, network: &Network) -> Self {
-        self.masks = mask::masks(network).then(|| network.clone());
+        self.masks = network.masks().then(|| network.clone());
         self
     }
 

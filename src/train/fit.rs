@@ -234,7 +234,7 @@ impl Sequential {
         self.check_stateful(data.samples, size, false)?;
         let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
         let input = self.input().ok_or_else(|| Error::internal("sequential: not built"))?;
-        let fill = mask::fills(&self.network(input)?)?[0];
+        let fill = self.network(input)?.output_fills()?[0];
         let (session, program) = self.program(&format!("predict {size} {}", data.steps), |model| {
             let (graph, _) = prediction_graph(model, &format!("evaluate.{size}."))?;
             model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(data.steps, size)?))

@@ -102,11 +102,8 @@ impl Model {
     /// inputs (`x` where there is one). `lengths` `[B]` may say how long each sequence of the first input is; rows past
     /// it come out zero. Carried states go on from the last run of as many sequences.
     pub fn run(&mut self, inputs: &Named) -> Result<Named> {
-        let packed = self.pack(inputs)?;
-        let at = self.program(&Task::Outputs, &packed.batch)?;
-        self.start(at, &packed)?;
         let outputs = self.outputs();
-        outputs.into_iter().map(|name| Ok((name.clone(), self.read(at, &packed, &name)?))).collect()
+        self.run_for(inputs, &outputs.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Whether an output is called `name`.
@@ -114,7 +111,7 @@ impl Model {
         self.output_named(name).is_some()
     }
 
-    /// The output `name` of [`Self::run`], which may also be `y`, `h` or `c`.
+    /// The outputs `names` of [`Self::run`], which may also be `y`, `h` or `c`.
     pub fn run_for(&mut self, inputs: &Named, names: &[&str]) -> Result<Named> {
         let packed = self.pack(inputs)?;
         let at = self.program(&Task::Outputs, &packed.batch)?;
@@ -290,7 +287,7 @@ impl Model {
         let Some(parts) = self.output_named(name) else {
             return Err(Error::argument(format!("model: there is no output `{name}`, only {:?}", self.outputs())));
         };
-        let fills = mask::fills(&self.network)?;
+        let fills = self.network.output_fills()?;
         let (mut data, mut shape) = (Vec::new(), Vec::new());
         for &at in &parts {
             let values = self.session.output(&self.programs[program].2, &format!("{at}"))?.into_f32s()?;

@@ -89,22 +89,14 @@ pub(super) fn class<'a>(value: &'a Value, place: &'a str) -> Result<(&'a str, Ob
 /// A function of the elements by Keras's name.
 fn activation(object: Object<'_>, key: &str, default: Activation) -> Result<Activation> {
     use Activation as A;
-    let relu = |o: &Object<'_>| -> Result<Activation> {
-        o.only("max_value", &Value::Null)?;
-        o.only("threshold", &Value::from(0.0))?;
-        let alpha = o.float("negative_slope", 0.0)?;
-        Ok(if alpha == 0.0 { A::Relu } else { A::LeakyRelu { alpha } })
-    };
     let name = match object.get(key) {
         Value::Null => return Ok(default),
         Value::String(name) => name.as_str(),
         value => {
             let (class, config) = class(value, object.place)?;
-            match class {
-                "ReLU" => return relu(&config),
-                "LeakyReLU" => return Ok(A::LeakyRelu { alpha: config.float("negative_slope", 0.3)? }),
-                "ELU" => return Ok(A::Elu { alpha: config.float("alpha", 1.0)? }),
-                other => other,
+            match activation_layer(class, config)? {
+                Some(activation) => return Ok(activation),
+                None => class,
             }
         }
     };
@@ -124,6 +116,27 @@ fn activation(object: Object<'_>, key: &str, default: Activation) -> Result<Acti
         "softmax" => A::Softmax,
         other => return unsupported(object.place, format!("the activation `{other}` is not supported")),
     })
+}
+
+/// The function that a layer of its own is, if it is one.
+fn activation_layer(class: &str, config: Object<'_>) -> Result<Option<Activation>> {
+    Ok(Some(match class {
+        "ReLU" => {
+            config.only("max_value", &Value::Null)?;
+            config.only("threshold", &Value::from(0.0))?;
+            match config.float("negative_slope", 0.0)? {
+                0.0 => Activation::Relu,
+                alpha => Activation::LeakyRelu { alpha },
+            }
+        }
+        "LeakyReLU" => Activation::LeakyRelu { alpha: config.float("negative_slope", 0.3)? },
+        "ELU" => Activation::Elu { alpha: config.float("alpha", 1.0)? },
+        "Softmax" => {
+            config.only("axis", &Value::from(-1))?;
+            Activation::Softmax
+        }
+        _ => return Ok(None),
+    }))
 }
 
 /// What every layer has: a name, float32, and what only training would need.
@@ -235,6 +248,9 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
         Ok(Some(Pooling { kind }.into()))
     };
     let merge = |kind| Ok(Some(Merge { kind }.into()));
+    if let Some(activation) = activation_layer(class_name, config)? {
+        return Ok(Some(Activate { activation }.into()));
+    }
     Ok(Some(match class_name {
         "LSTM" => lstm(config)?.into(),
         "Bidirectional" => bidirectional(config)?.into(),
@@ -255,21 +271,6 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
             Dropout { rate: config.float("rate", 0.0)? }.into()
         }
         "Activation" => Activate { activation: activation(config, "activation", Activation::Linear)? }.into(),
-        "ReLU" => {
-            config.only("max_value", &Value::Null)?;
-            config.only("threshold", &Value::from(0.0))?;
-            let alpha = config.float("negative_slope", 0.0)?;
-            Activate { activation: if alpha == 0.0 { Activation::Relu } else { Activation::LeakyRelu { alpha } } }
-                .into()
-        }
-        "LeakyReLU" => {
-            Activate { activation: Activation::LeakyRelu { alpha: config.float("negative_slope", 0.3)? } }.into()
-        }
-        "ELU" => Activate { activation: Activation::Elu { alpha: config.float("alpha", 1.0)? } }.into(),
-        "Softmax" => {
-            config.only("axis", &Value::from(-1))?;
-            Activate { activation: Activation::Softmax }.into()
-        }
         "LayerNormalization" => layer_normalization(config)?.into(),
         "Masking" => Masking { value: config.float("mask_value", 0.0)? }.into(),
         "GlobalAveragePooling1D" => return pooling(PoolingKind::Average),

@@ -2,6 +2,7 @@
 
 mod archive;
 mod config;
+mod entry;
 mod model;
 
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};

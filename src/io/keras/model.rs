@@ -2,10 +2,11 @@
 
 use super::archive::{KerasArchive, KerasTensor, read_keras};
 use super::config::{Object, class, layer};
+use super::entry::{Entry, Masks, Reference, entry, is_mask, mask_of, masks, reads, references, tensors};
 use crate::config::Direction;
 use crate::error::{Error, Result};
 use crate::io::Imported;
-use crate::nn::{Input, Layer, Network, PoolingKind, Port};
+use crate::nn::{Fill, Input, Layer, Network, PoolingKind, Port};
 use crate::params::{Tensor, lstm_parameters};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,16 +15,12 @@ use std::path::Path;
 /// Reads a `.keras` file: its layers as a network, and the values of its parameters.
 pub fn read_model(path: &Path) -> Result<Imported> {
     let archive = read_keras(path)?;
+    // Keras 2 wrote archives too, in which the same names mean other things (its hard sigmoid is another).
+    if !archive.keras_version.starts_with("3.") {
+        let error = format!("expected a file of Keras 3, got one of Keras {}", archive.keras_version);
+        return Err(Error::unsupported(error).within(path.display()));
+    }
     Reader::new(&archive).model().map_err(|e| e.within(path.display()))
-}
-
-/// One layer of the file.
-struct Entry<'a> {
-    name: &'a str,
-    class: &'a str,
-    config: Object<'a>,
-    /// Where it is called, in a functional model.
-    nodes: &'a [Value],
 }
 
 struct Reader<'a> {
@@ -196,13 +193,13 @@ impl<'a> Reader<'a> {
     ) -> Result<()> {
         let mut read = Vec::new();
         tensors(Object { value: &entry.nodes[call], place: entry.name }.get("args"), &mut read);
-        let masked = self.network.masked();
+        let fills = self.network.fills()?;
         let Some(node) = self.network.nodes.last_mut() else { return Ok(()) };
         if let Layer::Embedding(l) = &mut node.layer {
             l.mask_zero &= read.first().is_some_and(|tensor| taken.contains(tensor));
         }
         if takes_mask(&node.layer) {
-            let reads_masked = matches!(node.inputs.first(), Some(&Port::Node(at, _)) if masked[at]);
+            let reads_masked = matches!(node.inputs.first(), Some(&Port::Node(at, _)) if fills[at] != Fill::None);
             if reads_masked != mask_of(entry, call, masks)?.is_some() {
                 return Err(Error::unsupported(format!(
                     "keras: {}: a mask that reaches it by another way than from the layers before it is not supported",
@@ -307,55 +304,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A tensor: the layer's name, its call, its output.
-type Reference<'a> = (&'a str, usize, usize);
-
-/// The tensor that each mask is made from, by the name of the operation that makes it.
-type Masks<'a> = BTreeMap<&'a str, Reference<'a>>;
-
-/// Whether a layer is one of the two operations that Keras adds where an embedding or a masking makes a mask.
-fn is_mask(entry: &Entry<'_>) -> bool {
-    matches!(entry.class, "NotEqual" | "Any")
-}
-
-fn masks<'a>(entries: &[Entry<'a>]) -> Result<Masks<'a>> {
-    let mut masks = Masks::new();
-    for entry in entries.iter().filter(|e| is_mask(e)) {
-        let mut read = Vec::new();
-        entry.nodes.iter().for_each(|node| tensors(node, &mut read));
-        let ([tensor], 1) = (&read[..], entry.nodes.len()) else {
-            return Err(Error::unsupported(format!(
-                "keras: {}: a mask of several tensors is not supported",
-                entry.name
-            )));
-        };
-        masks.insert(entry.name, *tensor);
-    }
-    Ok(masks)
-}
-
-/// The tensor that the mask of a call is made from.
-fn mask_of<'a>(entry: &Entry<'a>, call: usize, masks: &Masks<'a>) -> Result<Option<Reference<'a>>> {
-    let mut found = Vec::new();
-    let node = Object { value: &entry.nodes[call], place: entry.name };
-    tensors(node.get("kwargs").get("mask").unwrap_or(&Value::Null), &mut found);
-    let Some(mut tensor) = found.first().copied() else { return Ok(None) };
-    for _ in 0..2 {
-        tensor = masks.get(tensor.0).copied().unwrap_or(tensor);
-    }
-    if found.len() > 1 || tensor == found[0] {
-        return Err(Error::unsupported(format!("keras: {}: a mask that is computed is not supported", entry.name)));
-    }
-    Ok(Some(tensor))
-}
-
-fn entry(value: &Value) -> Result<Entry<'_>> {
-    let name = value.get("config").and_then(|c| c.get("name")).and_then(Value::as_str).unwrap_or("a layer");
-    let (class, config) = class(value, name)?;
-    let nodes = value.get("inbound_nodes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    Ok(Entry { name, class, config, nodes })
-}
-
 /// A layer's name as one of a network, which knows no dots.
 fn node_name(name: &str) -> String {
     name.replace('.', "_")
@@ -382,41 +330,6 @@ fn input(shape: &Value, embeds: bool, name: &str) -> Result<Input> {
         (false, &[_, _, Some(features)]) => Ok(Input::Features(features)),
         (false, &[_, Some(features)]) => Ok(Input::Rows(features)),
         _ => Err(Error::unsupported(format!("keras: {name}: an input of shape {shape} is not supported"))),
-    }
-}
-
-/// Whether a layer reads the tensor of `input`.
-fn reads(entry: &Entry<'_>, input: &str) -> bool {
-    let mut found = Vec::new();
-    entry.nodes.iter().for_each(|node| tensors(node, &mut found));
-    found.iter().any(|f| f.0 == input)
-}
-
-/// Every tensor that `value` refers to, in order: the layer's name, its call, its output.
-fn tensors<'a>(value: &'a Value, found: &mut Vec<Reference<'a>>) {
-    match value {
-        Value::Array(list) => list.iter().for_each(|v| tensors(v, found)),
-        Value::Object(object) => match object.get("config").and_then(|c| c.get("keras_history")) {
-            Some(history) => found.extend(reference(history)),
-            None => object.values().for_each(|v| tensors(v, found)),
-        },
-        _ => {}
-    }
-}
-
-fn reference(value: &Value) -> Option<Reference<'_>> {
-    let [name, call, tensor] = value.as_array()?.as_slice() else { return None };
-    let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
-    Some((name.as_str()?, number(call)?, number(tensor)?))
-}
-
-/// The references in `input_layers` or `output_layers`: one, or a list or an object of them.
-fn references(value: &Value) -> Vec<Reference<'_>> {
-    match (reference(value), value) {
-        (Some(one), _) => vec![one],
-        (None, Value::Array(list)) => list.iter().flat_map(references).collect(),
-        (None, Value::Object(object)) => object.values().flat_map(references).collect(),
-        _ => Vec::new(),
     }
 }
 

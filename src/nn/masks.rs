@@ -1,0 +1,88 @@
+//! Steps that a mask leaves out, by the layers of a network: what each value holds there, as Keras has it.
+
+use super::{Layer, Network, PoolingKind, Port};
+use crate::error::{Error, Result};
+
+/// What a value is at the steps that its mask leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// It has no mask.
+    None,
+    /// Computed from what the caller gave there.
+    Own,
+    /// The output of an LSTM at the last kept step, or zero before the first.
+    Repeat,
+    /// Zero.
+    Zero,
+    /// A function of [`Self::Repeat`].
+    OfRepeat,
+    /// A function of zeros.
+    OfZero,
+    /// Different kinds together.
+    Mixed,
+}
+
+impl Fill {
+    /// What a function of each step makes of it.
+    fn through(self) -> Self {
+        match self {
+            Self::Repeat => Self::OfRepeat,
+            Self::Zero => Self::OfZero,
+            other => other,
+        }
+    }
+}
+
+fn of(all: &[Fill], port: Port) -> Fill {
+    match port {
+        Port::Input(_) => Fill::None,
+        Port::Node(at, _) => all.get(at).copied().unwrap_or(Fill::None),
+    }
+}
+
+impl Network {
+    /// Whether the network leaves out steps by their values.
+    pub fn masks(&self) -> bool {
+        self.nodes.iter().any(|n| match &n.layer {
+            Layer::Embedding(l) => l.mask_zero,
+            Layer::Masking(_) => true,
+            _ => false,
+        })
+    }
+
+    /// What masked steps hold in what each node gives first, or which layer has no answer.
+    pub fn fills(&self) -> Result<Vec<Fill>> {
+        let mut all: Vec<Fill> = Vec::new();
+        for node in &self.nodes {
+            let read: Vec<Fill> = node.inputs.iter().map(|&p| of(&all, p)).collect();
+            let first = read.first().copied().unwrap_or(Fill::None);
+            all.push(match &node.layer {
+                Layer::Embedding(l) if l.mask_zero => Fill::Own,
+                Layer::Masking(_) => Fill::Own,
+                Layer::Embedding(_) | Layer::RepeatVector(_) => Fill::None,
+                Layer::Lstm(_) if first == Fill::None => Fill::None,
+                // A state of a node has no mask; only the signal of an output tells which it is.
+                Layer::Lstm(l) if l.return_sequences && l.zero_output_for_mask => Fill::Zero,
+                Layer::Lstm(l) if l.return_sequences => Fill::Repeat,
+                Layer::Lstm(_) => Fill::None,
+                Layer::Pooling(l) if l.kind == PoolingKind::Max && first != Fill::None => {
+                    let error = "the largest over masked steps, which Keras takes over all of them, is not supported";
+                    return Err(Error::unsupported(error).within(&node.name));
+                }
+                Layer::Pooling(_) => Fill::None,
+                Layer::Merge(_) if read.iter().all(|&r| r == first) => first.through(),
+                Layer::Merge(_) => Fill::Mixed,
+                Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {
+                    first.through()
+                }
+            });
+        }
+        Ok(all)
+    }
+
+    /// What masked steps hold in each of the network's outputs.
+    pub fn output_fills(&self) -> Result<Vec<Fill>> {
+        let all = self.fills()?;
+        Ok(self.outputs.iter().map(|o| of(&all, o.1)).collect())
+    }
+}
