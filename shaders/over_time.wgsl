@@ -11,6 +11,7 @@ struct Params {
     lengths: u32,   // where the lengths begin
     largest: u32,   // 1: the largest, 0: the sum
     begins: u32,    // whether this is the first piece
+    places: u32,    // where the place of each sequence on the axis begins
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -28,7 +29,7 @@ fn main(
     if (i >= params.sequences * params.columns) {
         return;
     }
-    let b = i / params.columns;
+    let b = table[params.places + i / params.columns];
     var value = 0.0;
     if (params.begins == 0u) {
         value = y[i];

@@ -29,7 +29,7 @@ fn identity(row: usize, axis: Option<&Axis>, kind: RowKind, batch: &Batch) -> (u
     match (axis, kind) {
         (Some(axis), _) => {
             let t = axis.offsets().partition_point(|&first| first as usize <= row) - 1;
-            (batch.samples()[row - axis.offset(t)], axis.start.wrapping_add(t as u32))
+            (batch.sample(axis, row - axis.offset(t)), axis.start.wrapping_add(t as u32))
         }
         (None, RowKind::Batch) => (batch.samples()[row], 0),
         _ => (row as u32, 0),

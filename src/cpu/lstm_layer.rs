@@ -222,7 +222,7 @@ impl Layer<'_> {
         let Some(operation) = self.op.random.map(|random| random + of) else { return };
         let key = StreamKey { seed: self.batch.seed, step: self.batch.step, operation };
         let time = if mask == Mask::Step { self.axis.start.wrapping_add(t as u32) } else { u32::MAX };
-        let (key, threshold) = (key.row(self.batch.samples()[b], time), drop_threshold(rate));
+        let (key, threshold) = (key.row(self.batch.sample(self.axis, b), time), drop_threshold(rate));
         for (j, to) in out.iter_mut().enumerate() {
             *to = values[usize::from(keeps(unit_word(key, (first + j) as u32), threshold))];
         }

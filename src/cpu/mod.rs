@@ -9,6 +9,7 @@ mod columns;
 mod dropout;
 mod elementwise;
 mod executor;
+mod gather;
 mod lstm_backward;
 mod lstm_cell;
 mod lstm_forward;

@@ -5,8 +5,9 @@ use super::kernels::{self, Runner};
 use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::reading::{Reading, Staging};
 use super::record::{Launch, Recorder, SLOTS, View, slot_bytes};
+use super::upload::{Indices, Layout};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Op, Shape};
+use crate::graph::{Dim, Shape};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::row_axis;
@@ -49,17 +50,8 @@ pub struct Prepared {
     run_scalars: wgpu::Buffer,
     table: wgpu::Buffer,
     uploaded_table: Vec<u32>,
-    /// For each gradient of an embedding: the program input that holds its tokens, and where its index goes.
-    token_indices: Vec<TokenIndex>,
+    indices: Indices,
     last: Option<Batch>,
-}
-
-struct TokenIndex {
-    input: usize,
-    sorted: usize,
-    starts: usize,
-    table_rows: usize,
-    axis: Option<u8>,
 }
 
 struct PreparedStep {
@@ -155,13 +147,14 @@ pub(super) struct Preparer<'a> {
     params: &'a wgpu::Buffer,
     run_scalars: &'a wgpu::Buffer,
     table: &'a wgpu::Buffer,
-    table_bytes: u64,
 }
 
 impl Preparer<'_> {
-    /// The table of the batch: sample ids, then each axis's first rows.
-    pub fn table(&self) -> View {
-        View { buffer: self.table.clone(), offset: 0, bytes: self.table_bytes }
+    /// What the batch says of `axis`, or of the first: see [`Layout`].
+    pub fn table(&self, axis: Option<u8>) -> View {
+        let layout = Layout::of(&self.values.program);
+        let (first, words) = layout.region(axis.unwrap_or(0));
+        View { buffer: self.table.clone(), offset: 4 * first as u64, bytes: 4 * words as u64 }
     }
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
@@ -228,18 +221,21 @@ impl Run<'_> {
         }
     }
 
-    /// Where the lengths of the sequences on `axis` begin in the table.
+    /// Where the lengths of the sequences on `axis` begin in its table.
     pub fn lengths(&self, axis: u8) -> u32 {
-        let program = &self.values.program;
-        let steps = program.capacity.axes.get(axis as usize).map_or(0, |a| a.0);
-        (table_base(program, axis) + steps + 1) as u32
+        Layout::of(&self.values.program).lengths(axis) as u32
     }
 
-    /// The time axis numbered `axis`, T, and where its first rows begin in the table.
+    /// Where the place of each of the batch's rows on `axis` begins in its table.
+    pub fn places(&self, axis: u8) -> u32 {
+        Layout::of(&self.values.program).places(axis) as u32
+    }
+
+    /// The time axis numbered `axis`, T, and where its first rows begin in its table.
     pub fn axis(&self, axis: Option<u8>) -> Result<(Option<&Axis>, u32, u32)> {
         let Some(a) = axis else { return Ok((None, 0, 0)) };
         let here = self.batch.axis(a)?;
-        Ok((Some(here), here.steps() as u32, table_base(&self.values.program, a) as u32))
+        Ok((Some(here), here.steps() as u32, Layout::of(&self.values.program).offsets() as u32))
     }
 
     /// The pieces that hold the first `rows` rows: number, first row, one past the last.
@@ -251,17 +247,6 @@ impl Run<'_> {
         let piece = self.values.piece_rows(axis).min(rows.max(1));
         (0..rows.div_ceil(piece)).map(move |p| (p, p * piece, ((p + 1) * piece).min(rows)))
     }
-}
-
-/// Where the first rows of axis `axis` begin in the table: behind the sample ids and the axes before. Lengths follow them.
-fn table_base(program: &Program, axis: u8) -> usize {
-    let sequences = program.capacity.sequences;
-    sequences + program.capacity.axes[..axis as usize].iter().map(|a| a.0 + 1 + sequences).sum::<usize>()
-}
-
-/// Words of the table.
-fn table_len(program: &Program) -> usize {
-    table_base(program, program.capacity.axes.len() as u8)
 }
 
 impl Gpu {
@@ -333,8 +318,7 @@ impl Gpu {
         let arenas: Result<Vec<_>> =
             program.placement.arenas.iter().map(|&bytes| self.context.buffers.storage("arena", bytes)).collect();
         let values = self.values(program, arenas?)?;
-        let table_len = table_len(program);
-        let table = self.context.buffers.storage("table", 4 * table_len as u64)?;
+        let table = self.context.buffers.storage("table", 4 * Layout::of(program).words() as u64)?;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let run_scalars = self.context.buffers.create("scalars", 4 * SCALARS as u64, uniform)?;
         if program.scalars.len() > SCALARS {
@@ -348,7 +332,6 @@ impl Gpu {
             params: &self.params,
             run_scalars: &run_scalars,
             table: &table,
-            table_bytes: 4 * table_len as u64,
         };
         let mut steps = Vec::with_capacity(program.steps.len());
         for at in 0..program.steps.len() {
@@ -356,7 +339,7 @@ impl Gpu {
             steps.push(prepared);
         }
         Ok(Prepared {
-            token_indices: token_indices(program)?,
+            indices: Indices::of(program)?,
             program: Arc::clone(program),
             values,
             steps,
@@ -435,32 +418,19 @@ impl Gpu {
         if !scalars.is_empty() {
             queue.write_buffer(&prepared.run_scalars, 0, bytemuck::cast_slice(&scalars));
         }
-        let capacity = &program.capacity;
-        let mut table = vec![0u32; table_len(program)];
-        table[..batch.sequences()].copy_from_slice(batch.samples());
-        for a in 0..capacity.axes.len() {
-            let offsets = batch.axis(a as u8)?.offsets();
-            let base = table_base(program, a as u8);
-            table[base..base + offsets.len()].copy_from_slice(offsets);
-            let lengths = base + capacity.axes[a].0 + 1;
-            for (b, length) in table[lengths..lengths + batch.sequences()].iter_mut().enumerate() {
-                *length = batch.axis(a as u8)?.length(b) as u32;
-            }
-        }
+        let table = Layout::of(program).fill(batch)?;
         if table != prepared.uploaded_table {
             queue.write_buffer(&prepared.table, 0, bytemuck::cast_slice(&table));
             prepared.uploaded_table = table;
         }
-        for index in &prepared.token_indices {
-            let axis = index.axis.map(|a| batch.axis(a)).transpose()?;
-            let (sorted, starts) = sort_rows(inputs[index.input].u32s()?, index.table_rows, axis);
-            let write = |value: usize, words: &[u32]| -> Result<()> {
-                let view = prepared.values.view(value, 0)?;
+        for (value, words) in prepared.indices.words(program, batch, inputs)? {
+            let mut at = 0;
+            let rows = program.values[value].shape.rows().map_or(Ok(1), |rows| batch.size(rows))?;
+            for view in prepared.values.rows_of(value, rows)? {
+                let words = &words[at..at + view.bytes as usize / 4];
                 queue.write_buffer(&view.buffer, view.offset, bytemuck::cast_slice(words));
-                Ok(())
-            };
-            write(index.sorted, &sorted)?;
-            write(index.starts, &starts)?;
+                at += words.len();
+            }
         }
         Ok(())
     }
@@ -504,51 +474,6 @@ fn prepare_step(preparer: &mut Preparer<'_>, at: usize) -> Result<PreparedStep> 
         packs.push(Pack { runner, sources, made_from: None });
     }
     Ok(PreparedStep { packs, runner })
-}
-
-fn token_indices(program: &Program) -> Result<Vec<TokenIndex>> {
-    let mut all = Vec::new();
-    for step in &program.steps {
-        let Op::EmbeddingBackward { rows } = step.op else { continue };
-        let tokens = step.inputs[0].map(|v| program.root(v));
-        let input = program.inputs.iter().position(|(_, v)| Some(*v) == tokens);
-        let Some(input) = input else {
-            return Err(Error::unsupported(
-                "embedding_backward: the gradient of an embedding needs tokens that are inputs",
-            ));
-        };
-        all.push(TokenIndex {
-            input,
-            sorted: step.workspace[0],
-            starts: step.workspace[1],
-            table_rows: rows,
-            axis: row_axis(&program.values[program.inputs[input].1].shape),
-        });
-    }
-    Ok(all)
-}
-
-/// Rows by token, within a token by gradient chunk (last first) and row; and where each token's rows begin.
-fn sort_rows(tokens: &[u32], table_rows: usize, axis: Option<&Axis>) -> (Vec<u32>, Vec<u32>) {
-    let mut starts = vec![0u32; table_rows + 1];
-    for &t in tokens {
-        starts[t as usize + 1] += 1;
-    }
-    for i in 0..table_rows {
-        starts[i + 1] += starts[i];
-    }
-    let mut next = starts.clone();
-    let mut sorted = vec![0u32; tokens.len()];
-    let mut put = |row: usize| {
-        let at = &mut next[tokens[row] as usize];
-        sorted[*at as usize] = row as u32;
-        *at += 1;
-    };
-    match axis {
-        Some(axis) => axis.chunks().flatten().for_each(&mut put),
-        None => (0..tokens.len()).for_each(&mut put),
-    }
-    (sorted, starts)
 }
 
 fn bytes_of(tensor: &Tensor) -> Result<&[u8]> {

@@ -11,6 +11,7 @@ mod kernels;
 mod pipeline;
 mod reading;
 mod record;
+mod upload;
 
 pub use adapter::{Context, Wanted, adapters};
 pub use executor::{Gpu, Prepared};

@@ -3,7 +3,7 @@
 use super::lstm::{LstmOp, Parameter, forward};
 use super::op::{Op, Over, ReduceKind, TimeKind};
 use super::shape::Shape;
-use super::{Expr, Graph, Value};
+use super::{Expr, Gather, Graph, Value};
 use crate::config::Mask;
 use crate::error::{Error, Result};
 
@@ -147,8 +147,21 @@ impl Graph {
             set(Parameter::NormGain, w.norm.map(|n| n.gain));
             set(Parameter::NormBias, w.norm.map(|n| n.bias));
         }
+        // The layer has states in the order of its time axis, which is the batch's on the first.
+        let axis = self.shape(x).axis().filter(|&axis| axis > 0);
+        if let Some(axis) = axis {
+            for at in [forward::H0, forward::C0] {
+                inputs[at] = inputs[at].map(|state| self.gather(Gather::IntoOrder { axis }, state)).transpose()?;
+            }
+        }
         let out = self.push(Op::Lstm(*op), inputs)?;
-        Ok(LstmOutputs { y: out[forward::Y], h_n: out[forward::H_N], c_n: out[forward::C_N] })
+        let mut ends = [out[forward::H_N], out[forward::C_N]];
+        if let Some(axis) = axis {
+            for end in &mut ends {
+                *end = self.gather(Gather::OutOfOrder { axis }, *end)?;
+            }
+        }
+        Ok(LstmOutputs { y: out[forward::Y], h_n: ends[0], c_n: ends[1] })
     }
 
     /// Where W_ih x is normalised it is computed beforehand, since no step of it depends on another.
@@ -185,7 +198,12 @@ impl Graph {
 
     /// A row of each sequence at each of its steps: x `[B, F]` gives `[N, F]`.
     pub fn each_step(&mut self, axis: u8, x: Value) -> Result<Value> {
-        self.push_one(Op::EachStep { axis }, &[x])
+        self.gather(Gather::EachStep { axis }, x)
+    }
+
+    /// Rows of x taken from other places.
+    pub fn gather(&mut self, gather: Gather, x: Value) -> Result<Value> {
+        self.push_one(Op::Gather(gather), &[x])
     }
 
     /// Values `[R, F]` side by side: `[R, ΣF]`.

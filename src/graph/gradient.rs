@@ -2,7 +2,7 @@
 
 use super::lstm::{LstmOp, LstmPart, Parameter, backward, forward};
 use super::op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
-use super::{Dim, Expr, Graph, Node, Value};
+use super::{Dim, Expr, Gather, Graph, Node, Value};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
@@ -157,7 +157,7 @@ impl Rule<'_> {
             }
             (Op::Softmax, Some(dy)) => self.softmax(dy),
             (Op::OverTime { kind }, Some(dy)) => self.over_time(*kind, dy),
-            (Op::EachStep { .. }, Some(dy)) => self.give(0, Op::OverTime { kind: TimeKind::Sum }, &[dy]),
+            (Op::Gather(gather), Some(dy)) => self.gather(gather, dy),
             (Op::Concat, Some(dy)) => {
                 let mut first = 0;
                 for at in 0..node.inputs.len() {
@@ -263,17 +263,43 @@ impl Rule<'_> {
     fn over_time(&mut self, kind: TimeKind, dy: Value) -> Result<()> {
         let Some(x) = self.wants(0) else { return Ok(()) };
         let axis = self.graph.shape(x).axis().ok_or_else(|| Error::internal("x has no time axis"))?;
-        let each = self.graph.push_one(Op::EachStep { axis }, &[dy])?;
+        let each = self.graph.each_step(axis, dy)?;
         let dx = match kind {
             TimeKind::Sum => each,
             TimeKind::Max => {
-                let largest = self.graph.push_one(Op::EachStep { axis }, &[self.node.outputs[0]])?;
+                let largest = self.graph.each_step(axis, self.node.outputs[0])?;
                 let below = Expr::Input(0).less(Expr::Input(1));
                 self.graph.elementwise(below.select(Expr::Const(0.0), Expr::Input(2)), &[x, largest, each])?
             }
         };
         self.pending.add(Some(x), dx);
         Ok(())
+    }
+
+    /// What was taken goes back to where it came from.
+    fn gather(&mut self, gather: &Gather, dy: Value) -> Result<()> {
+        let (axis, features) = (self.graph.shape(self.input(0)?).axis(), self.columns(0)?);
+        let on = || axis.ok_or_else(|| Error::internal("x has no time axis"));
+        let back = match *gather {
+            Gather::Windows { window, .. } => {
+                let Some(x) = self.wants(0) else { return Ok(()) };
+                for tap in 0..window.taps {
+                    let part = self.graph.slice(dy, tap * features, features)?;
+                    let back = Op::Gather(Gather::Tap { window, tap, axis: on()? });
+                    let part = self.graph.push_one(back, &[part])?;
+                    self.pending.add(Some(x), part);
+                }
+                return Ok(());
+            }
+            Gather::EachStep { .. } => return self.give(0, Op::OverTime { kind: TimeKind::Sum }, &[dy]),
+            Gather::Tap { .. } => return Err(Error::unsupported("gradients of gradients are not supported")),
+            Gather::IntoOrder { axis } => Gather::OutOfOrder { axis },
+            Gather::OutOfOrder { axis } => Gather::IntoOrder { axis },
+            Gather::Flatten { steps } => Gather::Unflatten { steps, axis: on()? },
+            Gather::Unflatten { steps, .. } => Gather::Flatten { steps },
+            Gather::Transpose { .. } => Gather::Transpose { steps: features, axis: on()? },
+        };
+        self.give(0, Op::Gather(back), &[dy])
     }
 
     /// The columns of the input at `at`, which shape rules have made a number.

@@ -6,12 +6,14 @@
 
 pub mod builder;
 pub mod expression;
+pub mod gather;
 pub mod gradient;
 pub mod lstm;
 pub mod op;
 pub mod shape;
 
 pub use expression::{Binary, Expr, Unary};
+pub use gather::{Gather, Padding, Window};
 pub use lstm::{LstmOp, LstmPart, Parameter};
 pub use op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
 pub use shape::{B, Dim, N, Shape, Symbol, T};

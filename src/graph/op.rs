@@ -1,6 +1,7 @@
 //! The operations and their shape rules.
 
 use super::expression::Expr;
+use super::gather::{self, Gather};
 use super::lstm::{self, LstmOp, LstmPart};
 use super::shape::{B, Dim, Shape, Symbol};
 use super::{Layout, ValueInfo};
@@ -112,11 +113,8 @@ pub enum Op {
         /// The sum, or the largest.
         kind: TimeKind,
     },
-    /// x `[B, F]` gives the same row at each step of its sequence `[N, F]`.
-    EachStep {
-        /// The time axis.
-        axis: u8,
-    },
+    /// Rows of x taken from other places.
+    Gather(Gather),
     /// Values `[R, F]` side by side `[R, ΣF]`.
     Concat,
     /// Columns `first..first + count` of x `[R, F]`.
@@ -273,7 +271,7 @@ impl Op {
             Op::ArgMax => "argmax",
             Op::Softmax => "softmax",
             Op::OverTime { .. } => "over_time",
-            Op::EachStep { .. } => "each_step",
+            Op::Gather(_) => "gather",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
             Op::Pad { .. } => "pad",
@@ -365,13 +363,7 @@ impl Op {
                 }
                 Ok(vec![float("y", [B, columns.into()])])
             }
-            Op::EachStep { axis } => {
-                let (rows, columns) = i.matrix(0, "x")?;
-                if *rows != B {
-                    return Err(Error::shape(format!("x must have a row a sequence (B), got {rows}")));
-                }
-                Ok(vec![float("y", [Dim::Symbol(Symbol::Rows(*axis)), columns.into()])])
-            }
+            Op::Gather(gather) => gather::infer(&i, gather),
             Op::Concat => {
                 let (rows, mut total) = i.matrix(0, "x")?;
                 for at in 1..inputs.len() {

@@ -37,8 +37,10 @@ impl Rows {
                 let axis = batch.axis(*axis)?;
                 for t in 0..axis.steps() {
                     let time = axis.start.wrapping_add(t as u32);
-                    let sequences = batch.samples().iter().take(axis.rows_at(t)).enumerate();
-                    live.extend(sequences.map(|(b, &sample)| Row { at: t * batch.sequences() + b, sample, time }));
+                    live.extend((0..axis.rows_at(t)).map(|b| {
+                        let sample = batch.sample(axis, b);
+                        Row { at: t * batch.sequences() + b, sample, time }
+                    }));
                 }
                 axis.steps() * batch.sequences()
             }

@@ -3,7 +3,7 @@
 use super::array::{Array, Call, Rows, pack, unpack};
 use super::store::{Data, Stored};
 use super::{
-    Real, argmax, columns, cross_entropy, dropout, elementwise, embedding, linear, lstm_backward, lstm_forward,
+    Real, argmax, columns, cross_entropy, dropout, elementwise, embedding, gather, linear, lstm_backward, lstm_forward,
     lstm_gradients, reduce, softmax, time, view,
 };
 use crate::error::{Error, Result};
@@ -262,7 +262,12 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::CrossEntropyBackward { ignore } => one(cross_entropy::cross_entropy_backward(call, *ignore)?),
         Op::Softmax => one(softmax::softmax(call)?),
         Op::OverTime { kind } => one(time::over_time(call, *kind)?),
-        Op::EachStep { axis } => one(time::each_step(call, call.batch.axis(*axis)?)?),
+        Op::Gather(places) => {
+            let y = call.step.outputs[0].ok_or_else(|| Error::internal("nobody wants the output"))?;
+            let shape = &call.program.values[y].shape;
+            let size = (Rows::of(shape, call.batch)?.count, super::array::columns(shape, call.batch)?);
+            one(gather::gather(call, places, size, shape.axis())?)
+        }
         Op::Concat => one(columns::concat(call)?),
         Op::Slice { first, count } => one(columns::slice(call, *first, *count)?),
         Op::Pad { before, after } => one(columns::pad(call, *before, *after)?),

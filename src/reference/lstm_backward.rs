@@ -156,7 +156,7 @@ pub(super) fn lstm_backward<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<
             values.iter().enumerate().for_each(|(j, &v)| to[[row, d * values.len() + j]] = v);
         };
         for b in 0..sequences {
-            let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.samples()[b] };
+            let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.sample(axis, b) };
             let own =
                 |from: &Array2<R>, row: usize, n: usize| (0..n).map(|j| from[[row, d * n + j]]).collect::<Vec<R>>();
             let (mut dh, mut dc) = (own(&dh0, b, r), own(&dc0, b, hidden));

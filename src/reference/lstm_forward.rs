@@ -142,7 +142,7 @@ pub(super) fn lstm<R: Real>(call: &Call<'_, R>, op: &LstmOp) -> Result<Vec<Array
             values.iter().enumerate().for_each(|(j, &v)| to[[row, d * values.len() + j]] = v);
         };
         for b in 0..sequences {
-            let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.samples()[b] };
+            let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.sample(axis, b) };
             let mut h: Vec<R> = (0..r).map(|j| h_n[[b, d * r + j]]).collect();
             let mut c: Vec<R> = (0..hidden).map(|j| c_n[[b, d * hidden + j]]).collect();
             for t in steps(axis, b, op, d) {

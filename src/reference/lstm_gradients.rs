@@ -48,7 +48,7 @@ pub(super) fn weight_gradient<R: Real>(call: &Call<'_, R>, part: LstmPart, d: us
         _ => Array2::zeros((own, width)),
     };
     for b in 0..sequences {
-        let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.samples()[b] };
+        let masks = Masks { op, batch: call.batch, start: axis.start, sample: call.batch.sample(axis, b) };
         let order = steps(axis, b, op, d);
         for (s, &t) in order.iter().enumerate() {
             let row = t * sequences + b;

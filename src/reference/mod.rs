@@ -14,6 +14,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod executor;
+mod gather;
 mod linear;
 mod lstm_backward;
 mod lstm_forward;

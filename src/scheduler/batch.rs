@@ -13,12 +13,22 @@ pub const GRADIENT_CHUNK: usize = 64;
 pub struct Axis {
     rows_at: Vec<u32>,
     offsets: Vec<u32>,
+    /// The batch's row of each sequence as it is packed here.
+    order: Vec<u32>,
+    /// Where each of the batch's rows is packed here.
+    places: Vec<u32>,
     /// The absolute time of step 0, for random numbers of sequences that are read in pieces.
     pub start: u32,
 }
 
 impl Axis {
-    fn new(sorted_lengths: &[usize]) -> Result<Self> {
+    /// The axis of sequences of these lengths, in the batch's order.
+    fn new(lengths: &[usize]) -> Result<Self> {
+        let mut order: Vec<u32> = (0..lengths.len() as u32).collect();
+        order.sort_by_key(|&row| std::cmp::Reverse(lengths[row as usize])); // stable
+        let sorted_lengths: Vec<usize> = order.iter().map(|&row| lengths[row as usize]).collect();
+        let mut places = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(b, &row)| places[row as usize] = b as u32);
         let steps = sorted_lengths.first().copied().unwrap_or(0);
         let mut rows_at = Vec::with_capacity(steps);
         let mut offsets = Vec::with_capacity(steps + 1);
@@ -35,7 +45,7 @@ impl Axis {
             rows_at.push(active as u32);
             offsets.push(total as u32);
         }
-        Ok(Self { rows_at, offsets, start: 0 })
+        Ok(Self { rows_at, offsets, order, places, start: 0 })
     }
 
     /// T, steps of the longest sequence.
@@ -57,6 +67,16 @@ impl Axis {
     pub fn length(&self, b: usize) -> usize {
         // Rows a step never increase.
         self.rows_at.partition_point(|&rows| rows as usize > b)
+    }
+
+    /// The batch's row of each sequence, in the order in which they are packed here; 0, 1, 2 and on for the first axis.
+    pub fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// Where each of the batch's rows is packed here; the inverse of [`Self::order`].
+    pub fn places(&self) -> &[u32] {
+        &self.places
     }
 
     /// The first row of step `t`, N for `t` = T.
@@ -109,26 +129,14 @@ impl Batch {
         Ok(Self { sequences: lengths.len(), axes, order, samples, seed: 0, step: 0, scalars: BTreeMap::new() })
     }
 
-    /// Adds a further time axis, whose lengths must descend in the order of the axes before it; sequences that are as
-    /// long there are sorted by it.
+    /// Adds a further time axis of these lengths, in the caller's order. Its sequences are packed by their lengths there;
+    /// rows `[B, *]` keep the order of the first axis.
     pub fn with_axis(mut self, lengths: &[usize]) -> Result<Self> {
         if lengths.len() != self.sequences {
             return Err(Error::shape(format!("batch: {} sequences, {} lengths", self.sequences, lengths.len())));
         }
-        let alike = |a: usize, b: usize| self.axes.iter().all(|axis| axis.length(a) == axis.length(b));
-        let mut group = vec![0; self.sequences];
-        (1..self.sequences).for_each(|b| group[b] = group[b - 1] + usize::from(!alike(b - 1, b)));
-        let mut packed: Vec<usize> = (0..self.sequences).collect();
-        packed.sort_by_key(|&b| (group[b], std::cmp::Reverse(lengths[self.order[b]])));
-        self.order = packed.iter().map(|&b| self.order[b]).collect();
-        self.samples = packed.iter().map(|&b| self.samples[b]).collect();
-        let sorted: Vec<usize> = self.order.iter().map(|&b| lengths[b]).collect();
-        if sorted.windows(2).any(|w| w[0] < w[1]) {
-            return Err(Error::unsupported(
-                "batch: the lengths of a second time axis must not increase in the order of the first axis's",
-            ));
-        }
-        self.axes.push(Axis::new(&sorted)?);
+        let own: Vec<usize> = self.order.iter().map(|&b| lengths[b]).collect();
+        self.axes.push(Axis::new(&own)?);
         Ok(self)
     }
 
@@ -183,14 +191,19 @@ impl Batch {
         &self.axes
     }
 
-    /// The caller's index of each sequence, in the order in which they are packed.
+    /// The caller's index of each row `[B, *]`, which are in the order of the first time axis.
     pub fn order(&self) -> &[usize] {
         &self.order
     }
 
-    /// The sample id of each packed sequence.
+    /// The sample id of each row `[B, *]`.
     pub fn samples(&self) -> &[u32] {
         &self.samples
+    }
+
+    /// The sample id of sequence `b` as it is packed on `axis`.
+    pub fn sample(&self, axis: &Axis, b: usize) -> u32 {
+        self.samples[axis.order[b] as usize]
     }
 
     /// The size of `dim` in this batch.
@@ -217,7 +230,8 @@ impl Batch {
         }
         let mut places = Vec::with_capacity(a.rows());
         for t in 0..a.steps() {
-            for &b in &self.order[..a.rows_at(t)] {
+            for &row in &a.order[..a.rows_at(t)] {
+                let b = self.order[row as usize];
                 places.push(if batch_first { b * steps + t } else { t * self.sequences + b });
             }
         }
@@ -369,6 +383,20 @@ mod tests {
         let back = batch.unpack(0, &packed, 3, 1, false, 99).unwrap();
         assert_eq!(back, [0, 99, 2, 3, 4, 99, 6, 7, 99, 99, 10, 99]);
         assert_eq!(batch.unsort_rows(&batch.sort_rows(&[5, 6, 7, 8], 1), 1), [5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn each_axis_has_an_order_of_its_own() {
+        let batch = Batch::ragged(&[2, 0, 3]).unwrap().with_axis(&[1, 3, 2]).unwrap();
+        assert_eq!(batch.order(), [2, 0, 1]);
+        let second = batch.axis(1).unwrap();
+        // Rows 2, 0, 1 of the caller are 2, 1 and 3 long there.
+        assert_eq!((second.order(), second.places()), (&[2, 0, 1][..], &[1, 2, 0][..]));
+        assert_eq!([0, 1, 2].map(|b| batch.sample(second, b)), [1, 2, 0]);
+        let data: Vec<u32> = (0..9).collect(); // [B, T = 3]
+        let packed = batch.pack(1, &data, 3, 1, true).unwrap();
+        assert_eq!(packed, [3, 6, 0, 4, 7, 5]);
+        assert_eq!(batch.unpack(1, &packed, 3, 1, true, 9).unwrap(), [0, 9, 9, 3, 4, 5, 6, 7, 9]);
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! [`Batch`] describes one run's sequences and scalars.
 
 pub mod batch;
+pub mod gather;
 pub mod memory;
 pub mod program;
 pub mod strategy;
 
 pub use batch::{Axis, Batch, Capacity};
+pub use gather::{NOWHERE, sources};
 pub use memory::{Place, Placement};
 pub use program::{CompileOptions, Program, ProgramValue, ScalarSource, Step, compile};
 pub use strategy::{Executor, Limits, Target};

@@ -2,7 +2,7 @@
 
 use crate::config::GATES;
 use crate::graph::lstm::{backward, forward};
-use crate::graph::{B, Dim, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
+use crate::graph::{B, Dim, Gather, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
 use serde::{Deserialize, Serialize};
 
@@ -171,8 +171,24 @@ pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn 
             let index = |role, shape| Workspace { uploaded: true, ..scratch(role, shape, DType::U32) };
             vec![index("sorted", tokens), index("starts", Shape::from([rows + 1]))]
         }
+        Op::Gather(gather) => {
+            let (rows, units) = match *gather {
+                Gather::Windows { window, axis, .. } => (rows_on(axis), window.taps),
+                Gather::Tap { axis, .. } | Gather::EachStep { axis } | Gather::Unflatten { axis, .. } => {
+                    (rows_on(axis), 1)
+                }
+                Gather::Transpose { steps, axis } => (rows_on(axis), steps),
+                Gather::Flatten { steps } => (B, steps),
+                Gather::IntoOrder { .. } | Gather::OutOfOrder { .. } => (B, 1),
+            };
+            vec![Workspace { uploaded: true, ..scratch("sources", [rows, units.into()], DType::U32) }]
+        }
         _ => Vec::new(),
     }
+}
+
+fn rows_on(axis: u8) -> Dim {
+    Dim::Symbol(Symbol::Rows(axis))
 }
 
 /// H and R from W_hh's shape `[4H, R]`.

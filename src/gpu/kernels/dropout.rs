@@ -53,7 +53,7 @@ impl Dropout {
         };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
-            let views = [values.view(x, p)?, preparer.table(), values.view(y, p)?].map(Some);
+            let views = [values.view(x, p)?, preparer.table(axis), values.view(y, p)?].map(Some);
             pieces.push(preparer.launch(&KERNEL, &views)?);
         }
         Ok(Self { pieces, axis, x, mode, columns: values.row_len(x)?, rate, operation, mask })

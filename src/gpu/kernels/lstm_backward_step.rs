@@ -112,7 +112,7 @@ impl LstmBackward {
         let finish = match step.outputs[at::DH0] {
             Some(dh0) => {
                 let (weights, dh0) = (values.view(packed, 0)?, values.view(dh0, 0)?);
-                let views = [weights, state.clone(), carry.clone(), dh0, preparer.table()].map(Some);
+                let views = [weights, state.clone(), carry.clone(), dh0, preparer.table(axis)].map(Some);
                 Some(preparer.launch_with(&lstm_backward_finish::KERNEL, "", None, &constants, &views)?)
             }
             None => None,
@@ -132,7 +132,7 @@ impl LstmBackward {
         let away = pieces_away(values, axis);
         let (mut launches, mut arrive) = (BTreeMap::new(), Vec::new());
         for p in 0..values.pieces(axis) {
-            let (table, dy) = (Some(preparer.table()), piece(step.inputs[at::DY], p)?);
+            let (table, dy) = (Some(preparer.table(axis)), piece(step.inputs[at::DY], p)?);
             if projects {
                 let dprojected = Some(values.view(output(step, at::DPROJECTED)?, p)?);
                 let weights = Some(values.view(packed, 0)?);

@@ -111,11 +111,11 @@ impl LstmForward {
         let state = Some(values.view(state, 0)?);
         let c = Some(values.view(c_n, 0)?);
         let h_n = Some(values.view(h_n, 0)?);
-        let table = Some(preparer.table());
+        let axis = row_axis(values.shape(x));
+        let table = Some(preparer.table(axis));
         let mut constants = lstm_constants(op);
         let begin_views = [h0, c0, state.clone(), c.clone(), h_n.clone(), table.clone()];
         let begin = preparer.launch_with(&lstm_begin::KERNEL, "", None, &constants, &begin_views)?;
-        let axis = row_axis(values.shape(x));
         let (mut pieces, mut project) = (Vec::new(), Vec::new());
         let hiddens = if projects { output(step, forward::HIDDEN)? } else { y };
         if projects {

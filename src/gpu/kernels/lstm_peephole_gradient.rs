@@ -50,7 +50,7 @@ impl PeepholeGradient {
         for p in 0..values.pieces(axis) {
             let before = values.view(step.workspace[0], p)?;
             let views =
-                [values.view(dgates, p)?, values.view(cells, p)?, before, preparer.table(), values.view(sums, 0)?];
+                [values.view(dgates, p)?, values.view(cells, p)?, before, preparer.table(axis), values.view(sums, 0)?];
             pieces.push(preparer.launch(&KERNEL, &views.map(Some))?);
         }
         let directions = op.directions();

@@ -60,7 +60,7 @@ impl LstmPrevious {
                 let views = [
                     Some(values.view(states, q)?),
                     initial.map(|v| values.view(v, 0)).transpose()?,
-                    Some(preparer.table()),
+                    Some(preparer.table(axis)),
                     Some(values.view(previous, p)?),
                 ];
                 launches.push((p, q, preparer.launch_with(&KERNEL, "", None, &constants, &views)?));

@@ -8,10 +8,10 @@ mod columns;
 mod cross_entropy;
 mod cross_entropy_backward;
 mod dropout;
-mod each_step;
 mod elementwise;
 mod embedding;
 mod embedding_backward;
+mod gather;
 mod lstm_backward_finish;
 mod lstm_backward_step;
 mod lstm_begin;
@@ -132,10 +132,10 @@ pub const KERNELS: &[&Kernel] = &[
     &cross_entropy::KERNEL,
     &cross_entropy_backward::KERNEL,
     &dropout::KERNEL,
-    &each_step::KERNEL,
     &elementwise::KERNEL,
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
+    &gather::KERNEL,
     &lstm_backward_finish::KERNEL,
     &lstm_backward_step::STEP[0],
     &lstm_backward_step::STEP[1],
@@ -194,7 +194,7 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         }
         Op::Softmax => Box::new(softmax::Softmax::prepare(preparer, step)?),
         Op::OverTime { kind } => Box::new(over_time::OverTime::prepare(preparer, step, *kind)?),
-        Op::EachStep { .. } => Box::new(each_step::EachStep::prepare(preparer, step)?),
+        Op::Gather(gather) => Box::new(gather::Gather::prepare(preparer, step, gather)?),
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),
         Op::EmbeddingBackward { .. } => Box::new(embedding_backward::EmbeddingBackward::prepare(preparer, step)?),

@@ -18,6 +18,7 @@ params!(Params {
     lengths: u32,
     largest: u32,
     begins: u32,
+    places: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("over_time", "main", Params, [Params, Read, Read, Write]);
@@ -39,7 +40,7 @@ impl OverTime {
         let axis = row_axis(values.shape(x));
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
-            let views = [values.view(x, p)?, preparer.table(), values.view(y, 0)?].map(Some);
+            let views = [values.view(x, p)?, preparer.table(axis), values.view(y, 0)?].map(Some);
             pieces.push(preparer.launch(&KERNEL, &views)?);
         }
         Ok(Self { pieces, axis, x, columns: values.row_len(x)?, kind, result: values.view(y, 0)? })
@@ -64,6 +65,7 @@ impl Runner for OverTime {
                 lengths: run.lengths(self.axis.unwrap_or(0)),
                 largest: u32::from(self.kind == TimeKind::Max),
                 begins: u32::from(start == 0),
+                places: run.places(self.axis.unwrap_or(0)),
             };
             out.dispatch(&self.pieces[p], &params, (sequences * self.columns).div_ceil(64));
         }

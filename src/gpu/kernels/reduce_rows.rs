@@ -48,7 +48,7 @@ impl ReduceRows {
         let axis = row_axis(values.shape(x));
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
-            let views = [values.view(x, p)?, preparer.table(), values.view(sum, 0)?].map(Some);
+            let views = [values.view(x, p)?, preparer.table(axis), values.view(sum, 0)?].map(Some);
             pieces.push(preparer.launch(&KERNEL, &views)?);
         }
         let stride = values.row_len(x)?;

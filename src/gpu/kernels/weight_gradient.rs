@@ -75,7 +75,7 @@ impl WeightGradient {
         };
         let strides = [a_columns, b_columns];
         let axis = row_axis(values.shape(a));
-        let table = preparer.table();
+        let table = preparer.table(axis);
         let broadcast = broadcast(&values.program.target);
         let kernel = if broadcast == Broadcast::Subgroup { &SUBGROUP } else { &KERNEL };
         let mut pieces = Vec::new();

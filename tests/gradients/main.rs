@@ -1,5 +1,8 @@
 //! Every gradient rule of the graph against central differences, in f64 on the reference executor.
 
+#[path = "../common/axes.rs"]
+mod axes;
+
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
@@ -424,10 +427,15 @@ fn check(case: &Case) -> std::result::Result<usize, String> {
     let ended = |e: mnemon::error::Error| e.to_string();
     let mut batch = Batch::ragged(&case.lengths).map_err(ended)?.at_step(SEED, 3).starting_at(11);
     batch.set_scalar("rate", 0.7);
+    check_graph(&batch, &case.build)
+}
+
+fn check_graph(batch: &Batch, build: &Build) -> std::result::Result<usize, String> {
+    let ended = |e: mnemon::error::Error| e.to_string();
     let mut graph = Graph::new();
-    let loss = (case.build)(&mut graph).map_err(ended)?;
+    let loss = build(&mut graph).map_err(ended)?;
     graph.output("loss", loss).map_err(ended)?;
-    let forward = compiled(&graph, &batch).map_err(ended)?;
+    let forward = compiled(&graph, batch).map_err(ended)?;
     let parameters: Vec<(String, Vec<usize>, Value)> = (graph.values().iter())
         .filter(|v| v.kind == Kind::Persistent)
         .filter_map(|v| Some((v.name.clone(), batch.resolve(&v.shape).ok()?, graph.find(&v.name)?)))
@@ -437,10 +445,10 @@ fn check(case: &Case) -> std::result::Result<usize, String> {
     for ((name, ..), gradient) in parameters.iter().zip(gradients) {
         graph.output(&format!("d{name}"), gradient).map_err(ended)?;
     }
-    let backward = compiled(&graph, &batch).map_err(ended)?;
+    let backward = compiled(&graph, batch).map_err(ended)?;
 
     let mut random = Random::new(SEED, 0);
-    let inputs = random_inputs(&forward, &batch, &mut random).map_err(ended)?;
+    let inputs = random_inputs(&forward, batch, &mut random).map_err(ended)?;
     let mut reference = Reference::<f64>::new();
     let mut written = Vec::new();
     for (name, shape, _) in &parameters {
@@ -454,7 +462,7 @@ fn check(case: &Case) -> std::result::Result<usize, String> {
     if forward.inputs.iter().map(|i| &i.0).ne(backward.inputs.iter().map(|i| &i.0)) {
         return Err("the gradient has other inputs than the loss".to_string());
     }
-    reference.run(&mut prepared, &batch, &inputs).map_err(ended)?;
+    reference.run(&mut prepared, batch, &inputs).map_err(ended)?;
     let mut counted = 0;
     let mut loss_only = reference.prepare(&forward).map_err(ended)?;
     for (at, (name, ..)) in parameters.iter().enumerate() {
@@ -464,7 +472,7 @@ fn check(case: &Case) -> std::result::Result<usize, String> {
                 let mut values = written[at].clone();
                 values[element] += by;
                 reference.write_exact(name, &values)?;
-                reference.run(&mut loss_only, &batch, &inputs)?;
+                reference.run(&mut loss_only, batch, &inputs)?;
                 Ok(reference.output_exact(&loss_only, 0)?[0])
             };
             let (up, down) = (moved(STEP).map_err(ended)?, moved(-STEP).map_err(ended)?);
@@ -518,6 +526,19 @@ fn expressions_have_the_gradients_of_their_differences() {
 #[test]
 fn sums_and_losses_have_the_gradients_of_their_differences() {
     check_all(&reduction_cases());
+}
+
+#[test]
+fn what_runs_on_several_time_axes_has_the_gradients_of_its_differences() {
+    let mut failures = Vec::new();
+    for case in axes::cases() {
+        match check_graph(&case.batch().at_step(SEED, 3), &case.build) {
+            Ok(0) => failures.push(format!("{}: no parameter was compared", case.name)),
+            Ok(_) => {}
+            Err(why) => failures.push(format!("{}: {why}", case.name)),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

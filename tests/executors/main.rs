@@ -1,11 +1,14 @@
 //! Every executor against the f64 reference, by name, on odd sizes, ragged lengths and both settings of a GPU's limits.
 
+#[path = "../common/axes.rs"]
+mod axes;
+#[path = "../common/mod.rs"]
 mod common;
 
 use common::{assert_close, devices};
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Expr, Graph, LstmOp, N, Over, ReduceKind, TimeKind, Value};
+use mnemon::graph::{B, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, TimeKind, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
@@ -377,6 +380,38 @@ fn other_operations() {
 }
 
 /// Different sets of lengths through one program make no pipeline, bind group or buffer, and keep the results.
+/// A graph of [`axes`] with the loss and all gradients as outputs.
+fn axes_case(case: &axes::AxesCase) -> Case {
+    let mut g = Graph::new();
+    let batch = case.batch().at_step(5, 3);
+    let loss = (case.build)(&mut g).unwrap();
+    let (mut persistent, mut inputs, mut wanted) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for (at, info) in g.values().to_vec().iter().enumerate() {
+        let tensor = || random(&batch.resolve(&info.shape).unwrap(), 30 + at as u64, 0.6);
+        match info.kind {
+            Kind::Persistent => {
+                persistent.insert(info.name.clone(), tensor());
+                wanted.push((info.name.clone(), g.find(&info.name).unwrap()));
+            }
+            Kind::Input => {
+                inputs.insert(info.name.clone(), tensor());
+            }
+            Kind::Computed => {}
+        }
+    }
+    let gradients = g.gradients(loss, &wanted.iter().map(|w| w.1).collect::<Vec<_>>()).unwrap();
+    for ((name, _), gradient) in wanted.iter().zip(gradients) {
+        g.output(&format!("d.{name}"), gradient).unwrap();
+    }
+    g.output("loss", loss).unwrap();
+    Case { name: case.name.clone(), graph: g, persistent, inputs, batch, tolerance: 2e-5 }
+}
+
+#[test]
+fn several_time_axes() {
+    axes::cases().iter().for_each(|case| check(&axes_case(case)));
+}
+
 #[test]
 fn replays_create_nothing() {
     for device in common::gpus() {
@@ -463,13 +498,13 @@ fn refused_allocations_are_errors() {
 #[test]
 fn large_tensors_are_split() {
     for device in common::gpus() {
-        split(&device);
+        split(&device, &lstm_case(&[4, 9, 300, 17, 300, 1], 3, 5, Bias::Two, true, 1.0));
+        split(&device, &axes_case(&axes::long()));
     }
 }
 
-fn split(device: &mnemon::device::Device) {
-    let case = lstm_case(&[4, 9, 300, 17, 300, 1], 3, 5, Bias::Two, true, 1.0);
-    let expected = truth(&case);
+fn split(device: &mnemon::device::Device, case: &Case) {
+    let expected = truth(case);
     // A binding of 20 kB holds 256 rows of gates.
     let mut target = device.target();
     target.limits.binding = 20 * 1024;
