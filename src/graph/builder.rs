@@ -6,6 +6,7 @@ use super::shape::Shape;
 use super::{Expr, Gather, Graph, Value};
 use crate::config::Mask;
 use crate::error::{Error, Result};
+use crate::params::Regularizer;
 
 /// The parameters of one direction of an LSTM layer as values of a graph.
 #[derive(Debug, Clone, Copy)]
@@ -312,6 +313,22 @@ impl Graph {
     /// The sum of the squares of everything in `inputs`, `[1]`.
     pub fn sum_of_squares(&mut self, inputs: &[Value]) -> Result<Value> {
         self.push_one(Op::Reduce { kind: ReduceKind::SumOfSquares, over: Over::All }, inputs)
+    }
+
+    /// l1 Σ|x| + l2 Σx², `[1]`; nothing where both factors are zero.
+    pub fn penalty(&mut self, regularizer: Regularizer, x: Value) -> Result<Option<Value>> {
+        let Regularizer { l1, l2 } = regularizer;
+        let mut parts = Vec::new();
+        if l1 != 0.0 {
+            let sizes = self.elementwise(Expr::Input(0).abs(), &[x])?;
+            parts.push((l1, self.sum(&[sizes])?));
+        }
+        if l2 != 0.0 {
+            parts.push((l2, self.sum_of_squares(&[x])?));
+        }
+        let values: Vec<Value> = parts.iter().map(|p| p.1).collect();
+        let terms = parts.iter().enumerate().map(|(at, p)| Expr::Const(p.0) * Expr::Input(at));
+        terms.reduce(|a, b| a + b).map(|total| self.elementwise(total, &values)).transpose()
     }
 
     /// The sum over rows `[F]` or over columns `[R, 1]`.

@@ -52,6 +52,15 @@ impl Window {
         (self.taps - 1) * self.dilation + 1
     }
 
+    /// The simplest windows of which there are as many over any sequence.
+    #[must_use]
+    pub fn alike(self) -> Self {
+        match self.padding {
+            Padding::Valid => Self { taps: self.span(), dilation: 1, ..self },
+            Padding::Same | Padding::Causal => Self { taps: 1, dilation: 1, padding: Padding::Same, ..self },
+        }
+    }
+
     /// Windows over a sequence of `length` steps.
     pub fn steps(&self, length: usize) -> usize {
         match self.padding {

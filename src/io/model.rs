@@ -49,8 +49,8 @@ pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Impor
 fn own_model(path: &Path) -> Result<Imported> {
     let file = safetensors::load(path)?;
     let read = || {
-        let Description { input, layers } = file.part("model")?;
-        let network = Network::chain(input, &layers)?;
+        let Description { input, steps, layers } = file.part("model")?;
+        let network = Network::chain(input, steps, &layers)?;
         let mut parameters = BTreeMap::new();
         for spec in network.parameters()? {
             parameters.insert(spec.name.clone(), file.tensor(&spec.name)?.clone());

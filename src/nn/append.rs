@@ -1,32 +1,40 @@
 //! Each layer as operations of a graph.
 
 use super::activation::apply;
-use super::{GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, PoolingKind, Signal};
+use super::axes::Axes;
+use super::{GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, PoolingKind, Signal};
 use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
-use crate::graph::{B, Dim, Expr, Graph, LstmOp, TimeKind, Value};
+use crate::graph::{B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, TimeKind, Value, Window};
 use crate::params::lstm_parameters;
 
-/// Adds a layer over `inputs`; gives its outputs, which are `outputs`. Carried states go to `states`.
+/// A layer in its place in a graph.
+pub(super) struct Placed<'a> {
+    pub node: &'a Node,
+    pub inputs: &'a [(Value, Signal)],
+    pub outputs: &'a [Signal],
+    pub parameters: &'a [Value],
+    pub axes: &'a Axes,
+    pub options: GraphOptions<'a>,
+}
+
+/// Adds a layer; gives its outputs. Carried states go to `states`.
 pub(super) fn append(
     graph: &mut Graph,
-    node: &Node,
-    inputs: &[(Value, Signal)],
-    outputs: &[Signal],
-    parameters: &[Value],
-    options: GraphOptions<'_>,
+    placed: &Placed<'_>,
     states: &mut Vec<(Value, Value)>,
 ) -> Result<Vec<Value>> {
+    let Placed { node, inputs, outputs, parameters, axes, options } = *placed;
     let Some(&(x, signal)) = inputs.first() else { return Err(Error::internal("a layer without input")) };
     let one = match &node.layer {
         Layer::Embedding(_) => graph.embedding(parameters[0], x)?,
-        Layer::Lstm(layer) => return lstm(graph, node, layer, inputs, parameters, options, states),
+        Layer::Lstm(layer) => return lstm(graph, placed, layer, states),
         Layer::Dense(layer) => {
             let y = graph.linear(x, parameters[0], parameters.get(1).copied())?;
             apply(layer.activation, graph, y)?
         }
-        Layer::Dropout(layer) if options.training => graph.dropout(x, layer.rate)?,
+        Layer::Dropout(layer) if options.training => graph.dropout_masked(x, layer.rate, layer.mask)?,
         // What is left out is left out where sequences are packed.
         Layer::Dropout(_) | Layer::Masking(_) => x,
         Layer::Activation(layer) => apply(layer.activation, graph, x)?,
@@ -40,14 +48,77 @@ pub(super) fn append(
             PoolingKind::Max => graph.over_time(TimeKind::Max, x)?,
             PoolingKind::Average => mean_over_time(graph, x)?,
         },
-        Layer::RepeatVector(_) => match outputs.first().and_then(Signal::axis) {
-            Some(axis) => graph.each_step(axis, x)?,
-            None => return Err(Error::internal("a sequence without a time axis")),
+        Layer::Conv1D(layer) => {
+            let seen = windows(graph, layer.window, (x, signal), outputs, 0.0)?;
+            let inputs = layer.window.taps * signal.features().unwrap_or(0);
+            let weight = graph.view(parameters[0], [layer.filters, inputs])?;
+            let y = graph.linear(seen, weight, parameters.get(1).copied())?;
+            apply(layer.activation, graph, y)?
+        }
+        Layer::Pooling1D(layer) => pool(graph, layer, (x, signal), outputs)?,
+        Layer::RepeatVector(_) => graph.each_step(axis(outputs)?, x)?,
+        Layer::Flatten(_) => flat(graph, (x, signal), outputs[0].features())?,
+        Layer::Reshape(_) => match outputs[0] {
+            Signal::Sequence { features, axis, .. } => {
+                let steps = axes.count(axis).unwrap_or(0);
+                let row = flat(graph, (x, signal), Some(steps * features))?;
+                graph.gather(Gather::Unflatten { steps, axis }, row)?
+            }
+            rows => flat(graph, (x, signal), rows.features())?,
         },
+        Layer::Permute(_) => {
+            let steps = outputs[0].features().unwrap_or(0);
+            graph.gather(Gather::Transpose { steps, axis: axis(outputs)? }, x)?
+        }
         Layer::Merge(layer) => merge(graph, layer.kind, &inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
     };
     debug_assert!(signal.features().is_some() || matches!(node.layer, Layer::Embedding(_)));
     Ok(vec![one])
+}
+
+fn axis(outputs: &[Signal]) -> Result<u8> {
+    outputs.first().and_then(Signal::axis).ok_or_else(|| Error::internal("a sequence without a time axis"))
+}
+
+/// The steps of each window side by side, `fill` beyond a sequence.
+fn windows(
+    graph: &mut Graph,
+    window: Window,
+    (x, signal): (Value, Signal),
+    outputs: &[Signal],
+    fill: f32,
+) -> Result<Value> {
+    let axis = axis(outputs)?;
+    if window.taps == 1 && signal.axis() == Some(axis) {
+        return Ok(x);
+    }
+    graph.gather(Gather::Windows { window, axis, fill }, x)
+}
+
+/// The largest or the mean of the steps of each window that are in its sequence.
+fn pool(graph: &mut Graph, layer: &Pooling1D, x: (Value, Signal), outputs: &[Signal]) -> Result<Value> {
+    let (window, features) = (layer.window, x.1.features().unwrap_or(0));
+    let fill = if layer.kind == PoolingKind::Max { f32::MIN } else { 0.0 };
+    let seen = windows(graph, window, x, outputs, fill)?;
+    let taps = (0..window.taps).map(|tap| graph.slice(seen, tap * features, features)).collect::<Result<Vec<_>>>()?;
+    if layer.kind == PoolingKind::Max {
+        return merge(graph, MergeKind::Maximum, &taps);
+    }
+    let sum = merge(graph, MergeKind::Add, &taps)?;
+    // One for each step that a window sees.
+    let column = graph.slice(x.0, 0, 1)?;
+    let ones = graph.elementwise(Expr::Const(1.0), &[column])?;
+    let ones = windows(graph, window, (ones, x.1), outputs, 0.0)?;
+    let count = graph.reduce(ReduceKind::Sum, Over::Columns, ones)?;
+    graph.elementwise(Expr::Input(0) / Expr::Input(1), &[sum, count])
+}
+
+/// All values of a sample in a row of `len`.
+fn flat(graph: &mut Graph, (x, signal): (Value, Signal), len: Option<usize>) -> Result<Value> {
+    match (signal, len) {
+        (Signal::Sequence { features, .. }, Some(len)) => graph.gather(Gather::Flatten { steps: len / features }, x),
+        _ => Ok(x),
+    }
 }
 
 /// The mean over each sequence's own steps; zero where there is none.
@@ -76,13 +147,11 @@ fn merge(graph: &mut Graph, kind: MergeKind, inputs: &[Value]) -> Result<Value> 
 
 fn lstm(
     graph: &mut Graph,
-    node: &Node,
+    placed: &Placed<'_>,
     layer: &Lstm,
-    inputs: &[(Value, Signal)],
-    parameters: &[Value],
-    options: GraphOptions<'_>,
     states: &mut Vec<(Value, Value)>,
 ) -> Result<Vec<Value>> {
+    let Placed { node, inputs, parameters, options, .. } = *placed;
     let (mut x, input) = (inputs[0].0, inputs[0].1.features().unwrap_or(0));
     let (d, config) = (layer.direction.count(), layer.config(input));
     let cell = config.cell;

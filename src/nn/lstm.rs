@@ -3,7 +3,7 @@
 use super::{Activation, Init};
 use crate::config::{Bias, Cell, Direction, LstmConfig, Mask};
 use crate::error::{Error, Result};
-use crate::params::{Initializer, ParameterSpec, lstm_parameters};
+use crate::params::{Initializer, ParameterSpec, Regularizer, Rules, lstm_parameters};
 use serde::{Deserialize, Serialize};
 
 /// What becomes of the outputs of two directions.
@@ -70,6 +70,18 @@ pub struct Lstm {
     /// How its parameters begin.
     #[serde(default)]
     pub init: Init,
+    /// What the user chooses for the input weights W.
+    #[serde(default)]
+    pub kernel: Rules,
+    /// What the user chooses for the recurrent weights U.
+    #[serde(default)]
+    pub recurrent: Rules,
+    /// What the user chooses for the biases.
+    #[serde(default)]
+    pub bias_rules: Rules,
+    /// What the outputs add to the loss, over the number of sequences.
+    #[serde(default)]
+    pub activity: Option<Regularizer>,
     /// The user's name.
     #[serde(default)]
     pub name: Option<String>,
@@ -110,6 +122,10 @@ impl Lstm {
             weight_drop: 0.0,
             cell: Cell::default(),
             init: Init::Keras,
+            kernel: Rules::default(),
+            recurrent: Rules::default(),
+            bias_rules: Rules::default(),
+            activity: None,
             name: None,
         }
     }
@@ -143,6 +159,20 @@ impl Lstm {
         weight_drop: f32,
         /// Sets everything else about a step; its three activations are replaced by the layer's.
         cell: Cell,
+        /// Sets what the user chooses for the input weights.
+        kernel: Rules,
+        /// Sets what the user chooses for the recurrent weights.
+        recurrent: Rules,
+        /// Sets what the user chooses for the biases; where there are two, an initialiser sets the first, and the second
+        /// begins at zero.
+        bias_rules: Rules,
+    }
+
+    /// Sets what the outputs add to the loss, over the number of sequences.
+    #[must_use]
+    pub fn activity(mut self, regularizer: Regularizer) -> Self {
+        self.activity = Some(regularizer);
+        self
     }
 
     /// Sets the probability with which an element of h is dropped before it meets the recurrent weights, one mask for a
@@ -208,6 +238,7 @@ impl Lstm {
         if self.go_backwards && self.direction != Direction::Forward {
             return Err(Error::argument("go_backwards turns the forward direction round, and there is another"));
         }
+        self.kernel.validate().and(self.recurrent.validate()).and(self.bias_rules.validate())?;
         self.config(1).validate()
     }
 
@@ -222,10 +253,18 @@ impl Lstm {
                 (Init::PyTorch, _) => uniform,
                 (_, "weight_ih" | "weight_hr") => Initializer::GlorotUniform,
                 (_, "weight_hh") => Initializer::Orthogonal,
-                (_, "bias_ih") => Initializer::UnitForget,
+                (_, "bias_ih") => Initializer::ForgetBias(1.0),
                 _ => Initializer::Zeros,
             };
-            ParameterSpec { name: format!("{name}.{}", p.name), shape: p.shape, initializer }
+            let rules = match p.role {
+                "weight_ih" => self.kernel,
+                "weight_hh" => self.recurrent,
+                "bias_ih" => self.bias_rules,
+                // The two add: what one begins with, or is pulled to, is not to count twice.
+                "bias_hh" => Rules { initializer: self.bias_rules.initializer.and(Some(Initializer::Zeros)), ..self.bias_rules },
+                _ => Rules::default(),
+            };
+            rules.spec(format!("{name}.{}", p.name), p.shape, initializer)
         })
         .collect()
     }

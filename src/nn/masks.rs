@@ -60,6 +60,14 @@ impl Network {
                 Layer::Embedding(l) if l.mask_zero => Fill::Own,
                 Layer::Masking(_) => Fill::Own,
                 Layer::Embedding(_) | Layer::RepeatVector(_) => Fill::None,
+                // Keras lets these see the steps that a mask leaves out, which are not packed.
+                Layer::Conv1D(_) | Layer::Pooling1D(_) | Layer::Flatten(_) | Layer::Reshape(_) | Layer::Permute(_) => {
+                    if first != Fill::None {
+                        let error = format!("a {} over masked steps is not supported", node.layer.class());
+                        return Err(Error::unsupported(error).within(&node.name));
+                    }
+                    Fill::None
+                }
                 Layer::Lstm(_) if first == Fill::None => Fill::None,
                 // A state of a node has no mask; only the signal of an output tells which it is.
                 Layer::Lstm(l) if l.return_sequences && l.zero_output_for_mask => Fill::Zero,

@@ -2,6 +2,7 @@
 
 pub mod activation;
 mod append;
+pub mod axes;
 pub mod layers;
 pub mod lstm;
 pub mod masks;
@@ -9,9 +10,12 @@ pub mod network;
 pub mod sequential;
 
 pub use crate::config::{Activation, Direction};
+pub use crate::graph::{Padding, Window};
+pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
+pub use axes::{Axes, Steps};
 pub use layers::{
-    Activate, Dense, Dropout, Embedding, Layer, LayerNormalization, Masking, Merge, MergeKind, Pooling, PoolingKind,
-    RepeatVector,
+    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind, Permute,
+    Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::Fill;
@@ -30,6 +34,17 @@ pub enum Init {
     /// Uniform in ±1/√H or ±1/√inputs, embeddings normal.
     #[serde(rename = "pytorch")]
     PyTorch,
+}
+
+impl Init {
+    /// How W, of which `inputs` weights come into each output, and b begin.
+    fn kernel_and_bias(self, inputs: usize) -> (Initializer, Initializer) {
+        let uniform = Initializer::Uniform((1.0 / (inputs as f64).sqrt()) as f32);
+        match self {
+            Self::Keras => (Initializer::GlorotUniform, Initializer::Zeros),
+            Self::PyTorch => (uniform, uniform),
+        }
+    }
 }
 
 /// What a model reads.

@@ -1,10 +1,11 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
-use super::append::append;
+use super::append::{Placed, append};
+use super::axes::Axes;
 use super::{Dense, Embedding, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Graph, Symbol, Value};
-use crate::params::{DType, ParameterSpec};
+use crate::graph::{Dim, Expr, Graph, Symbol, Value};
+use crate::params::{DType, ParameterSpec, Regularizer};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
@@ -117,6 +118,9 @@ pub struct Network {
     /// Inputs whose steps are those of another input, by number: theirs, the other's.
     #[serde(default)]
     pub aligned: Vec<(usize, usize)>,
+    /// Sequence inputs that never have more steps than this, by number; layers that need to know it can.
+    #[serde(default)]
+    pub steps: Vec<(usize, usize)>,
     /// Its layers.
     pub nodes: Vec<Node>,
     /// What it gives, by name.
@@ -141,6 +145,8 @@ pub struct Built {
     pub outputs: Vec<(Value, Signal)>,
     /// Carried states with the values they take at the end of a run; the caller updates them.
     pub states: Vec<(Value, Value)>,
+    /// What outputs of layers add to a loss, each `[1]`.
+    pub penalties: Vec<Value>,
 }
 
 impl Network {
@@ -155,12 +161,23 @@ impl Network {
         let (Port::Input(input), Port::Input(earlier)) = (input, earlier) else {
             return Err(Error::argument("network: only inputs can be aligned"));
         };
-        let signals = self.input_signals()?;
+        let signals = self.input_signals()?.0;
         let sequence = |at: usize| signals.get(at).is_some_and(|s| s.axis().is_some());
         if earlier >= input || !sequence(input) || !sequence(earlier) {
             return Err(Error::argument("network: a sequence can be aligned with one that was added before it"));
         }
         self.aligned.push((input, earlier));
+        Ok(())
+    }
+
+    /// Says that a sequence input never has more steps than this, which layers such as `Flatten` must know.
+    pub fn fix_steps(&mut self, input: Port, steps: usize) -> Result<()> {
+        let Port::Input(at) = input else { return Err(Error::argument("network: only inputs have a number of steps")) };
+        if steps == 0 || !self.input_signals()?.0.get(at).is_some_and(|s| s.axis().is_some()) {
+            return Err(Error::argument(format!("network: expected a sequence of at least one step, got {steps}")));
+        }
+        self.steps.retain(|s| s.0 != at);
+        self.steps.push((at, steps));
         Ok(())
     }
 
@@ -201,38 +218,44 @@ impl Network {
         if same == 0 { class.to_string() } else { format!("{class}_{same}") }
     }
 
-    /// What the inputs are; each sequence has a time axis of its own.
-    fn input_signals(&self) -> Result<Vec<Signal>> {
-        let mut all: Vec<Signal> = Vec::with_capacity(self.inputs.len());
-        let mut next = 0;
+    /// What the inputs are; each sequence has a time axis of its own, but for those that are aligned.
+    fn input_signals(&self) -> Result<(Vec<Signal>, Axes)> {
+        let (mut all, mut axes) = (Vec::<Signal>::with_capacity(self.inputs.len()), Axes::new(self.masks()));
         for (at, (name, input)) in self.inputs.iter().enumerate() {
             let with = self.aligned.iter().find(|a| a.0 == at).and_then(|a| all.get(a.1)?.axis());
-            let axis = with.unwrap_or(next);
+            let steps = self.steps.iter().find(|s| s.0 == at).map(|s| s.1);
             all.push(match *input {
                 Input::Features(0) | Input::Rows(0) => {
                     return Err(Error::shape(format!("{name}: the input must have at least one feature")));
                 }
-                Input::Rows(features) => {
-                    all.push(Signal::Rows { features });
-                    continue;
+                Input::Rows(features) => Signal::Rows { features },
+                Input::Features(features) => {
+                    let axis = with.unwrap_or_else(|| axes.give(steps));
+                    Signal::Sequence { features, axis, mirrored: false }
                 }
-                Input::Features(features) => Signal::Sequence { features, axis, mirrored: false },
-                Input::Tokens => Signal::Tokens { axis },
+                Input::Tokens => Signal::Tokens { axis: with.unwrap_or_else(|| axes.give(steps)) },
             });
-            next += u8::from(with.is_none());
         }
-        Ok(all)
+        Ok((all, axes))
     }
 
     /// The time axis of each input, where it has one.
     pub fn input_axes(&self) -> Result<Vec<Option<u8>>> {
-        Ok(self.input_signals()?.iter().map(Signal::axis).collect())
+        Ok(self.input_signals()?.0.iter().map(Signal::axis).collect())
+    }
+
+    /// All time axes: those of inputs, and those that layers make.
+    pub fn axes(&self) -> Result<Axes> {
+        Ok(self.signals_and_axes()?.1)
     }
 
     /// The outputs of every node, or what does not fit.
     pub fn signals(&self) -> Result<Vec<Vec<Signal>>> {
-        let inputs = self.input_signals()?;
-        let mut axis = inputs.iter().filter_map(|s| Some(s.axis()? + 1)).max().unwrap_or(0);
+        Ok(self.signals_and_axes()?.0)
+    }
+
+    fn signals_and_axes(&self) -> Result<(Vec<Vec<Signal>>, Axes)> {
+        let (inputs, mut axes) = self.input_signals()?;
         let mut all: Vec<Vec<Signal>> = Vec::with_capacity(self.nodes.len());
         for (at, node) in self.nodes.iter().enumerate() {
             let within = |e: Error| e.within(&node.name);
@@ -244,15 +267,19 @@ impl Network {
             }
             node.layer.validate().map_err(within)?;
             let read = node.inputs.iter().map(|&port| signal(port, &inputs, &all)).collect::<Result<Vec<_>>>();
-            all.push(node.layer.outputs(&read.map_err(within)?, axis).map_err(within)?);
-            axis += u8::from(matches!(node.layer, Layer::RepeatVector(_)));
+            all.push(node.layer.outputs(&read.map_err(within)?, &mut axes).map_err(within)?);
         }
-        Ok(all)
+        Ok((all, axes))
+    }
+
+    /// Whether layers may need to know how many steps a sequence has.
+    pub fn needs_steps(layers: &[Layer]) -> bool {
+        layers.iter().any(|l| matches!(l, Layer::Flatten(_) | Layer::Reshape(_) | Layer::Permute(_)))
     }
 
     /// What comes from `port`.
     pub fn signal(&self, port: Port) -> Result<Signal> {
-        signal(port, &self.input_signals()?, &self.signals()?)
+        signal(port, &self.input_signals()?.0, &self.signals()?)
     }
 
     /// Whether an earlier node has this one's name and is another layer; a shared table may mask here and not there.
@@ -265,18 +292,9 @@ impl Network {
         self.nodes[..at].iter().any(|n| n.name == node.name && !same(&n.layer))
     }
 
-    /// The number of steps of every time axis that a layer sets, after the inputs' axes.
-    pub fn fixed_axes(&self) -> Vec<usize> {
-        let repeats = self.nodes.iter().filter_map(|n| match &n.layer {
-            Layer::RepeatVector(l) => Some(l.count),
-            _ => None,
-        });
-        repeats.collect()
-    }
-
     /// All parameters in the order of the nodes; a shared layer's once.
     pub fn parameters(&self) -> Result<Vec<ParameterSpec>> {
-        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let (inputs, signals) = (self.input_signals()?.0, self.signals()?);
         let mut all: Vec<ParameterSpec> = Vec::new();
         let mut places = BTreeMap::new();
         for node in &self.nodes {
@@ -313,10 +331,14 @@ impl Network {
         Ok(())
     }
 
-    /// Layers in a row with the input `x` and the output `y`; each must give one output.
-    pub fn chain(input: Input, layers: &[Layer]) -> Result<Self> {
+    /// Layers in a row with the input `x`, of at most `steps` steps where that is known, and the output `y`; each must
+    /// give one output.
+    pub fn chain(input: Input, steps: Option<usize>, layers: &[Layer]) -> Result<Self> {
         let mut network = Self::default();
         let mut at = network.input("x", input);
+        if let Some(steps) = steps {
+            network.fix_steps(at, steps)?;
+        }
         for layer in layers {
             let outputs = network.add(layer.clone(), &[at])?;
             let [one] = outputs[..] else {
@@ -350,7 +372,8 @@ impl Network {
 
     /// Appends the network to `graph`: inputs and parameters by name. Adds no update and no output.
     pub fn build(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Built> {
-        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let inputs = self.input_signals()?.0;
+        let (signals, axes) = self.signals_and_axes()?;
         self.parameters()?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
@@ -365,7 +388,7 @@ impl Network {
             given.push(value);
         }
         let mut values: Vec<Vec<Value>> = Vec::new();
-        let mut states = Vec::new();
+        let (mut states, mut penalties) = (Vec::new(), Vec::new());
         for (at, node) in self.nodes.iter().enumerate() {
             let read: Vec<(Value, Signal)> = node
                 .inputs
@@ -376,7 +399,13 @@ impl Network {
             let made = graph.scoped(&node.name, |graph| {
                 let parameters =
                     specs.iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
-                append(graph, node, &read, &signals[at], &parameters, options, &mut states)
+                let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
+                let placed = Placed { node, inputs, outputs, parameters, axes: &axes, options };
+                let made = append(graph, &placed, &mut states)?;
+                for &output in node.layer.activity().map_or(&[][..], |_| &made) {
+                    penalties.extend(activity(graph, node.layer.activity(), output)?);
+                }
+                Ok(made)
             })?;
             values.push(made);
         }
@@ -385,12 +414,12 @@ impl Network {
             .iter()
             .map(|&(_, port)| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
             .collect::<Result<_>>()?;
-        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states })
+        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties })
     }
 
     /// A table of the layers, as Keras prints it.
     pub fn summary(&self, title: &str) -> Result<String> {
-        let (inputs, signals) = (self.input_signals()?, self.signals()?);
+        let (inputs, signals) = (self.input_signals()?.0, self.signals()?);
         let mut text = format!("{title}\n");
         let mut line = |a: &str, b: &str, c: &str| {
             let _ = writeln!(text, "{a:<40} {b:<24} {c:>14}");
@@ -412,6 +441,14 @@ impl Network {
         line("total", "", &total.to_string());
         Ok(text)
     }
+}
+
+/// What an output adds to the loss: its regularisation over the number of sequences, as Keras has it.
+fn activity(graph: &mut Graph, regularizer: Option<Regularizer>, output: Value) -> Result<Option<Value>> {
+    let Some(regularizer) = regularizer else { return Ok(None) };
+    let Some(penalty) = graph.penalty(regularizer, output)? else { return Ok(None) };
+    let sequences = Expr::Size(Symbol::Batch).max(Expr::Const(1.0));
+    graph.elementwise(Expr::Input(0) / sequences, &[penalty]).map(Some)
 }
 
 fn signal(port: Port, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Signal> {

@@ -23,6 +23,8 @@ pub struct Sequential {
 
 struct Built {
     input: Input,
+    /// The most steps that a sequence has, where layers must know.
+    steps: Option<usize>,
     session: Session,
     programs: Vec<(String, Executable)>,
 }
@@ -32,6 +34,9 @@ struct Built {
 pub struct Description {
     /// What it reads.
     pub input: Input,
+    /// The most steps that a sequence has, where its layers must know.
+    #[serde(default)]
+    pub steps: Option<usize>,
     /// Its layers.
     pub layers: Vec<Layer>,
 }
@@ -49,6 +54,8 @@ pub struct Flow {
     pub features: usize,
     /// Carried states with the values they take at the end of a run; the caller updates them.
     pub states: Vec<(Value, Value)>,
+    /// What outputs of layers add to a loss, each `[1]`.
+    pub penalties: Vec<Value>,
 }
 
 fn not_built() -> Error {
@@ -89,22 +96,32 @@ impl Sequential {
         self.built.as_ref().map(|b| b.input)
     }
 
+    /// The most steps that a sequence has, where the model was built for some.
+    pub fn steps(&self) -> Option<usize> {
+        self.built.as_ref().and_then(|b| b.steps)
+    }
+
     /// Checks the layers for `input` and gives every parameter its first values.
     pub fn build(&mut self, input: Input) -> Result<()> {
-        self.network(input)?.build(&mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
+        self.build_for(input, None)
+    }
+
+    /// [`Self::build`] for sequences of at most `steps` steps, which some layers must know (`Flatten`).
+    pub fn build_for(&mut self, input: Input, steps: Option<usize>) -> Result<()> {
+        self.network_for(input, steps)?.build(&mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
         let mut session = self.device.session()?;
-        for (stream, spec) in self.specs(input)?.iter().enumerate() {
+        for (stream, spec) in self.specs(input, steps)?.iter().enumerate() {
             let values =
                 spec.initializer.values(&spec.shape, self.seed, stream as u64).map_err(|e| e.within(&spec.name))?;
             session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
         }
-        self.built = Some(Built { input, session, programs: Vec::new() });
+        self.built = Some(Built { input, steps, session, programs: Vec::new() });
         Ok(())
     }
 
     /// All parameters in the order of the layers; none before the model is built.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
-        self.input().and_then(|input| self.specs(input).ok()).unwrap_or_default()
+        self.input().and_then(|input| self.specs(input, self.steps()).ok()).unwrap_or_default()
     }
 
     /// The session that holds the parameters.
@@ -174,20 +191,24 @@ impl Sequential {
             Some(_) => return Err(Error::unsupported("sequential: an output on another time axis than the input's")),
         };
         let features = signal.features().ok_or_else(|| Error::shape("sequential: the output must be floats"))?;
-        Ok(Flow { input: built.inputs[0].0, output, sequence, features, states: built.states })
+        Ok(Flow { input: built.inputs[0].0, output, sequence, features, states: built.states, penalties: built.penalties })
     }
 
-    /// The layers as a network with the input `x` and the output `y`.
+    /// The layers as a network with the input `x` and the output `y`, for the steps it was built for.
     pub fn network(&self, input: Input) -> Result<Network> {
+        self.network_for(input, self.steps())
+    }
+
+    fn network_for(&self, input: Input, steps: Option<usize>) -> Result<Network> {
         if self.layers.is_empty() {
             return Err(Error::argument("sequential: the model has no layer"));
         }
-        Network::chain(input, &self.layers).map_err(|e| e.within("sequential"))
+        Network::chain(input, steps, &self.layers).map_err(|e| e.within("sequential"))
     }
 
     /// The parameters that the model has for `input`.
-    pub(crate) fn specs(&self, input: Input) -> Result<Vec<ParameterSpec>> {
-        self.network(input)?.parameters()
+    pub(crate) fn specs(&self, input: Input, steps: Option<usize>) -> Result<Vec<ParameterSpec>> {
+        self.network_for(input, steps)?.parameters()
     }
 
     /// A table of the layers, as Keras prints it.

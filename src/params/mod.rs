@@ -2,9 +2,11 @@
 
 pub mod initializer;
 pub mod random;
+pub mod rules;
 pub mod tensor;
 
 pub use initializer::Initializer;
+pub use rules::{Constraint, Regularizer, Rules};
 pub use tensor::{DType, Tensor};
 
 use crate::config::{Bias, GATES, LstmConfig, PEEPHOLES};
@@ -19,6 +21,10 @@ pub struct ParameterSpec {
     pub shape: Vec<usize>,
     /// How it begins.
     pub initializer: Initializer,
+    /// What it adds to the loss.
+    pub regularizer: Option<Regularizer>,
+    /// Where an update must leave it.
+    pub constraint: Option<Constraint>,
 }
 
 /// The number of values in `shape`, or an error that names it where the host cannot hold so many of four bytes. It only

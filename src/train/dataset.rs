@@ -5,7 +5,7 @@ use super::mask::{self, Kept};
 use crate::error::{Error, Result};
 use crate::nn::{Input, Network};
 use crate::params::{DType, Tensor};
-use crate::scheduler::Batch;
+use crate::scheduler::{Batch, Capacity};
 use ndarray::ArrayViewD;
 
 /// What a model expects of targets.
@@ -25,8 +25,8 @@ pub(super) struct Dataset {
     input: Input,
     x: Tensor,
     y: Option<(Tensor, Target)>,
-    /// The model, where it leaves out steps by their values.
-    masks: Option<Network>,
+    /// The model, which may leave out steps by their values and make time axes of its own.
+    network: Network,
 }
 
 /// Samples as a program takes them.
@@ -68,7 +68,7 @@ pub(super) fn input_of(x: &ArrayViewD<'_, f32>, tokens: bool) -> Result<Input> {
 }
 
 impl Dataset {
-    pub(super) fn new(x: &ArrayViewD<'_, f32>, input: Input) -> Result<Self> {
+    pub(super) fn new(x: &ArrayViewD<'_, f32>, input: Input, network: &Network) -> Result<Self> {
         let found = input_of(x, input == Input::Tokens)?;
         if found != input {
             return Err(Error::shape(format!("x: the model was built for {input:?}, got {:?}", x.shape())));
@@ -81,6 +81,9 @@ impl Dataset {
         }
         check_finite("x", x)?;
         let (samples, steps) = (x.shape()[0], x.shape()[1]);
+        if let Some((_, most)) = network.steps.iter().find(|s| s.1 < steps) {
+            return Err(Error::shape(format!("x: the model was built for at most {most} steps, got {steps}")));
+        }
         if u32::try_from(samples).is_err() {
             return Err(Error::data(format!("x: more than {} samples", u32::MAX)));
         }
@@ -88,13 +91,12 @@ impl Dataset {
             Input::Tokens => integers("x", x, x.shape())?,
             Input::Features(_) | Input::Rows(_) => Tensor::from_array(x.view()),
         };
-        Ok(Self { samples, steps, input, x, y: None, masks: None })
+        Ok(Self { samples, steps, input, x, y: None, network: network.clone() })
     }
 
-    /// Leaves out what `network` masks.
-    pub(super) fn masked_by(mut self, network: &Network) -> Self {
-        self.masks = network.masks().then(|| network.clone());
-        self
+    /// Of programs for batches of `size` samples.
+    pub(super) fn capacity(&self, size: usize) -> Result<Capacity> {
+        Ok(Capacity::exactly(&mask::batch(&self.network, &[vec![self.steps; size]], size)?))
     }
 
     /// With targets.
@@ -140,12 +142,12 @@ impl Dataset {
     pub(super) fn batch(&self, rows: &[usize]) -> Result<Samples> {
         let ids: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
         let mut kept = None;
-        if let Some(network) = &self.masks {
+        if self.network.masks() {
             let x = take(&self.x, rows)?;
-            kept = mask::kept(network, &[("x", self.input, &x)], None)?.pop();
+            kept = mask::kept(&self.network, &[("x", self.input, &x)], None)?.pop();
         }
         let lengths = kept.as_ref().map_or_else(|| vec![self.steps; rows.len()], Kept::lengths);
-        let batch = Batch::ragged(&lengths)?.with_samples(&ids)?;
+        let batch = mask::batch(&self.network, &[lengths], rows.len())?.with_samples(&ids)?;
         let x = self.pack(&batch, kept.as_ref(), &self.x, rows, true)?;
         let targets = self.y.as_ref();
         let y = targets.map(|(y, target)| self.pack(&batch, kept.as_ref(), y, rows, target.sequence)).transpose()?;

@@ -9,10 +9,9 @@ use super::step::{
 };
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::nn::{GraphOptions, Layer, Sequential};
+use crate::nn::{GraphOptions, Layer, Network, Sequential};
 use crate::optim::Optimizer;
 use crate::params::random::Random;
-use crate::scheduler::{Batch, Capacity};
 use ndarray::{ArrayBase, ArrayD, ArrayViewD, Data, Dimension, IxDyn};
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -174,10 +173,11 @@ impl Sequential {
     fn dataset(&mut self, x: &ArrayViewD<'_, f32>, targets: Option<(&ArrayViewD<'_, f32>, Loss)>) -> Result<Dataset> {
         if self.input().is_none() {
             let input = input_of(x, matches!(self.layers().first(), Some(Layer::Embedding(_))))?;
-            self.build(input)?;
+            let steps = Network::needs_steps(self.layers()).then(|| x.shape()[1]);
+            self.build_for(input, steps)?;
         }
         let Some(input) = self.input() else { return Err(Error::internal("sequential: not built")) };
-        let data = Dataset::new(x, input)?.masked_by(&self.network(input)?);
+        let data = Dataset::new(x, input, &self.network(input)?)?;
         let Some((y, loss)) = targets else { return Ok(data) };
         let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
         data.with_targets(y, Target { loss, sequence: flow.sequence, features: flow.features })
@@ -214,7 +214,7 @@ impl Sequential {
         let (session, program) = self.program(&key, |model| {
             let graph = evaluation_graph(model, loss, &format!("evaluate.{size}."))?;
             EVALUATE.zero(model.session()?)?;
-            model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(data.steps, size)?))
+            model.session()?.load(&graph, &data.capacity(size)?)
         })?;
         EVALUATE.zero(session)?;
         zero_states(session, program)?;
@@ -237,7 +237,7 @@ impl Sequential {
         let fill = self.network(input)?.output_fills()?[0];
         let (session, program) = self.program(&format!("predict {size} {}", data.steps), |model| {
             let (graph, _) = prediction_graph(model, &format!("evaluate.{size}."))?;
-            model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(data.steps, size)?))
+            model.session()?.load(&graph, &data.capacity(size)?)
         })?;
         zero_states(session, program)?;
         let rows: Vec<usize> = (0..data.samples).collect();
@@ -293,7 +293,7 @@ impl TrainingRun<'_> {
         let key = format!("train {optimizer:?} {loss:?} {clip:?} {size} {}", self.data.steps);
         let (session, program) = model.program(&key, |model| {
             let graph = training_graph(model, &optimizer, loss, clip, &format!("train.{size}."))?;
-            model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(self.data.steps, size)?))
+            model.session()?.load(&graph, &self.data.capacity(size)?)
         })?;
         TRAIN.zero(session)?;
         zero_states(session, program)?;

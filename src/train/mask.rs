@@ -4,7 +4,7 @@
 //! zero. What other layers give at masked steps follows from what they read there.
 
 use crate::error::{Error, Result};
-use crate::nn::{Fill, Input, Layer, Network, Port};
+use crate::nn::{Fill, Input, Layer, Network, Port, Steps};
 use crate::params::Tensor;
 use crate::scheduler::Batch;
 use std::collections::BTreeMap;
@@ -118,9 +118,30 @@ pub(super) fn kept(
         return Err(Error::unsupported(error).within(&node.name));
     }
     if let Some(lengths) = lengths {
+        if matches!(network.axes()?.all().first(), Some(Steps::Given { exact: true, .. })) {
+            return Err(Error::argument("lengths: the model joins its input with sequences of its own, so all are as long"));
+        }
         set_lengths(all.first_mut(), lengths)?;
     }
     Ok(all)
+}
+
+/// The batch of sequences of these lengths on the axes of a network's inputs, with the axes that its layers make.
+pub(super) fn batch(network: &Network, given: &[Vec<usize>], sequences: usize) -> Result<Batch> {
+    let axes = network.axes()?;
+    for (axis, lengths) in given.iter().enumerate() {
+        if let Some(Steps::Given { most: Some(n), exact: true }) = axes.all().get(axis)
+            && let Some(length) = lengths.iter().find(|l| *l != n)
+        {
+            return Err(Error::shape(format!("model: expected sequences of exactly {n} steps, got {length}")));
+        }
+    }
+    let lengths = axes.lengths(given, sequences);
+    let first = match lengths.first() {
+        Some(first) => Batch::ragged(first)?,
+        None => Batch::dense(1, sequences)?,
+    };
+    lengths.iter().skip(1).try_fold(first, |batch, more| batch.with_axis(more))
 }
 
 fn set_lengths(kept: Option<&mut Kept>, lengths: &Tensor) -> Result<()> {

@@ -359,19 +359,16 @@ impl Model {
         if sequences == 0 {
             return Err(Error::data("model: expected at least one sequence, got none"));
         }
-        for (name, input, tensor) in &given {
+        for (at, (name, input, tensor)) in given.iter().enumerate() {
             check_input(name, *input, tensor, sequences)?;
+            if let Some((_, most)) = self.network.steps.iter().find(|s| s.0 == at && s.1 < tensor.shape()[1]) {
+                let steps = tensor.shape()[1];
+                return Err(Error::shape(format!("{name}: the model takes at most {most} steps, got {steps}")));
+            }
         }
         let kept = mask::kept(&self.network, &given, inputs.get(LENGTHS).filter(|_| !names.contains(&LENGTHS)))?;
-        let mut lengths: Vec<Vec<usize>> = kept.iter().map(Kept::lengths).collect();
-        lengths.extend(self.network.fixed_axes().into_iter().map(|steps| vec![steps; sequences]));
-        let mut batch = match lengths.first() {
-            Some(first) => Batch::ragged(first)?,
-            None => Batch::dense(1, sequences)?,
-        };
-        for more in lengths.iter().skip(1) {
-            batch = batch.with_axis(more)?;
-        }
+        let lengths: Vec<Vec<usize>> = kept.iter().map(Kept::lengths).collect();
+        let batch = mask::batch(&self.network, &lengths, sequences)?;
         let mut tensors = Vec::new();
         for ((name, input, tensor), axis) in given.into_iter().zip(self.network.input_axes()?) {
             let axis = axis.unwrap_or(0);

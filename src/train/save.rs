@@ -27,7 +27,7 @@ impl Sequential {
         let Some(input) = self.input() else {
             return Err(Error::argument("sequential: a model that is not built has nothing to save"));
         };
-        let description = Description { input, layers: self.layers().to_vec() };
+        let description = Description { input, steps: self.steps(), layers: self.layers().to_vec() };
         let mut tensors = BTreeMap::new();
         for spec in self.parameters() {
             tensors.insert(spec.name.clone(), self.session()?.get(&spec.name)?);
@@ -44,10 +44,10 @@ impl Sequential {
             model.add(layer);
         }
         // Before anything is allocated: a file may claim any size.
-        for spec in model.specs(description.input)? {
+        for spec in model.specs(description.input, description.steps)? {
             check_shape(&spec.name, file.tensor(&spec.name)?.shape(), &spec.shape)?;
         }
-        model.build(description.input)?;
+        model.build_for(description.input, description.steps)?;
         for spec in model.parameters() {
             model.set_parameter(&spec.name, file.tensor(&spec.name)?)?;
         }

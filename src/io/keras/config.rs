@@ -1,10 +1,11 @@
 //! The layers of a Keras model as this crate's: what its configuration says, or an error that names what is not known.
 
-use crate::config::{Activation, Bias, Direction};
+use super::rules::{regularizer, rules};
+use crate::config::{Activation, Bias, Direction, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activate, Dense, Dropout, Embedding, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind, MergeMode,
-    Pooling, PoolingKind, RepeatVector,
+    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind,
+    MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Window,
 };
 use serde_json::Value;
 
@@ -46,7 +47,7 @@ impl<'a> Object<'a> {
         number.map_or_else(|| self.wrong(key, "a number of at least 0"), Ok)
     }
 
-    fn float(&self, key: &str, default: f32) -> Result<f32> {
+    pub fn float(&self, key: &str, default: f32) -> Result<f32> {
         match self.get(key) {
             Value::Null => Ok(default),
             value => value.as_f64().map_or_else(|| self.wrong(key, "a number"), |x| Ok(x as f32)),
@@ -139,7 +140,7 @@ fn activation_layer(class: &str, config: Object<'_>) -> Result<Option<Activation
     }))
 }
 
-/// What every layer has: a name, float32, and what only training would need.
+/// What every layer has: float32 and nothing quantised.
 fn common(config: Object<'_>) -> Result<()> {
     let dtype = match config.get("dtype") {
         Value::String(name) => name.as_str(),
@@ -152,16 +153,7 @@ fn common(config: Object<'_>) -> Result<()> {
     }
     config.only("quantization_config", &Value::Null)?;
     config.only("lora_rank", &Value::Null)?;
-    if let Some(object) = config.value.as_object() {
-        for (key, _) in object.iter().filter(|(k, v)| !v.is_null() && is_for_training(k)) {
-            log::warn!("keras: {}: `{key}` matters only to training, and is left out", config.place);
-        }
-    }
     Ok(())
-}
-
-fn is_for_training(key: &str) -> bool {
-    key.ends_with("_regularizer") || key.ends_with("_constraint")
 }
 
 fn lstm(config: Object<'_>) -> Result<Lstm> {
@@ -178,8 +170,11 @@ fn lstm(config: Object<'_>) -> Result<Lstm> {
         .zero_output_for_mask(config.flag("zero_output_for_mask", false)?)
         .bias(if config.flag("use_bias", true)? { Bias::One } else { Bias::None })
         .dropout(config.float("dropout", 0.0)?)
-        .recurrent_dropout(config.float("recurrent_dropout", 0.0)?);
-    Ok(layer)
+        .recurrent_dropout(config.float("recurrent_dropout", 0.0)?)
+        .kernel(rules(config, "kernel")?)
+        .recurrent(rules(config, "recurrent")?)
+        .bias_rules(rules(config, "bias")?);
+    Ok(Lstm { activity: regularizer(config, "activity_regularizer")?, ..layer })
 }
 
 fn bidirectional(config: Object<'_>) -> Result<Lstm> {
@@ -239,6 +234,46 @@ fn layer_normalization(config: Object<'_>) -> Result<LayerNormalization> {
     })
 }
 
+/// A size that Keras writes as a list of one.
+fn one_size(config: Object<'_>, key: &str) -> Result<usize> {
+    let value = config.get(key);
+    let number = value.as_u64().or_else(|| value.as_array().filter(|l| l.len() == 1)?.first()?.as_u64());
+    number.map_or_else(|| config.wrong(key, "one size"), |n| Ok(n as usize))
+}
+
+fn padding(config: Object<'_>) -> Result<Padding> {
+    Ok(match config.text("padding")? {
+        "valid" => Padding::Valid,
+        "same" => Padding::Same,
+        "causal" => Padding::Causal,
+        other => return unsupported(config.place, format!("the padding `{other}` is not known")),
+    })
+}
+
+fn conv1d(config: Object<'_>) -> Result<Conv1D> {
+    config.only("data_format", &Value::from("channels_last"))?;
+    config.only("groups", &Value::from(1))?;
+    let layer = Conv1D::new(config.size("filters")?, one_size(config, "kernel_size")?)
+        .stride(one_size(config, "strides")?)
+        .dilation(one_size(config, "dilation_rate")?)
+        .padding(padding(config)?)
+        .activation(activation(config, "activation", Activation::Linear)?)
+        .bias(config.flag("use_bias", true)?)
+        .kernel(rules(config, "kernel")?)
+        .bias_rules(rules(config, "bias")?);
+    Ok(Conv1D { activity: regularizer(config, "activity_regularizer")?, ..layer })
+}
+
+fn pooling1d(config: Object<'_>, kind: PoolingKind) -> Result<Pooling1D> {
+    config.only("data_format", &Value::from("channels_last"))?;
+    let window = Window {
+        stride: one_size(config, "strides")?,
+        padding: padding(config)?,
+        ..Window::new(one_size(config, "pool_size")?)
+    };
+    Ok(Pooling1D { kind, window })
+}
+
 /// The layer that a class and its configuration say. Layers that pass on what they get are none.
 pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer>> {
     common(config)?;
@@ -255,27 +290,52 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
         "LSTM" => lstm(config)?.into(),
         "Bidirectional" => bidirectional(config)?.into(),
         "Embedding" => Embedding {
-            vocabulary: config.size("input_dim")?,
-            size: config.size("output_dim")?,
-            mask_zero: config.flag("mask_zero", false)?,
-            init: crate::nn::Init::Keras,
-            name: None,
+            activity: regularizer(config, "activity_regularizer")?,
+            ..Embedding::new(config.size("input_dim")?, config.size("output_dim")?)
+                .mask_zero(config.flag("mask_zero", false)?)
+                .kernel(rules(config, "embeddings")?)
         }
         .into(),
-        "Dense" => Dense::new(config.size("units")?)
-            .activation(activation(config, "activation", Activation::Linear)?)
-            .bias(config.flag("use_bias", true)?)
-            .into(),
+        "Dense" => Dense {
+            activity: regularizer(config, "activity_regularizer")?,
+            ..Dense::new(config.size("units")?)
+                .activation(activation(config, "activation", Activation::Linear)?)
+                .bias(config.flag("use_bias", true)?)
+                .kernel(rules(config, "kernel")?)
+                .bias_rules(rules(config, "bias")?)
+        }
+        .into(),
+        "Conv1D" => conv1d(config)?.into(),
+        "MaxPooling1D" => pooling1d(config, PoolingKind::Max)?.into(),
+        "AveragePooling1D" => pooling1d(config, PoolingKind::Average)?.into(),
         "Dropout" => {
             config.only("noise_shape", &Value::Null)?;
-            Dropout { rate: config.float("rate", 0.0)? }.into()
+            Dropout::new(config.float("rate", 0.0)?).into()
         }
+        "SpatialDropout1D" => Dropout::new(config.float("rate", 0.0)?).mask(Mask::Sequence).into(),
         "Activation" => Activate { activation: activation(config, "activation", Activation::Linear)? }.into(),
         "LayerNormalization" => layer_normalization(config)?.into(),
         "Masking" => Masking { value: config.float("mask_value", 0.0)? }.into(),
         "GlobalAveragePooling1D" => return pooling(PoolingKind::Average),
         "GlobalMaxPooling1D" => return pooling(PoolingKind::Max),
         "RepeatVector" => RepeatVector { count: config.size("n")? }.into(),
+        "Flatten" => {
+            config.only("data_format", &Value::from("channels_last"))?;
+            Flatten {}.into()
+        }
+        "Reshape" => {
+            let sizes = config.list("target_shape")?.iter().map(|size| match (size.as_i64(), size.as_u64()) {
+                (Some(-1), _) => Ok(None),
+                (_, Some(size)) => Ok(Some(size as usize)),
+                _ => config.wrong("target_shape", "sizes"),
+            });
+            Reshape { shape: sizes.collect::<Result<_>>()? }.into()
+        }
+        "Permute" => match config.list("dims")?.iter().map(Value::as_u64).collect::<Vec<_>>()[..] {
+            [Some(1), Some(2)] => return Ok(None),
+            [Some(2), Some(1)] => Permute {}.into(),
+            _ => return unsupported(config.place, "a Permute of other than two dimensions is not supported"),
+        },
         "Concatenate" => {
             config.only("axis", &Value::from(-1))?;
             return merge(MergeKind::Concatenate);
@@ -288,13 +348,19 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
         "Minimum" => return merge(MergeKind::Minimum),
         "TimeDistributed" => {
             let (inner, config) = class(config.get("layer"), config.place)?;
-            if !matches!(inner, "Dense" | "Activation" | "Dropout" | "LayerNormalization" | "ReLU" | "LeakyReLU") {
+            let each = ["Dense", "Activation", "Dropout", "LayerNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax"];
+            if !each.contains(&inner) {
                 return unsupported(config.place, format!("TimeDistributed of {inner} is not supported"));
             }
             return layer(inner, config);
         }
         // Outputs of a layer pass; what they add to a loss matters only to training.
-        "ActivityRegularization" | "Identity" => return Ok(None),
+        "ActivityRegularization" | "Identity" | "GaussianNoise" | "GaussianDropout" | "AlphaDropout" => {
+            if class_name != "Identity" {
+                log::warn!("keras: {}: {class_name} matters only to training, and is left out", config.place);
+            }
+            return Ok(None);
+        }
         other => return unsupported(config.place, format!("the layer {other} is not supported")),
     }))
 }

@@ -4,6 +4,7 @@ mod archive;
 mod config;
 mod entry;
 mod model;
+mod rules;
 
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
 pub use model::read_model;

@@ -80,6 +80,7 @@ impl<'a> Reader<'a> {
         };
         let embeds = rest.first().is_some_and(|e| e.class == "Embedding");
         let mut at = vec![self.network.input("x", input(shape, embeds, "the input")?)];
+        self.fix_steps(at[0], shape)?;
         for entry in rest {
             at = self.place(entry, &at)?;
         }
@@ -98,6 +99,7 @@ impl<'a> Reader<'a> {
             };
             let embeds = entries.iter().filter(|e| e.class == "Embedding").any(|e| reads(e, name));
             let port = self.network.input(name, input(input_shape(entry)?, embeds, name)?);
+            self.fix_steps(port, input_shape(entry)?)?;
             placed.insert((name, 0), vec![port]);
         }
         self.align(entries, &given)?;
@@ -144,6 +146,18 @@ impl<'a> Reader<'a> {
         }
         self.outputs(&outputs);
         Ok(())
+    }
+
+    /// Takes the number of steps of an input of `shape`, whose first size is the batch, where it says one.
+    fn fix_steps(&mut self, port: Port, shape: &Value) -> Result<()> {
+        let steps = shape.get(1).and_then(Value::as_u64);
+        let Port::Input(at) = port else { return Ok(()) };
+        match steps {
+            Some(steps) if !matches!(self.network.inputs[at].1, Input::Rows(_)) => {
+                self.network.fix_steps(port, steps as usize)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Inputs that are as long by the file have the same steps, unless masks may shorten one and not the other.
@@ -268,6 +282,12 @@ impl<'a> Reader<'a> {
                     self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
                 }
             }
+            Layer::Conv1D(l) => {
+                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
+                if l.bias {
+                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
+                }
+            }
             Layer::LayerNormalization(l) => {
                 let roles = [(l.scale, "weight"), (l.center, "bias")];
                 for (number, (_, role)) in roles.iter().filter(|r| r.0).enumerate() {
@@ -348,12 +368,15 @@ fn snake_case(class: &str) -> String {
     snake
 }
 
+/// A kernel `[.., outputs]` as `[outputs, ..]`.
 fn transposed(tensor: &KerasTensor) -> Result<Tensor> {
-    let [rows, columns] = tensor.shape[..] else {
-        return Err(Error::data(format!("keras: expected a matrix, got {:?}", tensor.shape)));
+    let [inner @ .., columns] = &tensor.shape[..] else {
+        return Err(Error::data(format!("keras: expected a kernel, got {:?}", tensor.shape)));
     };
+    let (columns, rows) = (*columns, inner.iter().product::<usize>());
     let data = (0..columns).flat_map(|c| (0..rows).map(move |r| tensor.data[r * columns + c])).collect();
-    Tensor::new(&[columns, rows], data)
+    let shape: Vec<usize> = std::iter::once(columns).chain(inner.iter().copied()).collect();
+    Tensor::new(&shape, data)
 }
 
 #[cfg(test)]

@@ -1,0 +1,67 @@
+//! What a Keras layer says of its parameters for training: regularisers and constraints.
+
+use super::config::{Object, class};
+use crate::error::Result;
+use crate::params::{Constraint, Regularizer, Rules};
+use serde_json::Value;
+
+/// The rules of the parameters that Keras calls `role`: `kernel`, `recurrent`, `bias`, `embeddings`. What this crate does
+/// not have matters to training only, so it is left out with a warning.
+pub(super) fn rules(config: Object<'_>, role: &str) -> Result<Rules> {
+    let key = format!("{role}_constraint");
+    let constraint = match config.get(&key) {
+        Value::Null => None,
+        value => {
+            let (name, inner) = class(value, config.place)?;
+            constraint(name, inner, role)?
+        }
+    };
+    if constraint.is_none() && !config.get(&key).is_null() {
+        left_out(config, &key);
+    }
+    Ok(Rules { initializer: None, regularizer: regularizer(config, &format!("{role}_regularizer"))?, constraint })
+}
+
+/// The regulariser under `key`.
+pub(super) fn regularizer(config: Object<'_>, key: &str) -> Result<Option<Regularizer>> {
+    if config.get(key).is_null() {
+        return Ok(None);
+    }
+    let (name, inner) = class(config.get(key), config.place)?;
+    Ok(match name {
+        "L1" => Some(Regularizer::l1(inner.float("l1", 0.01)?)),
+        "L2" => Some(Regularizer::l2(inner.float("l2", 0.01)?)),
+        "L1L2" => Some(Regularizer { l1: inner.float("l1", 0.0)?, l2: inner.float("l2", 0.0)? }),
+        _ => {
+            left_out(config, key);
+            None
+        }
+    })
+}
+
+fn constraint(name: &str, config: Object<'_>, role: &str) -> Result<Option<Constraint>> {
+    // Norms of what comes into an output: all axes of a kernel but the last, the second of a table.
+    let axes: Vec<i64> = match config.get("axis") {
+        Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
+        value => value.as_i64().into_iter().collect(),
+    };
+    let over_inputs = match role {
+        "embeddings" => axes == [1],
+        _ => axes == [0] || axes == [0, 1],
+    };
+    Ok(match name {
+        "NonNeg" => Some(Constraint::NonNegative),
+        "MaxNorm" if over_inputs => Some(Constraint::MaxNorm(config.float("max_value", 2.0)?)),
+        "UnitNorm" if over_inputs => Some(Constraint::UnitNorm),
+        "MinMaxNorm" if over_inputs => Some(Constraint::MinMaxNorm {
+            min: config.float("min_value", 0.0)?,
+            max: config.float("max_value", 1.0)?,
+            rate: config.float("rate", 1.0)?,
+        }),
+        _ => None,
+    })
+}
+
+fn left_out(config: Object<'_>, key: &str) {
+    log::warn!("keras: {}: `{key}` is not known here; it matters only to training, and is left out", config.place);
+}
