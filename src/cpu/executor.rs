@@ -8,7 +8,7 @@ use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
 use super::storage::{self, Buffer, Memory, Persistent, Place};
 use super::tape::Tape;
-use super::{columns, gather, products, reduce, rows, softmax, time};
+use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
@@ -350,6 +350,8 @@ impl Run<'_> {
             Op::CrossEntropyBackward { ignore } => softmax::cross_entropy_backward(call, *ignore),
             Op::Softmax => softmax::softmax(call),
             Op::OverTime { kind } => time::over_time(call, *kind),
+            Op::Attention(op) => attention::attention(call, op),
+            Op::AttentionBackward { attention: op, part } => attention::attention_backward(call, op, *part),
             Op::Gather(gather) => {
                 let shape = |value: Option<usize>| value.map(|v| &self.program.values[v].shape);
                 let (x, y) = (shape(step.inputs[0]), shape(step.outputs[0]));

@@ -157,6 +157,11 @@ impl Preparer<'_> {
         View { buffer: self.table.clone(), offset: 4 * first as u64, bytes: 4 * words as u64 }
     }
 
+    /// [`Self::table`] of all axes.
+    pub fn tables(&self) -> View {
+        View { buffer: self.table.clone(), offset: 0, bytes: 4 * Layout::of(&self.values.program).words() as u64 }
+    }
+
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
     pub fn launch(&mut self, kernel: &'static Kernel, views: &[Option<View>]) -> Result<Launch> {
         self.launch_with(kernel, "", None, &Constants::new(), views)
@@ -229,6 +234,11 @@ impl Run<'_> {
     /// Where the place of each of the batch's rows on `axis` begins in its table.
     pub fn places(&self, axis: u8) -> u32 {
         Layout::of(&self.values.program).places(axis) as u32
+    }
+
+    /// Where what the table says of each axis lies.
+    pub fn layout(&self) -> Layout<'_> {
+        Layout::of(&self.values.program)
     }
 
     /// The time axis numbered `axis`, T, and where its first rows begin in its table.

@@ -37,6 +37,7 @@ pub struct Kernel {
 
 const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
+    ("attention", include_str!("../../shaders/common/attention.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("lstm_backward_cell", include_str!("../../shaders/common/lstm_backward_cell.wgsl")),
     ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),

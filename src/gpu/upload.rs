@@ -10,7 +10,8 @@ use crate::scheduler::{Axis, Batch, Program, sources};
 const ALIGNMENT: usize = 64;
 
 /// Where the table holds what: for each time axis a region with the sample ids of its sequences, the first row of each of
-/// its T steps and N, its lengths, and the place of each of the batch's rows. Sequences are in the axis's order.
+/// its T steps and N, its lengths, the place of each of the batch's rows, and the batch's row of each sequence. Sequences are in the axis's
+/// order.
 pub(super) struct Layout<'a> {
     program: &'a Program,
     sequences: usize,
@@ -31,7 +32,7 @@ impl<'a> Layout<'a> {
     }
 
     fn len(&self, axis: u8) -> usize {
-        (self.places(axis) + self.sequences).next_multiple_of(ALIGNMENT)
+        (self.order(axis) + self.sequences).next_multiple_of(ALIGNMENT)
     }
 
     /// The first word of an axis's region, and how many it has.
@@ -54,6 +55,11 @@ impl<'a> Layout<'a> {
         self.lengths(axis) + self.sequences
     }
 
+    /// Where the batch's row of each sequence begins in a region.
+    pub fn order(&self, axis: u8) -> usize {
+        self.places(axis) + self.sequences
+    }
+
     /// Words of the table.
     pub fn words(&self) -> usize {
         self.region(self.axes()).0.max(ALIGNMENT)
@@ -71,6 +77,7 @@ impl<'a> Layout<'a> {
             let lengths = &mut region[self.lengths(number)..][..sequences];
             lengths.iter_mut().enumerate().for_each(|(b, length)| *length = axis.length(b) as u32);
             region[self.places(number)..][..sequences].copy_from_slice(axis.places());
+            region[self.order(number)..][..sequences].copy_from_slice(axis.order());
         }
         Ok(table)
     }

@@ -2,7 +2,7 @@
 
 use super::lstm::{LstmOp, LstmPart, Parameter, backward, forward};
 use super::op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
-use super::{Dim, Expr, Gather, Graph, Node, Value};
+use super::{AttentionOp, AttentionPart, Dim, Expr, Gather, Graph, Node, Value};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
@@ -158,6 +158,7 @@ impl Rule<'_> {
             (Op::Softmax, Some(dy)) => self.softmax(dy),
             (Op::OverTime { kind }, Some(dy)) => self.over_time(*kind, dy),
             (Op::Gather(gather), Some(dy)) => self.gather(gather, dy),
+            (Op::Attention(op), Some(dy)) => self.attention(op, dy, gradients),
             (Op::Concat, Some(dy)) => {
                 let mut first = 0;
                 for at in 0..node.inputs.len() {
@@ -185,7 +186,8 @@ impl Rule<'_> {
                 | Op::LstmWeightGradient { .. }
                 | Op::WeightGradient
                 | Op::EmbeddingBackward { .. }
-                | Op::CrossEntropyBackward { .. },
+                | Op::CrossEntropyBackward { .. }
+                | Op::AttentionBackward { .. },
                 Some(_),
             ) => Err(Error::unsupported("gradients of gradients are not supported")),
         }
@@ -300,6 +302,33 @@ impl Rule<'_> {
             Gather::Transpose { .. } => Gather::Transpose { steps: features, axis: on()? },
         };
         self.give(0, Op::Gather(back), &[dy])
+    }
+
+    fn attention(&mut self, op: &AttentionOp, dy: Value, gradients: &[Option<Value>]) -> Result<()> {
+        use super::attention::forward::{KEYS, LOG_SUM_EXP, QUERIES, SCALE, VALUES, Y};
+        if gradients[LOG_SUM_EXP].is_some() {
+            return Err(Error::unsupported("what attention saves for its gradient has no gradient"));
+        }
+        let node = self.node;
+        let given = self.graph.attention_given(node.outputs[Y], node.outputs[LOG_SUM_EXP], dy)?;
+        let mut inputs = node.inputs[..=SCALE].to_vec();
+        inputs.push(Some(given));
+        let parts = [
+            (QUERIES, AttentionPart::Queries),
+            (KEYS, AttentionPart::Keys),
+            (VALUES, AttentionPart::Values),
+            (SCALE, AttentionPart::Scale),
+        ];
+        for (at, part) in parts {
+            let Some(value) = self.wants(at) else { continue };
+            let op = Op::AttentionBackward { attention: *op, part };
+            let mut gradient = self.graph.push(op, inputs.clone())?[0];
+            if part == AttentionPart::Scale {
+                gradient = self.graph.reduce(ReduceKind::Sum, Over::Rows, gradient)?;
+            }
+            self.pending.add(Some(value), gradient);
+        }
+        Ok(())
     }
 
     /// The columns of the input at `at`, which shape rules have made a number.

@@ -4,6 +4,7 @@
 //! knows nothing of devices, batches or memory. [`builder`] adds operations with checked shapes, [`gradient`] extends
 //! a graph by the gradients of a scalar.
 
+pub mod attention;
 pub mod builder;
 pub mod expression;
 pub mod gather;
@@ -12,6 +13,7 @@ pub mod lstm;
 pub mod op;
 pub mod shape;
 
+pub use attention::{AttentionOp, AttentionPart, Score};
 pub use expression::{Binary, Expr, Unary};
 pub use gather::{Gather, Padding, Window};
 pub use lstm::{LstmOp, LstmPart, Parameter};

@@ -1,5 +1,6 @@
 //! The operations and their shape rules.
 
+use super::attention::{self, AttentionOp, AttentionPart};
 use super::expression::Expr;
 use super::gather::{self, Gather};
 use super::lstm::{self, LstmOp, LstmPart};
@@ -115,6 +116,15 @@ pub enum Op {
     },
     /// Rows of x taken from other places.
     Gather(Gather),
+    /// Each step of one sequence sees those of another; positions in [`super::attention::forward`].
+    Attention(AttentionOp),
+    /// A gradient of attention; positions in [`super::attention::backward`].
+    AttentionBackward {
+        /// The attention.
+        attention: AttentionOp,
+        /// Whose gradient.
+        part: AttentionPart,
+    },
     /// Values `[R, F]` side by side `[R, ΣF]`.
     Concat,
     /// Columns `first..first + count` of x `[R, F]`.
@@ -272,6 +282,8 @@ impl Op {
             Op::Softmax => "softmax",
             Op::OverTime { .. } => "over_time",
             Op::Gather(_) => "gather",
+            Op::Attention(_) => "attention",
+            Op::AttentionBackward { .. } => "attention_backward",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
             Op::Pad { .. } => "pad",
@@ -364,6 +376,8 @@ impl Op {
                 Ok(vec![float("y", [B, columns.into()])])
             }
             Op::Gather(gather) => gather::infer(&i, gather),
+            Op::Attention(op) => attention::infer(&i, op),
+            Op::AttentionBackward { attention, part } => attention::infer_backward(&i, attention, *part),
             Op::Concat => {
                 let (rows, mut total) = i.matrix(0, "x")?;
                 for at in 1..inputs.len() {

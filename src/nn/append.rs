@@ -20,11 +20,7 @@ pub(super) struct Placed<'a> {
 }
 
 /// Adds a layer; gives its outputs. Carried states go to `states`.
-pub(super) fn append(
-    graph: &mut Graph,
-    placed: &Placed<'_>,
-    states: &mut Vec<(Value, Value)>,
-) -> Result<Vec<Value>> {
+pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(Value, Value)>) -> Result<Vec<Value>> {
     let Placed { node, inputs, outputs, parameters, axes, options } = *placed;
     let Some(&(x, signal)) = inputs.first() else { return Err(Error::internal("a layer without input")) };
     let one = match &node.layer {
@@ -145,12 +141,7 @@ fn merge(graph: &mut Graph, kind: MergeKind, inputs: &[Value]) -> Result<Value> 
     graph.elementwise(expr, inputs)
 }
 
-fn lstm(
-    graph: &mut Graph,
-    placed: &Placed<'_>,
-    layer: &Lstm,
-    states: &mut Vec<(Value, Value)>,
-) -> Result<Vec<Value>> {
+fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(Value, Value)>) -> Result<Vec<Value>> {
     let Placed { node, inputs, parameters, options, .. } = *placed;
     let (mut x, input) = (inputs[0].0, inputs[0].1.features().unwrap_or(0));
     let (d, config) = (layer.direction.count(), layer.config(input));

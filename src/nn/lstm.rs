@@ -261,7 +261,9 @@ impl Lstm {
                 "weight_hh" => self.recurrent,
                 "bias_ih" => self.bias_rules,
                 // The two add: what one begins with, or is pulled to, is not to count twice.
-                "bias_hh" => Rules { initializer: self.bias_rules.initializer.and(Some(Initializer::Zeros)), ..self.bias_rules },
+                "bias_hh" => {
+                    Rules { initializer: self.bias_rules.initializer.and(Some(Initializer::Zeros)), ..self.bias_rules }
+                }
                 _ => Rules::default(),
             };
             rules.spec(format!("{name}.{}", p.name), p.shape, initializer)

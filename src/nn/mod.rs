@@ -14,8 +14,8 @@ pub use crate::graph::{Padding, Window};
 pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub use layers::{
-    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind, Permute,
-    Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
+    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind,
+    Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::Fill;

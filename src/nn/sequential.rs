@@ -191,7 +191,14 @@ impl Sequential {
             Some(_) => return Err(Error::unsupported("sequential: an output on another time axis than the input's")),
         };
         let features = signal.features().ok_or_else(|| Error::shape("sequential: the output must be floats"))?;
-        Ok(Flow { input: built.inputs[0].0, output, sequence, features, states: built.states, penalties: built.penalties })
+        Ok(Flow {
+            input: built.inputs[0].0,
+            output,
+            sequence,
+            features,
+            states: built.states,
+            penalties: built.penalties,
+        })
     }
 
     /// The layers as a network with the input `x` and the output `y`, for the steps it was built for.

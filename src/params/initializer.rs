@@ -155,7 +155,9 @@ mod tests {
 
     #[test]
     fn variances_are_those_of_the_papers() {
-        use Initializer::{GlorotNormal, GlorotUniform, HeNormal, HeUniform, LecunNormal, LecunUniform, TruncatedNormal};
+        use Initializer::{
+            GlorotNormal, GlorotUniform, HeNormal, HeUniform, LecunNormal, LecunUniform, TruncatedNormal,
+        };
         // 60 inputs and 80 outputs of a kernel of 3 taps over 20 features.
         for (initializer, shape, variance) in [
             (HeUniform, &[40, 3, 20][..], 2.0 / 60.0),

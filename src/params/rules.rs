@@ -28,9 +28,10 @@ impl Regularizer {
     pub fn validate(&self) -> Result<()> {
         match [self.l1, self.l2].iter().all(|f| *f >= 0.0 && f.is_finite()) {
             true => Ok(()),
-            false => {
-                Err(Error::argument(format!("regularizer: l1 and l2 must be at least 0, got {} and {}", self.l1, self.l2)))
-            }
+            false => Err(Error::argument(format!(
+                "regularizer: l1 and l2 must be at least 0, got {} and {}",
+                self.l1, self.l2
+            ))),
         }
     }
 }

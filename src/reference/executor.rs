@@ -3,8 +3,8 @@
 use super::array::{Array, Call, Rows, pack, unpack};
 use super::store::{Data, Stored};
 use super::{
-    Real, argmax, columns, cross_entropy, dropout, elementwise, embedding, gather, linear, lstm_backward, lstm_forward,
-    lstm_gradients, reduce, softmax, time, view,
+    Real, argmax, attention, columns, cross_entropy, dropout, elementwise, embedding, gather, linear, lstm_backward,
+    lstm_forward, lstm_gradients, reduce, softmax, time, view,
 };
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op};
@@ -262,6 +262,8 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::CrossEntropyBackward { ignore } => one(cross_entropy::cross_entropy_backward(call, *ignore)?),
         Op::Softmax => one(softmax::softmax(call)?),
         Op::OverTime { kind } => one(time::over_time(call, *kind)?),
+        Op::Attention(op) => attention::attention(call, op)?.into_iter().map(Array::Float).collect(),
+        Op::AttentionBackward { attention: op, part } => one(attention::attention_backward(call, op, *part)?),
         Op::Gather(places) => {
             let y = call.step.outputs[0].ok_or_else(|| Error::internal("nobody wants the output"))?;
             let shape = &call.program.values[y].shape;

@@ -8,6 +8,7 @@
 mod activation;
 mod argmax;
 mod array;
+mod attention;
 mod columns;
 mod cross_entropy;
 mod dropout;

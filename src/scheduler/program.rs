@@ -355,7 +355,7 @@ fn always(op: &Op, position: usize, inputs: &[Option<Value>]) -> bool {
             backward::DPRODUCT | backward::DGAINS | backward::DCELL | backward::CELL_NORMED => normed(op),
             _ => true,
         },
-        Op::CrossEntropy { .. } => true,
+        Op::CrossEntropy { .. } | Op::Attention(_) => true,
         _ => false,
     }
 }

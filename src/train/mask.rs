@@ -119,7 +119,9 @@ pub(super) fn kept(
     }
     if let Some(lengths) = lengths {
         if matches!(network.axes()?.all().first(), Some(Steps::Given { exact: true, .. })) {
-            return Err(Error::argument("lengths: the model joins its input with sequences of its own, so all are as long"));
+            return Err(Error::argument(
+                "lengths: the model joins its input with sequences of its own, so all are as long",
+            ));
         }
         set_lengths(all.first_mut(), lengths)?;
     }

@@ -3,7 +3,9 @@
 use mnemon::config::{Direction, Mask};
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Dim, Expr, Gather, Graph, LstmOp, N, Padding, Symbol, TimeKind, Value, Window};
+use mnemon::graph::{
+    AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, N, Padding, Score, Symbol, TimeKind, Value, Window,
+};
 use mnemon::params::DType;
 use mnemon::scheduler::Batch;
 
@@ -78,9 +80,44 @@ fn windows() -> Vec<AxesCase> {
     all
 }
 
-/// All cases: windows, sequences as rows, layers over two axes.
+fn attentions() -> Vec<AxesCase> {
+    let mut all = Vec::new();
+    for (score, scaled, causal) in [
+        (Score::Dot, false, false),
+        (Score::Dot, false, true),
+        (Score::Additive, false, false),
+        (Score::Additive, true, false),
+        (Score::Additive, true, true),
+    ] {
+        all.push(case(format!("attention {score:?} scaled {scaled} causal {causal}"), &[], move |g| {
+            let q = g.persistent("q", [N, 3.into()])?;
+            let (k, v) = (g.persistent("k", [on(1), 3.into()])?, g.persistent("v", [on(1), 5.into()])?);
+            let s = if scaled { Some(g.persistent("s", [3])?) } else { None };
+            let y = g.attention(AttentionOp { score, causal }, q, k, v, s)?;
+            weighted(g, y, "ky")
+        }));
+    }
+    all
+}
+
+/// Attention of a sequence to itself, over more keys and columns than a workgroup takes at once.
+#[allow(dead_code, reason = "too many elements for differences")]
+pub fn wide() -> AxesCase {
+    let build = |g: &mut Graph| {
+        let x = g.persistent("x", [N, 67.into()])?;
+        let v = g.persistent("v", [N, 261.into()])?;
+        // Scores near each other: where one key wins, the gradient is what is left of numbers that are nearly equal.
+        let q = g.elementwise(Expr::Input(0) * Expr::Const(0.1), &[x])?;
+        let y = g.attention(AttentionOp { score: Score::Dot, causal: false }, q, x, v, None)?;
+        weighted(g, y, "ky")
+    };
+    AxesCase { name: "wide attention".into(), lengths: vec![vec![3, 64, 0, 128, 61]], build: Box::new(build) }
+}
+
+/// All cases: windows, attention, sequences as rows, layers over two axes.
 pub fn cases() -> Vec<AxesCase> {
     let mut all = windows();
+    all.extend(attentions());
     all.push(case("sequences as rows and back, features as steps", &[vec![4; 5], vec![3; 5]], |g| {
         let x = g.persistent("x", [on(1), 3.into()])?;
         let row = g.gather(Gather::Flatten { steps: 7 }, x)?;

@@ -409,7 +409,7 @@ fn axes_case(case: &axes::AxesCase) -> Case {
 
 #[test]
 fn several_time_axes() {
-    axes::cases().iter().for_each(|case| check(&axes_case(case)));
+    axes::cases().iter().chain([&axes::wide()]).for_each(|case| check(&axes_case(case)));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! prepared, and records its dispatches at each run. [`prepare`] maps an operation to its launcher.
 
 mod argmax;
+mod attention;
 mod columns;
 mod cross_entropy;
 mod cross_entropy_backward;
@@ -128,6 +129,8 @@ fn reverse_bits(op: &LstmOp) -> u32 {
 /// Every kernel.
 pub const KERNELS: &[&Kernel] = &[
     &argmax::KERNEL,
+    &attention::KERNEL,
+    &attention::BACKWARD,
     &columns::KERNEL,
     &cross_entropy::KERNEL,
     &cross_entropy_backward::KERNEL,
@@ -194,6 +197,7 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         }
         Op::Softmax => Box::new(softmax::Softmax::prepare(preparer, step)?),
         Op::OverTime { kind } => Box::new(over_time::OverTime::prepare(preparer, step, *kind)?),
+        Op::Attention(_) | Op::AttentionBackward { .. } => Box::new(attention::Attention::prepare(preparer, step)?),
         Op::Gather(gather) => Box::new(gather::Gather::prepare(preparer, step, gather)?),
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),

@@ -84,8 +84,26 @@ impl<'a> Reader<'a> {
         for entry in rest {
             at = self.place(entry, &at)?;
         }
+        self.drop_unread_masks();
         self.outputs(&[("y".to_string(), at.clone())]);
         Ok(())
+    }
+
+    /// Takes away the masks of tokens that no layer of the row reads, because the first that does not pass them on has no
+    /// use for them: Keras lets it see all steps.
+    fn drop_unread_masks(&mut self) {
+        let passes = |l: &Layer| {
+            matches!(l, Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_))
+        };
+        let nodes = &mut self.network.nodes;
+        for at in 0..nodes.len() {
+            let reader = nodes[at + 1..].iter().map(|n| &n.layer).find(|l| !passes(l));
+            let unread = reader.is_some_and(|l| !takes_mask(l));
+            match &mut nodes[at].layer {
+                Layer::Embedding(l) if unread => l.mask_zero = false,
+                _ => {}
+            }
+        }
     }
 
     fn functional(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {

@@ -185,9 +185,10 @@ impl Layer {
             Self::Lstm(l) => {
                 size("units", l.units).and(l.projection.map_or(Ok(()), |p| size("projection", p))).and(l.validate())
             }
-            Self::Dense(l) => {
-                size("units", l.units).and(l.activation.validate()).and(l.kernel.validate()).and(l.bias_rules.validate())
-            }
+            Self::Dense(l) => size("units", l.units)
+                .and(l.activation.validate())
+                .and(l.kernel.validate())
+                .and(l.bias_rules.validate()),
             Self::Conv1D(l) => {
                 size("filters", l.filters).and(l.window.validate()).and(l.activation.validate())?;
                 l.kernel.validate().and(l.bias_rules.validate())
