@@ -6,7 +6,7 @@ use super::{GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, Po
 use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
-use crate::graph::{B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, TimeKind, Value, Window};
+use crate::graph::{AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, Score, TimeKind, Value, Window};
 use crate::params::lstm_parameters;
 
 /// A layer in its place in a graph.
@@ -65,6 +65,15 @@ pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(V
         Layer::Permute(_) => {
             let steps = outputs[0].features().unwrap_or(0);
             graph.gather(Gather::Transpose { steps, axis: axis(outputs)? }, x)?
+        }
+        Layer::Attention(layer) => {
+            let (mut query, value) = (x, inputs[1].0);
+            let (key, mut scale) = (inputs.get(2).map_or(value, |i| i.0), parameters.first().copied());
+            if let (Score::Dot, Some(factor)) = (layer.score, scale) {
+                query = graph.elementwise(Expr::Input(0) * Expr::Input(1), &[query, factor])?;
+                scale = None;
+            }
+            graph.attention(AttentionOp { score: layer.score, causal: layer.causal }, query, key, value, scale)?
         }
         Layer::Merge(layer) => merge(graph, layer.kind, &inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
     };

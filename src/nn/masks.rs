@@ -78,6 +78,9 @@ impl Network {
                     return Err(Error::unsupported(error).within(&node.name));
                 }
                 Layer::Pooling(_) => Fill::None,
+                // Keras gives zeros for queries that a mask leaves out, and lets nothing see such keys.
+                Layer::Attention(_) if first == Fill::None => Fill::None,
+                Layer::Attention(_) => Fill::Zero,
                 Layer::Merge(_) if read.iter().all(|&r| r == first) => first.through(),
                 Layer::Merge(_) => Fill::Mixed,
                 Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {

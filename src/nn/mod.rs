@@ -10,11 +10,11 @@ pub mod network;
 pub mod sequential;
 
 pub use crate::config::{Activation, Direction};
-pub use crate::graph::{Padding, Window};
+pub use crate::graph::{Padding, Score, Window};
 pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub use layers::{
-    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind,
+    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind,
     Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
 };
 pub use lstm::{Lstm, MergeMode};

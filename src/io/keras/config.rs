@@ -4,7 +4,7 @@ use super::rules::{regularizer, rules};
 use crate::config::{Activation, Bias, Direction, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activate, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind,
+    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind,
     MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Window,
 };
 use serde_json::Value;
@@ -274,6 +274,13 @@ fn pooling1d(config: Object<'_>, kind: PoolingKind) -> Result<Pooling1D> {
     Ok(Pooling1D { kind, window })
 }
 
+fn attention(config: Object<'_>, layer: Attention, scale: bool) -> Result<Attention> {
+    if config.float("dropout", 0.0)? != 0.0 {
+        log::warn!("keras: {}: dropout of attention matters only to training, and is left out", config.place);
+    }
+    Ok(layer.scale(config.flag("use_scale", scale)?))
+}
+
 /// The layer that a class and its configuration say. Layers that pass on what they get are none.
 pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer>> {
     common(config)?;
@@ -318,6 +325,11 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
         "Masking" => Masking { value: config.float("mask_value", 0.0)? }.into(),
         "GlobalAveragePooling1D" => return pooling(PoolingKind::Average),
         "GlobalMaxPooling1D" => return pooling(PoolingKind::Max),
+        "Attention" => {
+            config.only("score_mode", &Value::from("dot"))?;
+            attention(config, Attention::dot(), false)?.into()
+        }
+        "AdditiveAttention" => attention(config, Attention::additive(), true)?.into(),
         "RepeatVector" => RepeatVector { count: config.size("n")? }.into(),
         "Flatten" => {
             config.only("data_format", &Value::from("channels_last"))?;

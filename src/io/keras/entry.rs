@@ -27,9 +27,10 @@ pub(super) type Reference<'a> = (&'a str, usize, usize);
 /// The tensor that each mask is made from, by the name of the operation that makes it.
 pub(super) type Masks<'a> = BTreeMap<&'a str, Reference<'a>>;
 
-/// Whether a layer is one of the two operations that Keras adds where an embedding or a masking makes a mask.
+/// Whether a layer is one of the operations that Keras adds where an embedding or a masking makes a mask, and where a
+/// layer passes it on.
 pub(super) fn is_mask(entry: &Entry<'_>) -> bool {
-    matches!(entry.class, "NotEqual" | "Any")
+    matches!(entry.class, "NotEqual" | "Any" | "ConvertToTensor")
 }
 
 pub(super) fn masks<'a>(entries: &[Entry<'a>]) -> Result<Masks<'a>> {
@@ -54,7 +55,7 @@ pub(super) fn mask_of<'a>(entry: &Entry<'a>, call: usize, masks: &Masks<'a>) -> 
     let node = Object { value: &entry.nodes[call], place: entry.name };
     tensors(node.get("kwargs").get("mask").unwrap_or(&Value::Null), &mut found);
     let Some(mut tensor) = found.first().copied() else { return Ok(None) };
-    for _ in 0..2 {
+    for _ in 0..=masks.len() {
         tensor = masks.get(tensor.0).copied().unwrap_or(tensor);
     }
     if found.len() > 1 || tensor == found[0] {

@@ -227,6 +227,10 @@ impl<'a> Reader<'a> {
         tensors(Object { value: &entry.nodes[call], place: entry.name }.get("args"), &mut read);
         let fills = self.network.fills()?;
         let Some(node) = self.network.nodes.last_mut() else { return Ok(()) };
+        if let Layer::Attention(l) = &mut node.layer {
+            let kwargs = Object { value: &entry.nodes[call], place: entry.name }.get("kwargs");
+            l.causal = kwargs.get("use_causal_mask") == Some(&Value::Bool(true));
+        }
         if let Layer::Embedding(l) = &mut node.layer {
             l.mask_zero &= read.first().is_some_and(|tensor| taken.contains(tensor));
         }
@@ -252,6 +256,9 @@ impl<'a> Reader<'a> {
                 match (key.as_str(), entry.class) {
                     ("initial_state", "LSTM" | "Bidirectional") => tensors(value, &mut found),
                     ("training", _) if value == &Value::Bool(false) => {}
+                    ("use_causal_mask", "Attention" | "AdditiveAttention") if value.is_boolean() => {}
+                    ("return_attention_scores", "Attention" | "AdditiveAttention")
+                        if value == &Value::Bool(false) => {}
                     ("mask", "LSTM" | "Bidirectional" | "GlobalAveragePooling1D") => {}
                     _ => {
                         let name = entry.name;
@@ -305,6 +312,15 @@ impl<'a> Reader<'a> {
                 if l.bias {
                     self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
                 }
+            }
+            Layer::Attention(l) if l.scale => {
+                let path = format!("{base}/vars/0");
+                let found = self.archive.weights.get(&path);
+                let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`")))?;
+                let values = Tensor::new(&[tensor.data.len()], tensor.data.clone())?;
+                self.used.insert(path.clone());
+                self.sources.insert(format!("{name}.scale"), path);
+                self.parameters.insert(format!("{name}.scale"), values);
             }
             Layer::LayerNormalization(l) => {
                 let roles = [(l.scale, "weight"), (l.center, "bias")];

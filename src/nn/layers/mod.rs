@@ -1,9 +1,11 @@
 //! The layers, as plain data with builders.
 
+mod attention;
 mod basic;
 mod merge;
 mod steps;
 
+pub use attention::Attention;
 pub use basic::{Activate, Dense, Dropout, Embedding, LayerNormalization, Masking};
 pub use merge::{Merge, MergeKind};
 pub use steps::{Conv1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
@@ -13,6 +15,7 @@ use super::network::Signal;
 use super::{Activation, Lstm, MergeMode};
 use crate::config::Direction;
 use crate::error::{Error, Result};
+use crate::graph::Score;
 use crate::params::{ParameterSpec, Regularizer};
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +102,8 @@ pub enum Layer {
     Reshape(Reshape),
     /// Steps and features change places.
     Permute(Permute),
+    /// Each step of one sequence sees those of another.
+    Attention(Attention),
     /// One value of several.
     Merge(Merge),
 }
@@ -116,7 +121,7 @@ layer!(
     Embedding => Embedding, Lstm => Lstm, Dense => Dense, Dropout => Dropout, Activate => Activation,
     LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D,
     Pooling => Pooling, RepeatVector => RepeatVector, Flatten => Flatten, Reshape => Reshape, Permute => Permute,
-    Merge => Merge
+    Attention => Attention, Merge => Merge
 );
 
 impl From<Activation> for Layer {
@@ -146,6 +151,8 @@ impl Layer {
             Self::Flatten(_) => "flatten",
             Self::Reshape(_) => "reshape",
             Self::Permute(_) => "permute",
+            Self::Attention(l) if l.score == Score::Additive => "additive_attention",
+            Self::Attention(_) => "attention",
             Self::Merge(l) => l.kind.class(),
         }
     }
@@ -158,6 +165,7 @@ impl Layer {
             Self::Dense(l) => l.name.as_deref(),
             Self::LayerNormalization(l) => l.name.as_deref(),
             Self::Conv1D(l) => l.name.as_deref(),
+            Self::Attention(l) => l.name.as_deref(),
             _ => None,
         }
     }
@@ -249,6 +257,7 @@ impl Layer {
                 let (steps, features, _) = steps::known_steps(floats(one()?)?, axes)?;
                 Signal::Sequence { features: steps, axis: axes.find(Steps::Fixed(features)), mirrored: false }
             }
+            Self::Attention(l) => l.output(inputs)?,
             Self::Merge(l) => l.output(inputs)?,
         };
         Ok(vec![output])
@@ -262,6 +271,7 @@ impl Layer {
             Self::Dense(l) => l.parameters(name, input),
             Self::LayerNormalization(l) => l.parameters(name, input),
             Self::Conv1D(l) => l.parameters(name, input),
+            Self::Attention(l) => l.parameters(name, input),
             _ => Vec::new(),
         }
     }
