@@ -11,7 +11,7 @@ use mnemon::graph::builder::{LstmOutputs, LstmWeights};
 use mnemon::graph::{B, Dim, Expr, Graph, N, Symbol, Value};
 use mnemon::optim::{Adam, Gate, Optimizer, clip_factor};
 use mnemon::params::random::Random;
-use mnemon::params::{DType, Initializer, ParameterSpec, Tensor, lstm_parameters};
+use mnemon::params::{DType, Initializer, ParameterSpec, Rules, Tensor, lstm_parameters};
 use mnemon::scheduler::{Batch, Capacity};
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ const LEARNING_RATE: f64 = 5e-3;
 
 fn parameters() -> Vec<ParameterSpec> {
     let uniform = Initializer::Uniform(1.0 / (HIDDEN as f32).sqrt());
-    let spec = |name: String, shape: Vec<usize>, initializer| ParameterSpec { name, shape, initializer };
+    let spec = |name: String, shape: Vec<usize>, initializer| Rules::default().spec(name, shape, initializer);
     let mut all = vec![spec("embedding.weight".into(), vec![DIGITS + 1, EMBEDDING], Initializer::Normal(1.0))];
     for layer in ["encoder", "decoder"] {
         let lstm = lstm_parameters(&LstmConfig::new(EMBEDDING, HIDDEN), 0);
@@ -70,16 +70,13 @@ fn training_graph(optimizer: &Optimizer) -> Result<Graph> {
     let decoded = lstm(g, "decoder", read, Some((encoded.h_n, encoded.c_n)))?;
     let y = logits(g, decoded.y)?;
     let loss = g.cross_entropy(y, written, None)?;
-    let mut named = Vec::new();
-    for spec in parameters() {
-        named.push((spec.name.clone(), g.persistent(&spec.name, &spec.shape)?));
-    }
-    let values: Vec<Value> = named.iter().map(|n| n.1).collect();
+    let specs = parameters();
+    let values = specs.iter().map(|spec| g.persistent(&spec.name, &spec.shape)).collect::<Result<Vec<Value>>>()?;
     let gradients = g.gradients(loss.mean, &values)?;
     let squares = g.sum_of_squares(&gradients)?;
     let scale = Some(clip_factor(g, squares, 1.0)?);
     let alive = g.elementwise(Expr::Input(0).is_finite(), &[squares])?;
-    optimizer.apply(g, &named, &gradients, Gate { scale, alive })?;
+    optimizer.apply(g, &specs, &gradients, Gate { scale, alive })?;
     g.output("loss", loss.mean)?;
     Ok(graph)
 }

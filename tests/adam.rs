@@ -5,7 +5,7 @@ use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{Expr, Graph, N, Value};
 use mnemon::optim::{Adam, Gate, Optimizer};
-use mnemon::params::{DType, Tensor};
+use mnemon::params::{DType, Initializer, ParameterSpec, Rules, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use safetensors::SafeTensors;
 
@@ -34,13 +34,14 @@ fn tensor(name: &str) -> Tensor {
 /// A graph under construction, and its parameters in the order in which they were added.
 struct Model {
     graph: Graph,
-    parameters: Vec<(String, Value)>,
+    parameters: Vec<(ParameterSpec, Value)>,
 }
 
 impl Model {
     fn parameter(&mut self, name: String) -> Result<Value> {
-        let value = self.graph.persistent(&name, tensor(&name).shape())?;
-        self.parameters.push((name, value));
+        let spec = Rules::default().spec(name.clone(), tensor(&name).shape().to_vec(), Initializer::Zeros);
+        let value = self.graph.persistent(&name, &spec.shape)?;
+        self.parameters.push((spec, value));
         Ok(value)
     }
 
@@ -61,7 +62,8 @@ impl Model {
         let by: Vec<Value> = self.parameters.iter().map(|p| p.1).collect();
         let gradients = self.graph.gradients(loss, &by)?;
         let alive = self.graph.elementwise(Expr::Const(1.0), &[loss])?;
-        adam.apply(&mut self.graph, &self.parameters, &gradients, Gate { scale: None, alive })
+        let specs: Vec<ParameterSpec> = self.parameters.iter().map(|p| p.0.clone()).collect();
+        adam.apply(&mut self.graph, &specs, &gradients, Gate { scale: None, alive })
     }
 }
 
@@ -77,7 +79,7 @@ fn losses(device: &Device, steps: usize) -> Result<Vec<f32>> {
     let mut model = Model { graph: Graph::new(), parameters: Vec::new() };
     model.step(&adam, input, output)?;
     let mut session = device.session()?;
-    for (name, _) in &model.parameters {
+    for (ParameterSpec { name, .. }, _) in &model.parameters {
         let first = tensor(name);
         for slot in model.graph.values().iter().filter(|v| v.name.ends_with(&format!(".{name}"))) {
             session.zero(&slot.name, first.shape(), DType::F32)?;

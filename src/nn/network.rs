@@ -375,6 +375,7 @@ impl Network {
         let inputs = self.input_signals()?.0;
         let (signals, axes) = self.signals_and_axes()?;
         self.parameters()?;
+        self.fills()?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));

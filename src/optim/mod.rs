@@ -5,8 +5,8 @@
 //! between runs (learning rate) is a scalar that the host computes in f64.
 
 use crate::error::{Error, Result};
-use crate::graph::{Expr, Graph, Value};
-use crate::params::ParameterSpec;
+use crate::graph::{Expr, Graph, Over, ReduceKind, Value};
+use crate::params::{Constraint, ParameterSpec};
 use serde::{Deserialize, Serialize};
 
 /// Where Adam adds its epsilon.
@@ -168,22 +168,23 @@ impl Optimizer {
         }
     }
 
-    /// Adds the updates of `parameters` and their slots by `gradients`.
+    /// Adds the updates of `parameters`, which the graph keeps by their names, and of their slots by `gradients`; each
+    /// then keeps to its constraint.
     pub fn apply(
         &self,
         graph: &mut Graph,
-        parameters: &[(String, Value)],
+        parameters: &[ParameterSpec],
         gradients: &[Value],
         gate: Gate,
     ) -> Result<()> {
         if parameters.len() != gradients.len() {
             return Err(Error::internal("optimizer: parameters and gradients differ in number"));
         }
-        for ((name, parameter), &gradient) in parameters.iter().zip(gradients) {
-            let shape = graph.shape(*parameter).clone();
-            let mut targets = vec![*parameter];
+        for (spec, &gradient) in parameters.iter().zip(gradients) {
+            let parameter = graph.persistent(&spec.name, &spec.shape)?;
+            let mut targets = vec![parameter];
             for prefix in self.prefixes() {
-                targets.push(graph.persistent(&format!("{prefix}{name}"), shape.clone())?);
+                targets.push(graph.persistent(&format!("{prefix}{}", spec.name), &spec.shape)?);
             }
             // Operands: the values that change, the gradient, alive, scale.
             let at = targets.len();
@@ -196,7 +197,12 @@ impl Optimizer {
             }
             let exprs = self.step(g).into_iter().enumerate();
             let guarded = exprs.map(|(i, new)| Expr::Input(at + 1).select(new, Expr::Input(i))).collect();
-            let updated = graph.elementwise_many(guarded, &operands)?;
+            let mut updated = graph.elementwise_many(guarded, &operands)?;
+            if let Some(constraint) = spec.constraint {
+                let kept = constrained(graph, constraint, updated[0])?;
+                let guarded = Expr::Input(2).select(Expr::Input(0), Expr::Input(1));
+                updated[0] = graph.elementwise(guarded, &[kept, parameter, gate.alive])?;
+            }
             for (target, value) in targets.into_iter().zip(updated) {
                 graph.update(target, value)?;
             }
@@ -225,6 +231,39 @@ impl Optimizer {
             }
         }
     }
+}
+
+/// What a norm is divided by besides itself, as Keras has it.
+const NORM_EPSILON: f32 = 1e-7;
+
+/// w where the constraint leaves it: norms are of rows, or of the whole of a vector.
+fn constrained(graph: &mut Graph, constraint: Constraint, w: Value) -> Result<Value> {
+    let (value, norm, number) = (Expr::Input(0), Expr::Input(1).sqrt(), Expr::Const);
+    if constraint == Constraint::NonNegative {
+        return graph.elementwise(value.max(number(0.0)), &[w]);
+    }
+    let shape = graph.shape(w).clone();
+    let (rows, squares) = match (shape.rank(), shape.rows(), shape.row_len()) {
+        (0 | 1, ..) => (w, graph.sum_of_squares(&[w])?),
+        (2, ..) => (w, graph.reduce(ReduceKind::SumOfSquares, Over::Columns, w)?),
+        (_, Some(rows), Some(columns)) => {
+            let rows = graph.view(w, [rows.clone(), columns.into()])?;
+            (rows, graph.reduce(ReduceKind::SumOfSquares, Over::Columns, rows)?)
+        }
+        _ => return Err(Error::internal("a parameter of unknown size")),
+    };
+    let divided = |wanted: Expr| value.clone() * wanted / (norm.clone() + number(NORM_EPSILON));
+    let within = |min: f32, max: f32| norm.clone().max(number(min)).min(number(max));
+    let expr = match constraint {
+        Constraint::MaxNorm(max) => divided(within(0.0, max)),
+        Constraint::UnitNorm => divided(number(1.0)),
+        Constraint::MinMaxNorm { min, max, rate } => {
+            divided(number(rate) * within(min, max) + number(1.0 - rate) * norm.clone())
+        }
+        Constraint::NonNegative => value.clone(),
+    };
+    let kept = graph.elementwise(expr, &[rows, squares])?;
+    if graph.shape(kept) == &shape { Ok(kept) } else { graph.view(kept, shape) }
 }
 
 /// The factor min(1, max / (√norm² + 1e-6)), as PyTorch clips, from the sum of squares of all gradients `[1]`.

@@ -55,8 +55,25 @@ impl Totals {
     }
 }
 
-/// Adds the input `y` and the loss of a model's output.
-fn append_loss(graph: &mut Graph, flow: &Flow, loss: Loss) -> Result<RowLoss> {
+/// Adds the input `y` and the loss of a model's output, with what regularisers add to it.
+fn append_loss(graph: &mut Graph, model: &Sequential, flow: &Flow, loss: Loss) -> Result<RowLoss> {
+    let plain = data_loss(graph, flow, loss)?;
+    let mut penalties = flow.penalties.clone();
+    for spec in model.parameters() {
+        let Some(regularizer) = spec.regularizer else { continue };
+        let parameter = graph.persistent(&spec.name, &spec.shape)?;
+        penalties.extend(graph.penalty(regularizer, parameter)?);
+    }
+    let Some(total) = (0..penalties.len()).map(Expr::Input).reduce(|a, b| a + b) else { return Ok(plain) };
+    let penalty = graph.elementwise(total, &penalties)?;
+    // The sum is what a mean over these rows and those of other batches is made of.
+    let weighted = Expr::Input(0) + Expr::Input(1) * Expr::Input(2);
+    let sum = graph.elementwise(weighted, &[plain.sum, penalty, plain.count])?;
+    let mean = graph.add(plain.mean, penalty)?;
+    Ok(RowLoss { sum, mean, ..plain })
+}
+
+fn data_loss(graph: &mut Graph, flow: &Flow, loss: Loss) -> Result<RowLoss> {
     let rows = if flow.sequence { N } else { B };
     if loss == Loss::CrossEntropy {
         let y = graph.input("y", [rows], DType::U32)?;
@@ -111,11 +128,9 @@ pub(super) fn training_graph(
     let mut graph = Graph::new();
     let g = &mut graph;
     let flow = model.build_graph(g, GraphOptions { training: true, state_prefix })?;
-    let loss = append_loss(g, &flow, loss)?;
+    let loss = append_loss(g, model, &flow, loss)?;
     let specs = model.parameters();
-    let parameters =
-        specs.iter().map(|p| Ok((p.name.clone(), g.persistent(&p.name, &p.shape)?))).collect::<Result<Vec<_>>>()?;
-    let values: Vec<Value> = parameters.iter().map(|p| p.1).collect();
+    let values = specs.iter().map(|p| g.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
     let gradients = g.gradients(loss.mean, &values)?;
     let squares = g.sum_of_squares(&gradients)?;
     let scale = clip_norm.map(|max| clip_factor(g, squares, max)).transpose()?;
@@ -135,7 +150,7 @@ pub(super) fn training_graph(
         let kept = g.elementwise(guarded, &[state, new, alive])?;
         g.update(state, kept)?;
     }
-    optimizer.apply(g, &parameters, &gradients, Gate { scale, alive })?;
+    optimizer.apply(g, &specs, &gradients, Gate { scale, alive })?;
     Ok(graph)
 }
 
@@ -150,7 +165,7 @@ pub(super) fn training_scalars(optimizer: &Optimizer, step: u32, learning_rate: 
 pub(super) fn evaluation_graph(model: &Sequential, loss: Loss, state_prefix: &str) -> Result<Graph> {
     let mut graph = Graph::new();
     let flow = model.build_graph(&mut graph, GraphOptions { training: false, state_prefix })?;
-    let loss = append_loss(&mut graph, &flow, loss)?;
+    let loss = append_loss(&mut graph, model, &flow, loss)?;
     EVALUATE.add(&mut graph, loss, None)?;
     flow.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
     Ok(graph)
