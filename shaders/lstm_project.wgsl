@@ -1,4 +1,4 @@
-// h of one timestep from what is projected, of all directions: h = W_hr m, zoneout, and h under its mask for the next step.
+// h of one timestep from what is projected, of all directions: h = W_hr m, or what y holds already; zoneout, and h under its mask for the next step.
 // One thread owns one element of h of one sequence. Grid = directions · sequences · R / 64.
 // #import grid
 // #import math
@@ -37,6 +37,9 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> h_n: array<f32>;         // [B, D, R], the running h under zoneout
 @group(0) @binding(6) var<storage, read> table: array<u32>;             // sample ids, first rows, lengths
 
+// Whether h is not projected: y holds it before zoneout.
+override IDENTITY: bool = false;
+
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -57,7 +60,10 @@ fn main(
     }
     let at = (row - params.piece_start) * params.directions + d;
     var h = 0.0;
-    for (var u = 0u; u < params.hidden; u++) {
+    if (IDENTITY) {
+        h = y[at * params.output + p];
+    }
+    for (var u = 0u; u < select(params.hidden, 0u, IDENTITY); u++) {
         h = fma(m[at * params.hidden + u], weights[(d * params.hidden + u) * params.padded + p], h);
     }
     let sequence = (b * params.directions + d) * params.output + p;

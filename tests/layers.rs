@@ -27,9 +27,8 @@ fn whole() -> Fit {
 fn regularisers_pull_and_are_part_of_the_loss() {
     for device in devices() {
         let mut model = Sequential::new(&device);
-        let kernel = Rules::default()
-            .initializer(Initializer::Constant(0.5))
-            .regularizer(Regularizer { l1: 0.25, l2: 0.125 });
+        let kernel =
+            Rules::default().initializer(Initializer::Constant(0.5)).regularizer(Regularizer { l1: 0.25, l2: 0.125 });
         model.add(Pooling::average()).add(Dense::new(3).kernel(kernel).bias(false).activity(Regularizer::l2(0.5)));
         model.compile(Sgd { learning_rate: 0.1, momentum: 0.0 }, Loss::MeanSquaredError).unwrap();
         // x is zero, so y is zero whatever W is.

@@ -44,7 +44,10 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> carry: array<f32>;       // dc [B, D, H], then dh_n or what zoneout hands on [B, D, R]
 @group(0) @binding(7) var<storage, read> table: array<u32>;             // sample ids, first rows, lengths
 @group(0) @binding(8) var<storage, read> peepholes: array<vec4<f32>>;   // [D, H] of p_i p_f p_o
-@group(0) @binding(9) var<storage, read_write> dprojected: array<f32>;  // [rows, D, R]
+@group(0) @binding(9) var<storage, read_write> dprojected: array<f32>;  // [rows, D, R], or [rows, D, H] below a projection
+
+// Whether what arrives before the projection is left in `dprojected` for another kernel.
+override NORMED: bool = false;
 
 // What arrives at h of one element, from its row of the product; zoneout's part is set aside.
 fn arrive(b: u32, d: u32, column: u32, product: f32, row: u32, time: u32) -> f32 {
@@ -183,7 +186,11 @@ fn finish_unproject(b: u32, d: u32, unit: u32, product: f32) {
     }
     let t = time_of(b, d, params.step);
     let row = table[params.offsets + t] + b;
-    if (holds(b, d, row)) {
+    if (NORMED) {
+        if (row >= params.piece_start && row < params.piece_end) {
+            dprojected[((row - params.piece_start) * params.directions + d) * params.hidden + unit] = product;
+        }
+    } else if (holds(b, d, row)) {
         differentiate(b, d, unit, product, row, params.start + t);
     }
 }

@@ -39,6 +39,8 @@ struct Params {
 
 // Whether y takes h before its projection, and another kernel goes on.
 override PROJECTS: bool = false;
+// Whether y takes the product alone, [rows, D, H] of i f g o, which another kernel normalises.
+override NORMED: bool = false;
 
 // The first row of direction d's weights.
 fn weights_of(d: u32) -> u32 {
@@ -57,6 +59,12 @@ fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
     }
     let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
     let sequence = (b * params.directions + d) * params.hidden + unit;
+    if (NORMED) {
+        for (var gate = 0u; gate < 4u; gate++) {
+            y[at * 4u + gate] = product[gate];
+        }
+        return;
+    }
     let sample = table[b];
     let time = params.start + t;
     let c_prev = c[sequence];

@@ -334,7 +334,7 @@ impl Run<'_> {
             }
             Op::Linear => products::linear(call),
             Op::MatMul => products::matmul(call),
-            Op::LstmInputGradient => products::lstm_input_gradient(call),
+            Op::LstmInputGradient { .. } => products::lstm_input_gradient(call),
             Op::WeightGradient => products::weight_gradient(call),
             Op::Embedding => rows::embedding(call),
             Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),

@@ -47,6 +47,7 @@ const COMMON: &[(&str, &str)] = &[
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
+    ("workgroup_sum", include_str!("../../shaders/common/workgroup_sum.wgsl")),
 ];
 
 /// Joins a generated prelude, the imported files and the shader into one WGSL source.

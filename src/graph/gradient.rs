@@ -182,7 +182,7 @@ impl Rule<'_> {
             }
             (
                 Op::LstmBackward(_)
-                | Op::LstmInputGradient
+                | Op::LstmInputGradient { .. }
                 | Op::LstmWeightGradient { .. }
                 | Op::WeightGradient
                 | Op::EmbeddingBackward { .. }
@@ -364,7 +364,7 @@ impl Rule<'_> {
         if let Some(x) = self.wants(forward::X) {
             let weights = (0..op.directions()).filter_map(|d| node.inputs[forward::parameter(d, WeightIh)]);
             let inputs: Vec<Value> = [dgates].into_iter().chain(weights).collect();
-            let gradient = self.graph.push_one(Op::LstmInputGradient, &inputs)?;
+            let gradient = self.graph.push_one(Op::LstmInputGradient { directions: op.directions() }, &inputs)?;
             self.pending.add(Some(x), gradient);
         }
         let product = if normed { back[backward::DPRODUCT] } else { dgates };

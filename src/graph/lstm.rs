@@ -258,11 +258,17 @@ pub(super) fn infer_lstm_backward(i: &Inputs<'_>, op: &LstmOp) -> Result<Vec<Out
 }
 
 /// dgates and, for each direction, W_ih; without any the products themselves are the input.
-pub(super) fn infer_input_gradient(i: &Inputs<'_>, inputs: &[Option<&ValueInfo>]) -> Result<Vec<OutputSpec>> {
+pub(super) fn infer_input_gradient(
+    i: &Inputs<'_>,
+    inputs: &[Option<&ValueInfo>],
+    directions: usize,
+) -> Result<Vec<OutputSpec>> {
     let (rows, columns) = i.gates(0)?;
-    let directions = inputs.len() - 1;
-    if directions == 0 {
+    if inputs.len() == 1 {
         return Ok(vec![float("dx", [rows.clone(), columns.into()])]);
+    }
+    if inputs.len() != 1 + directions {
+        return Err(Error::internal(format!("{} weights of {directions} directions", inputs.len() - 1)));
     }
     let (_, input) = i.matrix(1, "weight_ih")?;
     for d in 0..directions {

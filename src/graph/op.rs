@@ -49,7 +49,10 @@ pub enum Op {
     LstmBackward(LstmOp),
     /// dx `[N, I]`, the sum over directions of dgates W_ih, from dgates `[N, D·4H]` and each W_ih `[4H, I]`; without
     /// weights dgates in the order of rows, `[N, D·4H]` of blocks i f g o.
-    LstmInputGradient,
+    LstmInputGradient {
+        /// D.
+        directions: usize,
+    },
     /// A parameter's gradient, from what [`LstmPart`] says.
     LstmWeightGradient {
         /// Which parameter.
@@ -266,7 +269,7 @@ impl Op {
         match self {
             Op::Lstm(_) => "lstm",
             Op::LstmBackward(_) => "lstm_backward",
-            Op::LstmInputGradient => "lstm_input_gradient",
+            Op::LstmInputGradient { .. } => "lstm_input_gradient",
             Op::LstmWeightGradient { .. } => "lstm_weight_gradient",
             Op::Linear => "linear",
             Op::MatMul => "matmul",
@@ -297,7 +300,7 @@ impl Op {
         match self {
             Op::Lstm(op) => lstm::infer_lstm(&i, op),
             Op::LstmBackward(op) => lstm::infer_lstm_backward(&i, op),
-            Op::LstmInputGradient => lstm::infer_input_gradient(&i, inputs),
+            Op::LstmInputGradient { directions } => lstm::infer_input_gradient(&i, inputs, *directions),
             Op::LstmWeightGradient { part, direction, lstm } => {
                 lstm::infer_weight_gradient(&i, *part, lstm, *direction)
             }

@@ -6,7 +6,9 @@ use super::{GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, Po
 use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
-use crate::graph::{AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, Score, TimeKind, Value, Window};
+use crate::graph::{
+    AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, Score, TimeKind, Value, Window,
+};
 use crate::params::lstm_parameters;
 
 /// A layer in its place in a graph.

@@ -14,8 +14,8 @@ pub use crate::graph::{Padding, Score, Window};
 pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub use layers::{
-    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge, MergeKind,
-    Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
+    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge,
+    MergeKind, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::Fill;

@@ -246,7 +246,7 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
     Ok(match &call.step.op {
         Op::Lstm(op) => lstm_forward::lstm(call, op)?,
         Op::LstmBackward(op) => lstm_backward::lstm_backward(call, op)?,
-        Op::LstmInputGradient => one(lstm_gradients::input_gradient(call)?),
+        Op::LstmInputGradient { .. } => one(lstm_gradients::input_gradient(call)?),
         Op::LstmWeightGradient { part, direction, lstm } => {
             one(lstm_gradients::weight_gradient(call, *part, *direction, lstm)?)
         }

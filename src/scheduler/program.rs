@@ -344,9 +344,10 @@ fn always(op: &Op, position: usize, inputs: &[Option<Value>]) -> bool {
     let projects = |at: usize| inputs.get(at).is_some_and(Option::is_some);
     let normed = |op: &LstmOp| op.cell.layer_norm.is_some();
     match op {
-        Op::Lstm(_) => match position {
+        Op::Lstm(op) => match position {
             forward::HIDDEN => projects(forward::parameter(0, Parameter::WeightHr)),
-            forward::CELLS | forward::PRODUCT => false,
+            forward::CELLS => false,
+            forward::PRODUCT => normed(op),
             _ => true,
         },
         Op::LstmBackward(op) => match position {

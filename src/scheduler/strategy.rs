@@ -148,7 +148,7 @@ pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn 
             let rows = shape(1).and_then(|s| s.rows().cloned()).unwrap_or(N);
             vec![scratch("previous", [rows, columns.into()], DType::F32)]
         }
-        Op::LstmInputGradient if inputs.len() > 1 => {
+        Op::LstmInputGradient { .. } if inputs.len() > 1 => {
             let (rows, columns) = shape(1).map_or((0, 0), |s| (fixed(s, 0), fixed(s, 1)));
             let all: Vec<usize> = (1..inputs.len()).collect();
             vec![packed("packed", [all.len() * rows, quads(columns)], &all)]
@@ -196,7 +196,8 @@ fn lstm_sizes(weight_hh: Option<&Shape>) -> (usize, usize) {
     weight_hh.map_or((0, 0), |s| (fixed(s, 0) / GATES, fixed(s, 1)))
 }
 
-/// In this order: W_ih, U with a row of peepholes, biases, the state's two slots, W_hr; all directions together.
+/// In this order: W_ih, U with a row of peepholes, biases, the state's two slots, W_hr, what a normalised cell reads; all
+/// directions together.
 fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -> Vec<Workspace> {
     let d = op.directions();
     let all = |parameters: &[Parameter]| -> Vec<usize> {
@@ -218,10 +219,19 @@ fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -
             Some(_) => packed("packed_hr", [d * hidden, quads(r)], &all(&[Parameter::WeightHr])),
             None => none("packed_hr"),
         },
+        match op.cell.layer_norm {
+            Some(_) => packed("packed_norm", [d * hidden, NORM_VALUES], &all(&NORM_PARAMETERS)),
+            None => none("packed_norm"),
+        },
     ]
 }
 
-/// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr.
+/// Values that a normalised cell reads of a unit: three vectors of four.
+pub const NORM_VALUES: usize = 12;
+const NORM_PARAMETERS: [Parameter; 4] =
+    [Parameter::NormHh, Parameter::NormGain, Parameter::NormBias, Parameter::Peepholes];
+
+/// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr, what a normalised cell reads.
 fn lstm_backward_workspace<'a>(
     op: &LstmOp,
     target: &Target,
@@ -233,7 +243,9 @@ fn lstm_backward_workspace<'a>(
     let columns = |n| backward_columns(target, n);
     let projects = shape(backward::parameter(0, Parameter::WeightHr)).is_some();
     let none = |role| scratch(role, [1usize], DType::F32);
-    let slots = 2 * GATES * hidden + if projects { quads(r) } else { 0 };
+    let normed = op.cell.layer_norm.is_some();
+    // A normalised cell takes what arrives at h in a kernel of its own.
+    let slots = 2 * GATES * hidden + if projects || normed { quads(r) } else { 0 };
     vec![
         packed("packed_hh", [d * GATES * hidden, columns(r)], &all(Parameter::WeightHh)),
         scratch("dstate", [Dim::Fixed(d * slots), B], DType::F32),
@@ -247,6 +259,11 @@ fn lstm_backward_workspace<'a>(
             packed("packed_hr", [d * quads(r), columns(hidden)], &all(Parameter::WeightHr))
         } else {
             none("packed_hr")
+        },
+        if normed {
+            packed("packed_norm", [d * hidden, NORM_VALUES], &NORM_PARAMETERS.map(all).concat())
+        } else {
+            none("packed_norm")
         },
     ]
 }

@@ -217,17 +217,31 @@ fn lstms_of_every_activation() {
 /// A normalised cell on the executors that have it; a GPU says that it has not.
 #[test]
 fn lstms_with_layer_normalisation() {
-    for (direction, projection) in [(Direction::Both, None), (Direction::Reverse, Some(3))] {
-        let cell = Cell { layer_norm: Some(1e-5), peepholes: true, zoneout_h: 0.1, ..Cell::default() };
-        let config = LstmConfig::new(4, 9).cell(cell).direction(direction).projection(projection);
-        let case = kind_case(&[2, 0, 5, 1], &config, true);
-        check_on(&case, &devices()[..2]);
-        for gpu in common::gpus() {
-            let mut session = gpu.session().unwrap();
-            case.persistent.iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
-            let error = session.load(&case.graph, &Capacity::exactly(&case.batch)).err().expect("not yet on a GPU");
-            assert_eq!(error.kind(), mnemon::error::ErrorKind::Unsupported, "{error}");
-        }
+    const LENGTHS: [&[usize]; 3] = [&[2, 0, 5, 1], &[3; 17], &[4]];
+    for (at, (direction, projection, hidden)) in [
+        (Direction::Both, None, 9),
+        (Direction::Reverse, Some(3), 9),
+        (Direction::Forward, None, 67),
+        (Direction::Both, Some(18), 66),
+        (Direction::Forward, None, 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bit = |n: usize| at >> n & 1 == 1;
+        let cell = Cell {
+            layer_norm: Some(1e-2),
+            peepholes: !bit(0),
+            coupled: bit(1),
+            zoneout_h: if bit(0) { 0.1 } else { 0.0 },
+            zoneout_c: if bit(1) { 0.0 } else { 0.2 },
+            recurrent_dropout: if bit(0) { 0.3 } else { 0.0 },
+            gate: if bit(2) { Activation::ScaledTanh { alpha: 0.7, beta: 0.4 } } else { Activation::Sigmoid },
+            ..Cell::default()
+        };
+        let config = LstmConfig::new(4, hidden).cell(cell).direction(direction).projection(projection);
+        let config = config.bias(if bit(0) { Bias::None } else { Bias::Two });
+        check(&kind_case(LENGTHS[at % 3], &config, bit(0)));
     }
 }
 
@@ -500,6 +514,11 @@ fn large_tensors_are_split() {
     for device in common::gpus() {
         split(&device, &lstm_case(&[4, 9, 300, 17, 300, 1], 3, 5, Bias::Two, true, 1.0));
         split(&device, &axes_case(&axes::long()));
+        let cell = Cell { layer_norm: Some(1e-2), ..Cell::default() };
+        for projection in [None, Some(3)] {
+            let config = LstmConfig::new(3, 5).cell(cell).direction(Direction::Both).projection(projection);
+            split(&device, &kind_case(&[4, 9, 150, 17, 150, 1], &config, false));
+        }
     }
 }
 

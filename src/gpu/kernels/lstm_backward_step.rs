@@ -3,7 +3,8 @@
 
 use super::lstm_forward_step::{bounds, pieces_of_step};
 use super::{
-    Runner, input, kernel, lstm_backward_finish, lstm_constants, lstm_keys, output, params, reverse_bits, word,
+    Runner, input, kernel, lstm_backward_finish, lstm_constants, lstm_keys, lstm_norm_backward_cell,
+    lstm_norm_backward_gates, output, params, reverse_bits, word,
 };
 use crate::error::{Error, Result};
 use crate::gpu::executor::{Preparer, Run, Values};
@@ -55,7 +56,7 @@ macro_rules! kernels {
         [
             kernel!($stem, "main", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
             kernel!($stem, "arrive_h", Params, [Params, Read, Write, Absent, Absent, Read, Write, Read, Absent, Write]),
-            kernel!($stem, "unproject", Params, [Params, Read, Write, Write, Read, Absent, Write, Read, Read]),
+            kernel!($stem, "unproject", Params, [Params, Read, Write, Write, Read, Absent, Write, Read, Read, Write]),
         ]
     };
 }
@@ -73,8 +74,13 @@ pub(super) struct LstmBackward {
     op: LstmOp,
     /// By piece of this step's rows and piece of the rows of the step before; `None` at the first step.
     launches: BTreeMap<(usize, Option<usize>), Launch>,
-    /// By piece, where h is projected.
+    /// By piece, where h is projected or the cell normalised.
     arrive: Vec<Launch>,
+    /// As the launches, where the cell is normalised.
+    norm_cells: BTreeMap<(usize, Option<usize>), Launch>,
+    /// By piece, where the cell is normalised.
+    norm_gates: Vec<Launch>,
+    projects: bool,
     finish: Option<Launch>,
     /// Sequences and columns of one workgroup.
     block: [usize; 2],
@@ -94,14 +100,11 @@ pub(super) struct LstmBackward {
 
 impl LstmBackward {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, op: &LstmOp) -> Result<Self> {
-        if op.cell.layer_norm.is_some() {
-            return Err(Error::unsupported("layer normalisation inside a cell, on a GPU"));
-        }
         let values = preparer.values;
         let (gates, cells) = (input(step, at::GATES)?, input(step, at::CELLS)?);
         let weight_hh = input(step, at::parameter(0, Parameter::WeightHh))?;
         let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
-        let [packed, state, carry, peepholes, packed_hr] = [0, 1, 2, 3, 4].map(|w| step.workspace[w]);
+        let [packed, state, carry, peepholes, packed_hr, norms] = [0, 1, 2, 3, 4, 5].map(|w| step.workspace[w]);
         let projects = step.inputs[at::parameter(0, Parameter::WeightHr)].is_some();
         let (state, carry) = (values.view(state, 0)?, values.view(carry, 0)?);
         let peepholes = op.cell.peepholes.then(|| values.view(peepholes, 0)).transpose()?;
@@ -109,6 +112,7 @@ impl LstmBackward {
         let axis = row_axis(values.shape(gates));
         let (target, rows) = (&values.program.target, step_rows(values.program.capacity.sequences));
         let mut constants = lstm_constants(op);
+        let norm_constants = constants.clone();
         let finish = match step.outputs[at::DH0] {
             Some(dh0) => {
                 let (weights, dh0) = (values.view(packed, 0)?, values.view(dh0, 0)?);
@@ -130,11 +134,16 @@ impl LstmBackward {
             Broadcast::Subgroup => [4 * columns, columns, 1],
         };
         let away = pieces_away(values, axis);
+        let normed = op.cell.layer_norm.is_some();
+        constants.extend(normed.then_some(("NORMED", 1.0)));
         let (mut launches, mut arrive) = (BTreeMap::new(), Vec::new());
+        let (mut norm_cells, mut norm_gates) = (BTreeMap::new(), Vec::new());
         for p in 0..values.pieces(axis) {
             let (table, dy) = (Some(preparer.table(axis)), piece(step.inputs[at::DY], p)?);
-            if projects {
-                let dprojected = Some(values.view(output(step, at::DPROJECTED)?, p)?);
+            if projects || normed {
+                // Without a projection what arrives at h is what arrives at the cell's output.
+                let arrives = output(step, if projects { at::DPROJECTED } else { at::DCELL })?;
+                let dprojected = Some(values.view(arrives, p)?);
                 let weights = Some(values.view(packed, 0)?);
                 let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
                 arrive.push(preparer.launch_with(&kernels[1], "", None, &constants, &views)?);
@@ -148,8 +157,20 @@ impl LstmBackward {
                 let weights = Some(values.view(if projects { packed_hr } else { packed }, 0)?);
                 let gates = Some(values.view(gates, p)?);
                 let (state, carry) = (Some(state.clone()), Some(carry.clone()));
+                let dcell = step.outputs[at::DCELL].filter(|_| normed).map(|v| values.view(v, p)).transpose()?;
+                if normed {
+                    let normed = Some(values.view(output(step, at::CELL_NORMED)?, p)?);
+                    let norms = Some(values.view(norms, 0)?);
+                    let (gates, previous, carry) = (gates.clone(), previous.clone(), carry.clone());
+                    let views = [gates, previous, carry, table.clone(), norms, dcell.clone(), normed];
+                    let kernel = &lstm_norm_backward_cell::KERNEL;
+                    norm_cells.insert((p, q), preparer.launch_with(kernel, "", None, &norm_constants, &views)?);
+                }
+                if normed && (!projects || q.is_some_and(|q| q != p)) {
+                    continue; // one launch a piece unprojects
+                }
                 let launch = if projects {
-                    let views = [weights, state, gates, previous, carry, table.clone(), peepholes.clone()];
+                    let views = [weights, state, gates, previous, carry, table.clone(), peepholes.clone(), dcell];
                     preparer.launch_with(&kernels[2], "", None, &constants, &views)?
                 } else {
                     let views = [weights, state, gates, previous, dy.clone(), carry, table.clone(), peepholes.clone()];
@@ -158,10 +179,20 @@ impl LstmBackward {
                 launches.insert((p, q), launch);
             }
         }
+        for p in 0..if normed { values.pieces(axis) } else { 0 } {
+            let (product, dproduct) = (output(step, at::DGAINS)?, output(step, at::DPRODUCT)?);
+            let [gates, product, dproduct] =
+                [values.view(gates, p)?, values.view(product, p)?, values.view(dproduct, p)?];
+            let views = [gates, product, dproduct, state.clone(), preparer.table(axis), values.view(norms, 0)?];
+            norm_gates.push(preparer.launch(&lstm_norm_backward_gates::KERNEL, &views.map(Some))?);
+        }
         Ok(Self {
             op: *op,
             launches,
             arrive,
+            norm_cells,
+            norm_gates,
+            projects,
             finish,
             block,
             axis,
@@ -204,6 +235,69 @@ impl LstmBackward {
     }
 }
 
+impl LstmBackward {
+    /// One step back through a normalised cell, from what arrives at its output.
+    fn record_norm<'a>(
+        &'a self,
+        run: &Run<'_>,
+        out: &mut Recorder<'a>,
+        (s, active, result): (usize, usize, usize),
+        (pairs, pieces): (&BTreeSet<(usize, Option<usize>)>, &BTreeSet<usize>),
+    ) -> Result<()> {
+        let (axis, _, offsets) = run.axis(self.axis)?;
+        let (Some(axis), Some(number)) = (axis, self.axis) else {
+            return Err(Error::internal("gates without a time axis"));
+        };
+        let (rows, directions) = (run.values.piece_rows(self.axis), self.op.directions());
+        let [_, _, zoneout_c] = lstm_keys(&self.op, run);
+        let epsilon = self.op.cell.layer_norm.unwrap_or(0.0);
+        for &(p, q) in pairs {
+            let launch = self.norm_cells.get(&(p, q));
+            let launch = launch.ok_or_else(|| Error::internal("a step before lies too far away"))?;
+            let (piece_start, piece_end) = bounds(p, rows);
+            let (previous_start, previous_end) = q.map_or((0, 0), |q| bounds(q, rows));
+            let params = lstm_norm_backward_cell::Params {
+                hidden: word(self.hidden),
+                running: word(active),
+                step: word(s),
+                piece_start,
+                piece_end,
+                previous_start,
+                previous_end,
+                directions: word(directions),
+                reverse: reverse_bits(&self.op),
+                has_c0: u32::from(self.has_c0),
+                offsets,
+                lengths: run.lengths(number),
+                start: axis.start,
+                zoneout_c_x: zoneout_c[0],
+                zoneout_c_y: zoneout_c[1],
+                epsilon,
+            };
+            out.dispatch(launch, &params, active * directions);
+        }
+        for &p in pieces {
+            let (piece_start, piece_end) = bounds(p, rows);
+            let params = lstm_norm_backward_gates::Params {
+                hidden: word(self.hidden),
+                running: word(active),
+                step: word(s),
+                piece_start,
+                piece_end,
+                sequences: word(run.batch.sequences()),
+                directions: word(directions),
+                reverse: reverse_bits(&self.op),
+                result: word(result),
+                offsets,
+                lengths: run.lengths(number),
+                epsilon,
+            };
+            out.dispatch(&self.norm_gates[p], &params, active * directions);
+        }
+        Ok(())
+    }
+}
+
 impl Runner for LstmBackward {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let (axis, steps, offsets) = run.axis(self.axis)?;
@@ -220,8 +314,8 @@ impl Runner for LstmBackward {
                 None => out.clear(to.clone()),
             }
         }
-        let projects = !self.arrive.is_empty();
-        if projects {
+        let (projects, normed) = (self.projects, !self.norm_gates.is_empty());
+        if projects || normed {
             // The padding of what meets W_hr is read too.
             out.clear(self.state.clone());
         }
@@ -265,7 +359,7 @@ impl Runner for LstmBackward {
                 zoneout_c_x: zoneout_c[0],
                 zoneout_c_y: zoneout_c[1],
             };
-            if projects {
+            if projects || normed {
                 let below = 2 * slot;
                 let arrive = Params { result: word(below), ..params };
                 for piece in pieces_of_step(axis, &self.op, s, rows) {
@@ -284,7 +378,19 @@ impl Runner for LstmBackward {
                     ..params
                 };
             }
-            for (p, q) in self.pairs(axis, s, rows) {
+            let pairs = self.pairs(axis, s, rows);
+            if normed {
+                let pieces = pieces_of_step(axis, &self.op, s, rows);
+                for &p in pieces.iter().filter(|_| projects) {
+                    (params.piece_start, params.piece_end) = bounds(p, rows);
+                    let launch =
+                        self.launches.get(&(p, Some(p))).ok_or_else(|| Error::internal("a piece is missing"))?;
+                    out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
+                }
+                self.record_norm(run, out, (s, active, result), (&pairs, &pieces))?;
+                continue;
+            }
+            for (p, q) in pairs {
                 let launch = self.launches.get(&(p, q));
                 let launch = launch.ok_or_else(|| Error::internal("a step before lies too far away"))?;
                 (params.piece_start, params.piece_end) = bounds(p, rows);

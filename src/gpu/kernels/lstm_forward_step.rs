@@ -1,11 +1,13 @@
 //! One LSTM layer forward: the input projection of all rows, then one fused dispatch a timestep for all directions, and
 //! another where h is projected.
 
+use super::lstm_gates::Gates;
 use super::matmul::MatMul;
 use super::{
-    Runner, input, kernel, lstm_begin, lstm_constants, lstm_keys, lstm_project, output, params, reverse_bits, word,
+    Runner, kernel, lstm_begin, lstm_constants, lstm_keys, lstm_norm_forward, lstm_project, output, params,
+    reverse_bits, word,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::executor::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
@@ -58,10 +60,13 @@ const UNITS: usize = 64;
 /// A layer's forward pass by the *step* strategy.
 pub(super) struct LstmForward {
     op: LstmOp,
-    projection: MatMul,
+    /// W_ih x, or its products as they are given, into the gates.
+    input: Box<dyn Runner>,
     begin: Launch,
     pieces: Vec<Launch>,
-    /// What makes h of what the step leaves, where it is projected.
+    /// What normalises the step's product and goes on from there, where the cell is normalised.
+    norm: Vec<Launch>,
+    /// What makes h of what the step leaves, where it is projected or normalised.
     project: Vec<Launch>,
     /// Sequences of one workgroup.
     block: usize,
@@ -90,21 +95,19 @@ pub(super) fn pieces_of_step(axis: &Axis, op: &LstmOp, s: usize, piece_rows: usi
 
 impl LstmForward {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, op: &LstmOp) -> Result<Self> {
-        if op.cell.layer_norm.is_some() {
-            return Err(Error::unsupported("layer normalisation inside a cell, on a GPU"));
-        }
-        if step.inputs[forward::parameter(0, Parameter::WeightIh)].is_none() {
-            return Err(Error::unsupported("products that a layer takes in place of x, on a GPU"));
-        }
         let values = preparer.values;
-        let (x, gates) = (input(step, forward::X)?, output(step, forward::GATES)?);
+        let (x, gates) = (super::input(step, forward::X)?, output(step, forward::GATES)?);
         let (y, h_n, c_n) = (output(step, forward::Y)?, output(step, forward::H_N)?, output(step, forward::C_N)?);
-        let weight_hh = input(step, forward::parameter(0, Parameter::WeightHh))?;
+        let weight_hh = super::input(step, forward::parameter(0, Parameter::WeightHh))?;
         let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
         let projects = step.inputs[forward::parameter(0, Parameter::WeightHr)].is_some();
-        let [packed_ih, packed_hh, packed_bias, state, packed_hr] = [0, 1, 2, 3, 4].map(|w| step.workspace[w]);
+        let [packed_ih, packed_hh, packed_bias, state, packed_hr, norms] =
+            [0, 1, 2, 3, 4, 5].map(|w| step.workspace[w]);
         let columns = op.directions() * 4 * hidden;
-        let projection = MatMul::new(preparer, x, packed_ih, Some(packed_bias), gates, columns)?;
+        let input: Box<dyn Runner> = match step.inputs[forward::parameter(0, Parameter::WeightIh)] {
+            Some(_) => Box::new(MatMul::new(preparer, x, packed_ih, Some(packed_bias), gates, columns)?),
+            None => Box::new(Gates::into_units(preparer, x, packed_bias, gates, op.directions())?),
+        };
         let maybe = |at: usize| step.inputs[at].map(|v| values.view(v, 0)).transpose();
         let (h0, c0) = (maybe(forward::H0)?, maybe(forward::C0)?);
         let (has_h0, has_c0) = (h0.is_some(), c0.is_some());
@@ -118,11 +121,14 @@ impl LstmForward {
         let begin = preparer.launch_with(&lstm_begin::KERNEL, "", None, &constants, &begin_views)?;
         let (mut pieces, mut project) = (Vec::new(), Vec::new());
         let hiddens = if projects { output(step, forward::HIDDEN)? } else { y };
-        if projects {
+        let normed = op.cell.layer_norm.is_some();
+        if projects || normed {
+            let mut constants = constants.clone();
+            constants.extend((!projects).then_some(("IDENTITY", 1.0)));
             for p in 0..values.pieces(axis) {
                 let views = [
                     Some(values.view(packed_hr, 0)?),
-                    Some(values.view(hiddens, p)?),
+                    projects.then(|| values.view(hiddens, p)).transpose()?,
                     state.clone(),
                     Some(values.view(y, p)?),
                     h_n.clone(),
@@ -130,6 +136,24 @@ impl LstmForward {
                 ];
                 project.push(preparer.launch_with(&lstm_project::KERNEL, "", None, &constants, &views)?);
             }
+        }
+        let mut norm = Vec::new();
+        if normed {
+            let product = output(step, forward::PRODUCT)?;
+            for p in 0..values.pieces(axis) {
+                let views = [
+                    Some(values.view(product, p)?),
+                    Some(values.view(gates, p)?),
+                    Some(values.view(hiddens, p)?),
+                    c.clone(),
+                    step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
+                    table.clone(),
+                    Some(values.view(norms, 0)?),
+                ];
+                norm.push(preparer.launch_with(&lstm_norm_forward::KERNEL, "", None, &constants, &views)?);
+            }
+            constants.push(("NORMED", 1.0));
+        } else if projects {
             constants.push(("PROJECTS", 1.0));
         }
         let rows = step_rows(values.program.capacity.sequences);
@@ -145,7 +169,7 @@ impl LstmForward {
                 Some(values.view(packed_hh, 0)?),
                 state.clone(),
                 Some(values.view(gates, p)?),
-                Some(values.view(hiddens, p)?),
+                Some(values.view(if normed { output(step, forward::PRODUCT)? } else { hiddens }, p)?),
                 c.clone(),
                 step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
                 h_n.clone(),
@@ -156,13 +180,13 @@ impl LstmForward {
         let read = |value: usize| values.program.steps.iter().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
-        Ok(Self { op, projection, begin, pieces, project, block, axis, hidden, output: r, has_h0, has_c0, save })
+        Ok(Self { op, input, begin, pieces, norm, project, block, axis, hidden, output: r, has_h0, has_c0, save })
     }
 }
 
 impl Runner for LstmForward {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
-        self.projection.record(run, out)?;
+        self.input.record(run, out)?;
         let (axis, steps, offsets) = run.axis(self.axis)?;
         let (Some(axis), Some(number)) = (axis, self.axis) else { return Ok(()) };
         let (sequences, padded, directions) = (run.batch.sequences(), quads(self.output), self.op.directions());
@@ -222,6 +246,26 @@ impl Runner for LstmForward {
             for &piece in &pieces {
                 (params.piece_start, params.piece_end) = bounds(piece, piece_rows);
                 out.dispatch(&self.pieces[piece], &params, directions * row_blocks * unit_blocks);
+            }
+            for &piece in pieces.iter().filter(|_| !self.norm.is_empty()) {
+                let (piece_start, piece_end) = bounds(piece, piece_rows);
+                let params = lstm_norm_forward::Params {
+                    hidden: word(self.hidden),
+                    running: word(active),
+                    step: word(s),
+                    piece_start,
+                    piece_end,
+                    directions: word(directions),
+                    reverse,
+                    save_cells: u32::from(self.save[1]),
+                    offsets,
+                    lengths,
+                    start: axis.start,
+                    zoneout_c_x: zoneout_c[0],
+                    zoneout_c_y: zoneout_c[1],
+                    epsilon: self.op.cell.layer_norm.unwrap_or(0.0),
+                };
+                out.dispatch(&self.norm[piece], &params, active * directions);
             }
             for &piece in pieces.iter().filter(|_| !self.project.is_empty()) {
                 let (piece_start, piece_end) = bounds(piece, piece_rows);

@@ -17,6 +17,10 @@ mod lstm_backward_finish;
 mod lstm_backward_step;
 mod lstm_begin;
 mod lstm_forward_step;
+mod lstm_gates;
+mod lstm_norm_backward_cell;
+mod lstm_norm_backward_gates;
+mod lstm_norm_forward;
 mod lstm_peephole_gradient;
 mod lstm_previous;
 mod lstm_project;
@@ -149,6 +153,11 @@ pub const KERNELS: &[&Kernel] = &[
     &lstm_begin::KERNEL,
     &lstm_forward_step::KERNEL,
     &lstm_forward_step::SUBGROUP,
+    &lstm_gates::INTO,
+    &lstm_gates::BACK,
+    &lstm_norm_forward::KERNEL,
+    &lstm_norm_backward_cell::KERNEL,
+    &lstm_norm_backward_gates::KERNEL,
     &lstm_peephole_gradient::KERNEL,
     &lstm_previous::KERNEL,
     &lstm_project::KERNEL,
@@ -182,10 +191,10 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
     Ok(match &step.op {
         Op::Lstm(op) => Box::new(lstm_forward_step::LstmForward::prepare(preparer, step, op)?),
         Op::LstmBackward(op) => Box::new(lstm_backward_step::LstmBackward::prepare(preparer, step, op)?),
-        Op::LstmInputGradient if step.inputs.len() == 1 => {
-            return Err(Error::unsupported("the gradient of products that a layer takes in place of x, on a GPU"));
+        Op::LstmInputGradient { directions } if step.inputs.len() == 1 => {
+            Box::new(lstm_gates::Gates::back(preparer, step, *directions)?)
         }
-        Op::LstmInputGradient | Op::Linear | Op::MatMul => Box::new(matmul::MatMul::prepare(preparer, step)?),
+        Op::LstmInputGradient { .. } | Op::Linear | Op::MatMul => Box::new(matmul::MatMul::prepare(preparer, step)?),
         Op::LstmWeightGradient { part: LstmPart::Bias, .. } => {
             Box::new(reduce_rows::ReduceRows::prepare(preparer, step)?)
         }

@@ -8,7 +8,7 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
 use crate::scheduler::Step;
-use crate::scheduler::strategy::{Broadcast, broadcast, quads};
+use crate::scheduler::strategy::{Broadcast, NORM_VALUES, broadcast, quads};
 
 params!(Params {
     len: u32,
@@ -120,6 +120,7 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
                         Map::dense([quads(r), h, 4], [r, h, 4], [1, r, h * r], first)
                     }
                 }
+                5 => norm(d, h, parameter),
                 // [D][H] of i f g o
                 2 => Map::dense([1, h, 4], [1, h, 4], [0, 1, h], d * 4 * h),
                 // [D][H][padded R]
@@ -127,11 +128,12 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
             }
         }
         (Op::LstmBackward(_), _) => {
-            let (d, _) = of(backward::FIRST);
+            let (d, parameter) = of(backward::FIRST);
             let weight_hh = backward::parameter(0, Parameter::WeightHh);
             let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
             let broadcast = broadcast(&preparer.values.program.target);
             match (number, broadcast) {
+                (5, _) => norm(d, h, parameter),
                 // rows four by four: those of one unit side by side, or below each other with columns padded
                 (0, Broadcast::Memory) => Map::dense([h, r, 4], [h, r, 4], [r, 1, h * r], d * h * 4 * r),
                 (0, Broadcast::Subgroup) => {
@@ -149,7 +151,7 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
             }
         }
         // rows in the order of the gates, columns padded; directions below each other
-        (Op::LstmInputGradient, 0) => {
+        (Op::LstmInputGradient { .. }, 0) => {
             let (four_h, i) = (size(position, 0)?, size(position, 1)?);
             let h = four_h / 4;
             Map::dense([h, 4, quads(i)], [h, 4, i], [i, h * i, 1], (position - 1) * four_h * quads(i))
@@ -166,6 +168,18 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
         }
         _ => return Err(Error::internal(format!("workspace {number} of {} is not packed", step.op.name()))),
     })
+}
+
+/// [D][H] of the product's gain i f g o, the cell's gain and bias, peepholes i f o.
+fn norm(d: usize, h: usize, parameter: usize) -> Map {
+    let (count, stride, first) = match parameter {
+        p if p == Parameter::NormHh as usize => (4, h, 0),
+        p if p == Parameter::NormGain as usize => (1, 0, 4),
+        p if p == Parameter::NormBias as usize => (1, 0, 5),
+        _ => (3, h, 8),
+    };
+    let sizes = [h, 1, count];
+    Map { sizes, limits: sizes, strides: [1, 0, stride], first: d * h * NORM_VALUES + first, stride_to: NORM_VALUES }
 }
 
 impl Runner for Pack {

@@ -4,8 +4,8 @@ use super::rules::{regularizer, rules};
 use crate::config::{Activation, Bias, Direction, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind,
-    MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Window,
+    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge,
+    MergeKind, MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Window,
 };
 use serde_json::Value;
 

@@ -257,8 +257,7 @@ impl<'a> Reader<'a> {
                     ("initial_state", "LSTM" | "Bidirectional") => tensors(value, &mut found),
                     ("training", _) if value == &Value::Bool(false) => {}
                     ("use_causal_mask", "Attention" | "AdditiveAttention") if value.is_boolean() => {}
-                    ("return_attention_scores", "Attention" | "AdditiveAttention")
-                        if value == &Value::Bool(false) => {}
+                    ("return_attention_scores", "Attention" | "AdditiveAttention") if value == &Value::Bool(false) => {}
                     ("mask", "LSTM" | "Bidirectional" | "GlobalAveragePooling1D") => {}
                     _ => {
                         let name = entry.name;

@@ -52,7 +52,10 @@ impl Attention {
 
     pub(super) fn output(&self, inputs: &[Signal]) -> Result<Signal> {
         let [query, value, rest @ ..] = inputs else {
-            return Err(Error::shape(format!("expected queries, values and perhaps keys, got {} inputs", inputs.len())));
+            return Err(Error::shape(format!(
+                "expected queries, values and perhaps keys, got {} inputs",
+                inputs.len()
+            )));
         };
         let key = match rest {
             [] => value,
