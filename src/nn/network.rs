@@ -173,7 +173,7 @@ impl Network {
     /// Says that a sequence input never has more steps than this, which layers such as `Flatten` must know.
     pub fn fix_steps(&mut self, input: Port, steps: usize) -> Result<()> {
         let Port::Input(at) = input else { return Err(Error::argument("network: only inputs have a number of steps")) };
-        if steps == 0 || !self.input_signals()?.0.get(at).is_some_and(|s| s.axis().is_some()) {
+        if steps == 0 || self.input_signals()?.0.get(at).is_none_or(|s| s.axis().is_none()) {
             return Err(Error::argument(format!("network: expected a sequence of at least one step, got {steps}")));
         }
         self.steps.retain(|s| s.0 != at);
