@@ -312,7 +312,9 @@ fn a_callback_ends_training_and_stateful_layers_carry_their_state() {
     let same = Array3::<f32>::ones((64, 3, 1));
     let out = model.predict(&same).unwrap();
     assert_ne!(out[[0, 0]], out[[32, 0]]);
-    assert_eq!(out, model.predict(&same).unwrap(), "each call begins at zero");
+    assert_ne!(out, model.predict(&same).unwrap(), "each call goes on from the last");
+    model.reset_states().unwrap();
+    assert_eq!(out, model.predict(&same).unwrap(), "from states of zero");
 }
 
 /// y = w x with one weight and one sample: the loss (w x - y)² has the gradient 2 (w x - y) x, small enough here for the

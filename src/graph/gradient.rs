@@ -35,6 +35,17 @@ impl Graph {
         self.gradients_from(&[(loss, one)], with_respect_to)
     }
 
+    /// Whether `value` is computed from `from`, or is it.
+    pub fn depends(&self, value: Value, from: Value) -> bool {
+        let mut dependent = HashSet::from([from]);
+        for node in &self.nodes {
+            if node.inputs.iter().flatten().any(|v| dependent.contains(v)) {
+                dependent.extend(&node.outputs);
+            }
+        }
+        dependent.contains(&value)
+    }
+
     /// Adds the gradients of Σ output · upstream over the pairs (output, upstream) of equal shapes.
     pub fn gradients_from(&mut self, upstream: &[(Value, Value)], with_respect_to: &[Value]) -> Result<Vec<Value>> {
         let mut pending = Pending::default();

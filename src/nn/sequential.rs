@@ -48,14 +48,12 @@ pub struct Flow {
     pub input: Value,
     /// The last layer's output, `[N, features]` or `[B, features]`.
     pub output: Value,
-    /// Whether the output has a row a step.
-    pub sequence: bool,
+    /// The time axis of which the output has a row a step.
+    pub axis: Option<u8>,
     /// Features of the output.
     pub features: usize,
     /// Carried states with the values they take at the end of a run; the caller updates them.
     pub states: Vec<(Value, Value)>,
-    /// What outputs of layers add to a loss, each `[1]`.
-    pub penalties: Vec<Value>,
 }
 
 fn not_built() -> Error {
@@ -152,6 +150,12 @@ impl Sequential {
         Ok((&mut built.session, &mut built.programs[at].1))
     }
 
+    /// The session, and all programs that are kept.
+    pub(crate) fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
+        let built = self.built.as_mut().ok_or_else(not_built)?;
+        Ok((&mut built.session, built.programs.iter().map(|p| &p.1).collect()))
+    }
+
     /// The values of a parameter.
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         self.check_name(name)?;
@@ -185,20 +189,8 @@ impl Sequential {
                 "sequential: an output in reversed order; end with a layer that reverses it",
             ));
         }
-        let sequence = match signal.axis() {
-            Some(0) => true,
-            None => false,
-            Some(_) => return Err(Error::unsupported("sequential: an output on another time axis than the input's")),
-        };
         let features = signal.features().ok_or_else(|| Error::shape("sequential: the output must be floats"))?;
-        Ok(Flow {
-            input: built.inputs[0].0,
-            output,
-            sequence,
-            features,
-            states: built.states,
-            penalties: built.penalties,
-        })
+        Ok(Flow { input: built.inputs[0].0, output, axis: signal.axis(), features, states: built.states })
     }
 
     /// The layers as a network with the input `x` and the output `y`, for the steps it was built for.

@@ -1,59 +1,51 @@
 //! Samples on the host, checked once, and their batches.
 
-use super::Loss;
-use super::mask::{self, Kept};
+use super::mask;
+use super::pack::{Packed, check_inputs, pack};
+use super::{Loss, Objective};
 use crate::error::{Error, Result};
-use crate::nn::{Input, Network};
+use crate::nn::{Input, Network, Signal};
 use crate::params::{DType, Tensor};
-use crate::scheduler::{Batch, Capacity};
+use crate::scheduler::Capacity;
 use ndarray::ArrayViewD;
 
-/// What a model expects of targets.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Target {
-    pub(super) loss: Loss,
-    /// Whether there is one a step.
-    pub(super) sequence: bool,
-    /// Features of the model's output.
-    pub(super) features: usize,
-}
-
-/// x `[samples, T, F]` or tokens `[samples, T]`, and y where there are targets.
+/// Inputs of a network by name, each with a row a sample, and targets of its outputs.
 pub(super) struct Dataset {
     pub(super) samples: usize,
-    pub(super) steps: usize,
-    input: Input,
-    x: Tensor,
-    y: Option<(Tensor, Target)>,
-    /// The model, which may leave out steps by their values and make time axes of its own.
     network: Network,
-}
-
-/// Samples as a program takes them.
-pub(super) struct Samples {
-    pub(super) batch: Batch,
-    pub(super) x: Tensor,
-    pub(super) y: Option<Tensor>,
-    pub(super) kept: Option<Kept>,
+    inputs: Vec<(String, Input, Tensor)>,
+    /// How long each sequence of the first input is, where the caller says.
+    lengths: Option<Tensor>,
+    targets: Vec<(Objective, Signal, Tensor)>,
 }
 
 /// Refuses what is not finite, naming where it is.
-fn check_finite(name: &str, array: &ArrayViewD<'_, f32>) -> Result<()> {
-    match array.indexed_iter().find(|(_, v)| !v.is_finite()) {
+fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() == DType::U32 {
+        return Ok(());
+    }
+    match tensor.f32s()?.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
-        Some((at, v)) => {
-            let at = ndarray::Dimension::slice(&at).to_vec();
-            Err(Error::data(format!("{name}: expected finite values, got {v} at {at:?}")))
+        Some(place) => {
+            let (mut at, mut rest) = (Vec::new(), place);
+            for &size in tensor.shape().iter().rev() {
+                at.insert(0, rest % size);
+                rest /= size;
+            }
+            Err(Error::data(format!("{name}: expected finite values, got {} at {at:?}", tensor.f32s()?[place])))
         }
     }
 }
 
-/// The values as unsigned integers.
-fn integers(name: &str, array: &ArrayViewD<'_, f32>, shape: &[usize]) -> Result<Tensor> {
+/// An array as a tensor, of unsigned integers where it stands for tokens or classes.
+pub(super) fn tensor_of(name: &str, array: &ArrayViewD<'_, f32>, integers: bool) -> Result<Tensor> {
+    if !integers {
+        return Ok(Tensor::from_array(array.view()));
+    }
     let exact = |&v: &f32| (0.0..=16_777_216.0).contains(&v) && v.fract() == 0.0;
     match array.iter().find(|v| !exact(v)) {
         Some(v) => Err(Error::data(format!("{name}: expected integers of at least 0, got {v}"))),
-        None => Tensor::from_u32(shape, array.iter().map(|&v| v as u32).collect()),
+        None => Tensor::from_u32(array.shape(), array.iter().map(|&v| v as u32).collect()),
     }
 }
 
@@ -68,120 +60,116 @@ pub(super) fn input_of(x: &ArrayViewD<'_, f32>, tokens: bool) -> Result<Input> {
 }
 
 impl Dataset {
-    pub(super) fn new(x: &ArrayViewD<'_, f32>, input: Input, network: &Network) -> Result<Self> {
-        let found = input_of(x, input == Input::Tokens)?;
-        if found != input {
-            return Err(Error::shape(format!("x: the model was built for {input:?}, got {:?}", x.shape())));
-        }
-        if x.is_empty() {
+    /// Inputs in the network's order.
+    pub(super) fn new(
+        network: &Network,
+        inputs: Vec<(String, Input, Tensor)>,
+        lengths: Option<Tensor>,
+    ) -> Result<Self> {
+        let given: Vec<(&str, Input, &Tensor)> = inputs.iter().map(|(name, i, t)| (name.as_str(), *i, t)).collect();
+        if let Some((name, _, empty)) = given.iter().find(|g| g.2.is_empty()) {
+            let shape = empty.shape();
             return Err(Error::data(format!(
-                "x: expected at least one sample of at least one step, got {:?}",
-                x.shape()
+                "{name}: expected at least one sample of at least one step, got {shape:?}"
             )));
         }
-        check_finite("x", x)?;
-        let (samples, steps) = (x.shape()[0], x.shape()[1]);
-        if let Some((_, most)) = network.steps.iter().find(|s| s.1 < steps) {
-            return Err(Error::shape(format!("x: the model was built for at most {most} steps, got {steps}")));
-        }
+        let samples = check_inputs(network, &given)?;
+        given.iter().try_for_each(|(name, _, tensor)| check_finite(name, tensor))?;
         if u32::try_from(samples).is_err() {
-            return Err(Error::data(format!("x: more than {} samples", u32::MAX)));
+            return Err(Error::data(format!("{}: more than {} samples", given[0].0, u32::MAX)));
         }
-        let x = match input {
-            Input::Tokens => integers("x", x, x.shape())?,
-            Input::Features(_) | Input::Rows(_) => Tensor::from_array(x.view()),
-        };
-        Ok(Self { samples, steps, input, x, y: None, network: network.clone() })
+        Ok(Self { samples, network: network.clone(), inputs, lengths, targets: Vec::new() })
+    }
+
+    /// The numbers of steps of the longest sequences on each axis.
+    fn steps(&self) -> Result<Vec<usize>> {
+        let mut given = Vec::new();
+        for ((_, _, tensor), axis) in self.inputs.iter().zip(self.network.input_axes()?) {
+            if axis.is_some_and(|axis| axis as usize == given.len()) {
+                given.push(vec![tensor.shape()[1]]);
+            }
+        }
+        Ok(self.network.axes()?.lengths(&given, 1).into_iter().map(|l| l[0]).collect())
+    }
+
+    /// What tells apart data for which programs differ.
+    pub(super) fn key(&self) -> Result<String> {
+        Ok(format!("{:?}", self.steps()?))
     }
 
     /// Of programs for batches of `size` samples.
     pub(super) fn capacity(&self, size: usize) -> Result<Capacity> {
-        Ok(Capacity::exactly(&mask::batch(&self.network, &[vec![self.steps; size]], size)?))
+        let given: Vec<Vec<usize>> = self.steps()?.into_iter().map(|steps| vec![steps; size]).collect();
+        Ok(Capacity::exactly(&mask::batch(&self.network, &given, size)?))
     }
 
-    /// With targets.
-    pub(super) fn with_targets(mut self, y: &ArrayViewD<'_, f32>, target: Target) -> Result<Self> {
-        let mut wanted = vec![self.samples];
-        if target.sequence {
-            wanted.push(self.steps);
+    /// The steps of an output, where it has any.
+    pub(super) fn steps_of(&self, signal: Signal) -> Result<Option<usize>> {
+        let steps = self.steps()?;
+        Ok(signal.axis().map(|axis| steps.get(axis as usize).copied().unwrap_or(0)))
+    }
+
+    /// Adds the targets of an output.
+    pub(super) fn with_target(mut self, objective: Objective, y: Tensor) -> Result<Self> {
+        let name = objective.name.clone();
+        let signal = self.network.signal(self.network.outputs[objective.output].1)?;
+        let features = signal.features().ok_or_else(|| Error::shape(format!("{name}: the output must be floats")))?;
+        if signal.mirrored() {
+            return Err(Error::unsupported(format!("{name}: an output in reversed order has no loss")));
         }
-        if target.loss != Loss::CrossEntropy {
-            wanted.push(target.features);
+        let mut wanted = vec![self.samples];
+        wanted.extend(self.steps_of(signal)?);
+        if objective.loss != Loss::CrossEntropy {
+            wanted.push(features);
         }
         let without_one = |long: &[usize], short: &[usize]| long.last() == Some(&1) && long[..long.len() - 1] == *short;
         let same = y.shape() == wanted
             || without_one(&wanted, y.shape())
-            || (target.loss == Loss::CrossEntropy && without_one(y.shape(), &wanted));
+            || (objective.loss == Loss::CrossEntropy && without_one(y.shape(), &wanted));
         if !same {
+            let x = self.inputs[0].2.shape();
             return Err(Error::shape(format!(
-                "y: expected {wanted:?} for x of {:?} and the model's output, got {:?}",
-                self.x.shape(),
+                "{name}: expected {wanted:?} for {} of {x:?} and the model's output, got {:?}",
+                self.inputs[0].0,
                 y.shape()
             )));
         }
-        check_finite("y", y)?;
-        let probabilities = matches!(target.loss, Loss::BinaryCrossEntropy { .. } | Loss::CategoricalCrossEntropy);
-        if let Some(v) = y.iter().find(|v| probabilities && !(0.0..=1.0).contains(*v)) {
-            return Err(Error::data(format!("y: expected probabilities in [0, 1], got {v}")));
-        }
-        let y = match target.loss {
-            Loss::CrossEntropy => {
-                let y = integers("y", y, &wanted)?;
-                if let Some(class) = y.u32s()?.iter().find(|&&c| c as usize >= target.features) {
-                    return Err(Error::data(format!("y: expected classes below {}, got {class}", target.features)));
-                }
-                y
+        check_finite(&name, &y)?;
+        let y = y.reshape(&wanted)?;
+        if objective.loss == Loss::CrossEntropy {
+            let classes = y.u32s().map_err(|e| e.within(&name))?;
+            if let Some(class) = classes.iter().find(|&&c| c as usize >= features) {
+                return Err(Error::data(format!("{name}: expected classes below {features}, got {class}")));
             }
-            _ => Tensor::from_array(y.view()).reshape(&wanted)?,
-        };
-        self.y = Some((y, target));
+        } else {
+            let values = y.f32s().map_err(|e| e.within(&name))?;
+            let probabilities =
+                matches!(objective.loss, Loss::BinaryCrossEntropy { .. } | Loss::CategoricalCrossEntropy);
+            if let Some(v) = values.iter().find(|v| probabilities && !(0.0..=1.0).contains(*v)) {
+                return Err(Error::data(format!("{name}: expected probabilities in [0, 1], got {v}")));
+            }
+        }
+        self.targets.push((objective, signal, y));
         Ok(self)
     }
 
-    /// The batch of `rows`, with the tensors `x` and `y` packed for it.
-    pub(super) fn batch(&self, rows: &[usize]) -> Result<Samples> {
+    /// The targets' losses.
+    pub(super) fn objectives(&self) -> Vec<Objective> {
+        self.targets.iter().map(|t| t.0.clone()).collect()
+    }
+
+    /// The batch of `rows` as a program takes it, targets under their names.
+    pub(super) fn batch(&self, rows: &[usize]) -> Result<Packed> {
         let ids: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
-        let mut kept = None;
-        if self.network.masks() {
-            let x = take(&self.x, rows)?;
-            kept = mask::kept(&self.network, &[("x", self.input, &x)], None)?.pop();
+        let taken: Vec<Tensor> = self.inputs.iter().map(|i| take(&i.2, rows)).collect::<Result<_>>()?;
+        let given: Vec<(&str, Input, &Tensor)> =
+            self.inputs.iter().zip(&taken).map(|((name, input, _), t)| (name.as_str(), *input, t)).collect();
+        let lengths = self.lengths.as_ref().map(|l| take(l, rows)).transpose()?;
+        let mut packed = pack(&self.network, &given, lengths.as_ref(), Some(&ids))?;
+        for (objective, signal, y) in &self.targets {
+            packed.add(&objective.name, *signal, &take(y, rows)?)?;
         }
-        let lengths = kept.as_ref().map_or_else(|| vec![self.steps; rows.len()], Kept::lengths);
-        let batch = mask::batch(&self.network, &[lengths], rows.len())?.with_samples(&ids)?;
-        let x = self.pack(&batch, kept.as_ref(), &self.x, rows, true)?;
-        let targets = self.y.as_ref();
-        let y = targets.map(|(y, target)| self.pack(&batch, kept.as_ref(), y, rows, target.sequence)).transpose()?;
-        Ok(Samples { batch, x, y, kept })
-    }
-
-    /// Rows of `all` as a program takes them: `[N, ..]` of sequences, `[B, ..]` of single rows.
-    fn pack(&self, batch: &Batch, kept: Option<&Kept>, all: &Tensor, rows: &[usize], sequence: bool) -> Result<Tensor> {
-        let taken = take(all, rows)?;
-        let mut shape = taken.shape().to_vec();
-        let size: usize = shape[1..].iter().product();
-        if sequence {
-            shape.remove(0);
-            shape[0] = batch.axis(0)?.rows();
-        }
-        let width = if sequence { size / self.steps } else { size };
-        match taken.dtype() {
-            DType::F32 => Tensor::new(&shape, self.place(batch, kept, taken.f32s()?, width, sequence)?),
-            DType::U32 => Tensor::from_u32(&shape, self.place(batch, kept, taken.u32s()?, width, sequence)?),
-        }
-    }
-
-    fn place<V: Copy>(
-        &self,
-        batch: &Batch,
-        kept: Option<&Kept>,
-        data: &[V],
-        width: usize,
-        sequence: bool,
-    ) -> Result<Vec<V>> {
-        match sequence {
-            true => mask::pack(batch, 0, kept, data, self.steps, width),
-            false => Ok(batch.sort_rows(data, width)),
-        }
+        Ok(packed)
     }
 }
 

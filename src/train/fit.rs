@@ -1,25 +1,20 @@
 //! `compile`, `fit`, `evaluate` and `predict`.
 
-use super::Loss;
-use super::dataset::{Dataset, Samples, Target, input_of};
+use super::dataset::{Dataset, input_of, tensor_of};
+use super::learner::{self, Learner, Make};
 use super::mask;
-use super::monitor::{Monitor, not_finite};
-use super::step::{
-    EVALUATE, TRAIN, evaluation_graph, prediction_graph, training_graph, training_scalars, zero_slots, zero_states,
-};
+use super::step::prediction_graph;
+use super::{Loss, Objective};
+use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::nn::{GraphOptions, Layer, Network, Sequential};
+use crate::nn::{GraphOptions, Input, Layer, Network, Sequential};
 use crate::optim::Optimizer;
-use crate::params::random::Random;
 use ndarray::{ArrayBase, ArrayD, ArrayViewD, Data, Dimension, IxDyn};
-use std::ops::{ControlFlow, Range};
-use std::time::Instant;
+use std::ops::ControlFlow;
 
 /// Samples a batch where the caller does not say.
-const BATCH: usize = 32;
-/// The stream of random numbers that shuffles; parameters count theirs from 0.
-const SHUFFLE: u64 = 1 << 32;
+pub(super) const BATCH: usize = 32;
 
 /// How to fit.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +36,18 @@ pub struct Fit {
 impl Default for Fit {
     fn default() -> Self {
         Self { epochs: 1, batch_size: BATCH, shuffle: true, seed: 0, validation_split: 0.0, clip_norm: None }
+    }
+}
+
+impl Fit {
+    pub(super) fn validate(&self) -> Result<()> {
+        if self.batch_size == 0 || !(0.0..1.0).contains(&self.validation_split) {
+            return Err(Error::argument(format!(
+                "fit: batch_size must be at least 1 and validation_split in [0, 1), got {} and {}",
+                self.batch_size, self.validation_split
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -84,12 +91,7 @@ impl Sequential {
         optimizer.validate()?;
         loss.validate()?;
         if let Ok(session) = self.session() {
-            let names: Vec<String> =
-                session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();
-            for name in names {
-                let old = session.get(&name)?;
-                session.zero(&name, old.shape(), old.dtype())?;
-            }
+            clear_optimizer(session)?;
         }
         self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0 }));
         Ok(())
@@ -103,8 +105,8 @@ impl Sequential {
     /// Trains on x `[samples, T, features]` (tokens `[samples, T]` where the first layer is an embedding) and y
     /// `[samples, k]`, `[samples, T, k]`, or classes without the k. Builds the model first where it is not.
     ///
-    /// Stateful layers begin each epoch with a state of zero, carry it from batch to batch, and need unshuffled samples
-    /// in full batches.
+    /// Stateful layers carry their state from batch to batch, over epochs and calls, until [`Self::reset_states`]; they
+    /// need unshuffled samples in full batches.
     pub fn fit<S, D, R, E>(&mut self, x: &ArrayBase<S, D>, y: &ArrayBase<R, E>, fit: &Fit) -> Result<History>
     where
         S: Data<Elem = f32>,
@@ -141,32 +143,7 @@ impl Sequential {
     ) -> Result<History> {
         let loss = self.compiled()?.loss;
         let data = self.dataset(&x, Some((&y, loss)))?;
-        if fit.batch_size == 0 || !(0.0..1.0).contains(&fit.validation_split) {
-            return Err(Error::argument(format!(
-                "fit: batch_size must be at least 1 and validation_split in [0, 1), got {} and {}",
-                fit.batch_size, fit.validation_split
-            )));
-        }
-        let cut = data.samples - (data.samples as f64 * fit.validation_split) as usize;
-        let size = fit.batch_size.min(cut);
-        self.check_stateful(cut, size, fit.shuffle)?;
-        let mut run = TrainingRun { data: &data, fit, cut, size, monitor: Monitor::default() };
-        run.prepare(self)?;
-        let mut history = History::default();
-        for _ in 0..fit.epochs {
-            let start = Instant::now();
-            let loss_value = run.epoch(self)?;
-            let val_loss =
-                (cut < data.samples).then(|| self.evaluate_rows(&data, cut..data.samples, loss, size)).transpose()?;
-            history.loss.push(loss_value);
-            history.val_loss.extend(val_loss);
-            let epoch = self.compiled()?.epoch as usize;
-            let epoch = Epoch { epoch, loss: loss_value, val_loss, seconds: start.elapsed().as_secs_f64() };
-            if on_epoch(&epoch).is_break() {
-                break;
-            }
-        }
-        Ok(history)
+        learner::fit(self, &data, fit, on_epoch)
     }
 
     /// Checks data against the model, which is built first where it is not.
@@ -177,21 +154,24 @@ impl Sequential {
             self.build_for(input, steps)?;
         }
         let Some(input) = self.input() else { return Err(Error::internal("sequential: not built")) };
-        let data = Dataset::new(x, input, &self.network(input)?)?;
+        let tokens = input == Input::Tokens;
+        let found = input_of(x, tokens)?;
+        if found != input {
+            return Err(Error::shape(format!("x: the model was built for {input:?}, got {:?}", x.shape())));
+        }
+        let x = tensor_of("x", x, tokens)?;
+        let data = Dataset::new(&self.network(input)?, vec![("x".to_string(), input, x)], None)?;
         let Some((y, loss)) = targets else { return Ok(data) };
-        let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
-        data.with_targets(y, Target { loss, sequence: flow.sequence, features: flow.features })
+        data.with_target(Objective::sole(loss), tensor_of("y", y, loss == Loss::CrossEntropy)?)
     }
 
-    fn check_stateful(&self, samples: usize, batch: usize, shuffle: bool) -> Result<()> {
-        let stateful = self.layers().iter().any(|l| matches!(l, Layer::Lstm(l) if l.stateful));
-        if stateful && (shuffle || !samples.is_multiple_of(batch.max(1))) {
-            return Err(Error::argument(format!(
-                "sequential: a stateful lstm needs `shuffle: false` and full batches, got shuffle {shuffle} and {samples} \
-                 samples in batches of {batch}"
-            )));
+    /// Zeroes the states that stateful layers carry from batch to batch and from call to call. Training has states of its
+    /// own, so that validation does not disturb them; both are zeroed.
+    pub fn reset_states(&mut self) -> Result<()> {
+        if self.input().is_none() {
+            return Ok(()); // nothing is carried yet
         }
-        Ok(())
+        learner::reset_states(self)
     }
 
     /// The loss over x and y, without dropout.
@@ -204,124 +184,90 @@ impl Sequential {
     {
         let loss = self.compiled()?.loss;
         let data = self.dataset(&x.view().into_dyn(), Some((&y.view().into_dyn(), loss)))?;
-        self.evaluate_rows(&data, 0..data.samples, loss, BATCH)
-    }
-
-    fn evaluate_rows(&mut self, data: &Dataset, rows: Range<usize>, loss: Loss, batch_size: usize) -> Result<f32> {
-        let size = batch_size.min(rows.len());
-        self.check_stateful(rows.len(), size, false)?;
-        let key = format!("evaluate {loss:?} {size} {}", data.steps);
-        let (session, program) = self.program(&key, |model| {
-            let graph = evaluation_graph(model, loss, &format!("evaluate.{size}."))?;
-            EVALUATE.zero(model.session()?)?;
-            model.session()?.load(&graph, &data.capacity(size)?)
-        })?;
-        EVALUATE.zero(session)?;
-        zero_states(session, program)?;
-        let rows: Vec<usize> = rows.collect();
-        for chunk in rows.chunks(size) {
-            let Samples { batch, x, y, .. } = data.batch(chunk)?;
-            let y = y.ok_or_else(|| Error::internal("evaluate: no targets"))?;
-            session.run(program, &batch, &[("x", &x), ("y", &y)])?;
-        }
-        EVALUATE.mean(session)
+        learner::evaluate(self, &data, 0..data.samples, BATCH)
     }
 
     /// The model's output for x: `[samples, k]`, or `[samples, T, k]` where it gives sequences.
     pub fn predict<S: Data<Elem = f32>, D: Dimension>(&mut self, x: &ArrayBase<S, D>) -> Result<ArrayD<f32>> {
         let data = self.dataset(&x.view().into_dyn(), None)?;
         let size = BATCH.min(data.samples);
-        self.check_stateful(data.samples, size, false)?;
-        let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
         let input = self.input().ok_or_else(|| Error::internal("sequential: not built"))?;
-        let fill = self.network(input)?.output_fills()?[0];
-        let (session, program) = self.program(&format!("predict {size} {}", data.steps), |model| {
-            let (graph, _) = prediction_graph(model, &format!("evaluate.{size}."))?;
+        let network = self.network(input)?;
+        check_stateful(&network, data.samples, size, false)?;
+        let flow = self.build_graph(&mut Graph::new(), GraphOptions::default())?;
+        let fill = network.output_fills()?[0];
+        let (session, program) = self.program(&format!("predict {size} {}", data.key()?), |model| {
+            let (graph, _) = prediction_graph(model, &format!("infer.{size}."))?;
             model.session()?.load(&graph, &data.capacity(size)?)
         })?;
-        zero_states(session, program)?;
         let rows: Vec<usize> = (0..data.samples).collect();
         let mut all = Vec::new();
         for chunk in rows.chunks(size) {
-            let Samples { batch, x, kept, .. } = data.batch(chunk)?;
-            session.run(program, &batch, &[("x", &x)])?;
-            if kept.as_ref().is_some_and(|k| flow.sequence && mask::needs_zero_row(k, fill)) {
+            let packed = data.batch(chunk)?;
+            session.run(program, &packed.batch, &packed.named(program))?;
+            let (batch, kept) = (&packed.batch, flow.axis.and_then(|axis| packed.kept.get(axis as usize)));
+            if kept.is_some_and(|k| mask::needs_zero_row(k, fill)) {
                 return Err(Error::unsupported(
                     "predict: what layers over an LSTM give at masked steps needs a `Model` of the network",
                 ));
             }
-            let packed = session.output(program, "y")?.into_f32s()?;
-            all.extend(match flow.sequence {
-                true => mask::unpack(&batch, 0, kept.as_ref(), &packed, flow.features, (fill, &[]))?,
-                false => batch.unsort_rows(&packed, flow.features),
+            let values = session.output(program, "y")?.into_f32s()?;
+            all.extend(match flow.axis {
+                Some(axis) => mask::unpack(batch, axis, kept, &values, flow.features, (fill, &[]))?,
+                None => batch.unsort_rows(&values, flow.features),
             });
         }
         let mut shape = vec![data.samples, flow.features];
-        if flow.sequence {
-            shape.insert(1, data.steps);
+        if let Some(steps) = data.steps_of(network.signal(network.outputs[0].1)?)? {
+            shape.insert(1, steps);
         }
         ArrayD::from_shape_vec(IxDyn(&shape), all).map_err(|e| Error::internal(format!("predict: {e}")))
     }
 }
 
-/// One call of `fit`.
-struct TrainingRun<'a> {
-    data: &'a Dataset,
-    fit: &'a Fit,
-    /// Samples before this one are trained on.
-    cut: usize,
-    size: usize,
-    monitor: Monitor,
+impl Learner for Sequential {
+    fn network(&self) -> Result<Network> {
+        Self::network(self, self.input().ok_or_else(|| Error::argument("sequential: the model is not built"))?)
+    }
+
+    fn session(&mut self) -> Result<&mut Session> {
+        Self::session(self)
+    }
+
+    fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
+        Self::program(self, key, |model| make(Self::session(model)?))
+    }
+
+    fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
+        Self::programs(self)
+    }
+
+    fn compiled(&self) -> Result<Compiled> {
+        Self::compiled(self)
+    }
+
+    fn keep(&mut self, compiled: Compiled) {
+        self.compiled = Some(Box::new(compiled));
+    }
 }
 
-impl TrainingRun<'_> {
-    /// Makes what training keeps on the device where it is not there yet.
-    fn prepare(&self, model: &mut Sequential) -> Result<()> {
-        let slots = model.compiled()?.optimizer.slots(&model.parameters());
-        let session = model.session()?;
-        let missing: Vec<_> = slots.into_iter().filter(|(slot, _)| !session.names().any(|n| n == slot)).collect();
-        zero_slots(session, &missing)
-    }
+/// Zeroes what an optimiser has kept.
+pub(super) fn clear_optimizer(session: &mut Session) -> Result<()> {
+    let names: Vec<String> = session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();
+    names.into_iter().try_for_each(|name| {
+        let old = session.get(&name)?;
+        session.zero(&name, old.shape(), old.dtype())
+    })
+}
 
-    fn epoch(&mut self, model: &mut Sequential) -> Result<f32> {
-        let Compiled { optimizer, loss, step: first, epoch } = model.compiled()?;
-        let order = match self.fit.shuffle {
-            true => Random::new(self.fit.seed, SHUFFLE + u64::from(epoch)).permutation(self.cut),
-            false => (0..self.cut).collect(),
-        };
-        let (size, clip) = (self.size, self.fit.clip_norm);
-        let key = format!("train {optimizer:?} {loss:?} {clip:?} {size} {}", self.data.steps);
-        let (session, program) = model.program(&key, |model| {
-            let graph = training_graph(model, &optimizer, loss, clip, &format!("train.{size}."))?;
-            model.session()?.load(&graph, &self.data.capacity(size)?)
-        })?;
-        TRAIN.zero(session)?;
-        zero_states(session, program)?;
-        let mut step = first;
-        let mut bad = None;
-        for rows in order.chunks(size) {
-            let Samples { batch, x, y, .. } = self.data.batch(rows)?;
-            let y = y.ok_or_else(|| Error::internal("fit: no targets"))?;
-            let mut batch = batch.at_step(self.fit.seed, step);
-            for (name, value) in training_scalars(&optimizer, step, optimizer.learning_rate()) {
-                batch.set_scalar(name, value);
-            }
-            session.run(program, &batch, &[("x", &x), ("y", &y)])?;
-            step += 1;
-            bad = self.monitor.after_step(session)?;
-            if bad.is_some() {
-                break;
-            }
-        }
-        if bad.is_none() {
-            bad = self.monitor.now(session)?;
-        }
-        if let Some(bad) = bad {
-            model.compiled = Some(Box::new(Compiled { optimizer, loss, step: bad, epoch }));
-            return Err(not_finite(bad));
-        }
-        let mean = TRAIN.mean(session)?;
-        model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch: epoch + 1 }));
-        Ok(mean)
+/// Refuses batches over which a state cannot be carried.
+pub(super) fn check_stateful(network: &Network, samples: usize, batch: usize, shuffle: bool) -> Result<()> {
+    let stateful = network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful));
+    if stateful && (shuffle || !samples.is_multiple_of(batch.max(1))) {
+        return Err(Error::argument(format!(
+            "a stateful lstm needs `shuffle: false` and full batches, got shuffle {shuffle} and {samples} samples in \
+             batches of {batch}"
+        )));
     }
+    Ok(())
 }

@@ -1,13 +1,16 @@
 //! Training: `compile`, `fit`, `evaluate`, `predict`, `save` and `load` of [`Sequential`](crate::nn::Sequential),
 //! character language models, and [`Model`], which runs any network.
 
+mod compile;
 mod dataset;
 mod fit;
 mod generate;
 mod language;
+mod learner;
 mod mask;
 mod model;
 mod monitor;
+mod pack;
 mod save;
 mod step;
 mod trainer;
@@ -44,6 +47,23 @@ pub enum Loss {
     CategoricalCrossEntropy,
     /// The mean of `-ln softmax(logits)[y]` with classes y; the model's last layer gives logits.
     CrossEntropy,
+}
+
+/// A loss of one of a network's outputs.
+#[derive(Debug, Clone, PartialEq)]
+struct Objective {
+    /// The output's number.
+    output: usize,
+    /// What the target is called among a program's inputs.
+    name: String,
+    loss: Loss,
+}
+
+impl Objective {
+    /// Of the only output of layers in a row.
+    fn sole(loss: Loss) -> Self {
+        Self { output: 0, name: "y".to_string(), loss }
+    }
 }
 
 impl Loss {

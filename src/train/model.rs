@@ -1,6 +1,10 @@
 //! Any network on a device: run as it is, with a loss and its gradients, or going on from a prompt.
 
-use super::mask::{self, Kept};
+use super::Loss;
+use super::fit::{Compiled, clear_optimizer};
+use super::learner::Make;
+use super::mask;
+use super::pack::{Given, Packed, check_inputs, pack};
 use super::save::check_shape;
 use super::step::zero_states;
 use crate::device::{Device, Executable, Session};
@@ -35,15 +39,11 @@ pub struct Model {
     network: Network,
     specs: Vec<ParameterSpec>,
     session: Session,
-    programs: Vec<(Task, Capacity, Executable)>,
-}
-
-/// Inputs as a program takes them.
-struct Packed {
-    batch: Batch,
-    tensors: Vec<(String, Tensor)>,
-    /// For each time axis that inputs have, which steps are kept of how many.
-    kept: Vec<Kept>,
+    /// Programs by what they compute and for what sizes.
+    programs: Vec<(String, Executable)>,
+    compiled: Option<Compiled>,
+    /// The loss of each output that is trained.
+    losses: Vec<(usize, Loss)>,
 }
 
 impl Model {
@@ -58,12 +58,65 @@ impl Model {
             check_shape(&spec.name, tensor.shape(), &spec.shape)?;
             session.set(&spec.name, tensor)?;
         }
-        Ok(Self { network: network.clone(), specs, session, programs: Vec::new() })
+        let (programs, losses) = (Vec::new(), Vec::new());
+        Ok(Self { network: network.clone(), specs, session, programs, compiled: None, losses })
     }
 
     /// Its layers.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// The values of all parameters as they are now.
+    pub fn parameters(&mut self) -> Result<Named> {
+        let names = self.specs.iter().map(|s| s.name.clone());
+        names.map(|name| Ok((name.clone(), self.session.get(&name)?))).collect()
+    }
+
+    pub(super) fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    pub(super) fn kept_program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
+        let at = match self.programs.iter().position(|p| p.0 == key) {
+            Some(at) => at,
+            None => {
+                let executable = make(&mut self.session)?;
+                self.keep_program(key.to_string(), executable)
+            }
+        };
+        Ok((&mut self.session, &mut self.programs[at].1))
+    }
+
+    pub(super) fn kept_programs(&mut self) -> (&mut Session, Vec<&Executable>) {
+        (&mut self.session, self.programs.iter().map(|p| &p.1).collect())
+    }
+
+    pub(super) fn compiled_as(&self) -> Option<Compiled> {
+        self.compiled
+    }
+
+    pub(super) fn losses(&self) -> &[(usize, Loss)] {
+        &self.losses
+    }
+
+    pub(super) fn set_progress(&mut self, compiled: Compiled) {
+        self.compiled = Some(compiled);
+    }
+
+    /// Chooses how to train, with optimiser state that begins anew.
+    pub(super) fn set_compiled(&mut self, compiled: Compiled, losses: Vec<(usize, Loss)>) -> Result<()> {
+        clear_optimizer(&mut self.session)?;
+        (self.compiled, self.losses) = (Some(compiled), losses);
+        Ok(())
+    }
+
+    /// The number of the one output called `name`.
+    pub(super) fn one_output(&self, name: &str) -> Result<usize> {
+        match self.output_named(name).as_deref() {
+            Some(&[one]) => Ok(one),
+            _ => Err(Error::argument(format!("model: there is no one output `{name}`, only {:?}", self.outputs()))),
+        }
     }
 
     /// Which output `name` is: by its own name, by the name of what its parts `name[0]`, `name[1]` make, or as `y`, the
@@ -152,10 +205,10 @@ impl Model {
         packed.tensors.push(("targets".to_string(), Tensor::from_u32(&[values.len()], values)?));
         let at = self.program(&Task::Gradients(output), &packed.batch)?;
         self.start(at, &packed)?;
-        let loss = self.session.output(&self.programs[at].2, "loss")?.into_f32s()?[0];
+        let loss = self.session.output(&self.programs[at].1, "loss")?.into_f32s()?[0];
         let mut gradients = Named::new();
         for spec in &self.specs {
-            let tensor = self.session.output(&self.programs[at].2, &format!("grad.{}", spec.name))?;
+            let tensor = self.session.output(&self.programs[at].1, &format!("grad.{}", spec.name))?;
             gradients.insert(spec.name.clone(), tensor);
         }
         Ok((loss, gradients))
@@ -181,7 +234,7 @@ impl Model {
         while read.len() < steps {
             let batch = Batch::dense(given.len(), 1)?;
             let at = self.program(&Task::Greedy(output), &batch)?;
-            let program = &mut self.programs[at].2;
+            let program = &mut self.programs[at].1;
             if std::mem::take(&mut reset) {
                 zero_states(&mut self.session, program)?;
             }
@@ -224,16 +277,21 @@ impl Model {
         if self.network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful)) {
             capacity.sequences = batch.sequences();
         }
-        if let Some(at) = self.programs.iter().position(|p| &p.0 == task && p.1 == capacity) {
+        let key = format!("{task:?} {capacity:?}");
+        if let Some(at) = self.programs.iter().position(|p| p.0 == key) {
             return Ok(at);
         }
         let graph = self.graph(task)?;
         let executable = self.session.load(&graph, &capacity)?;
+        Ok(self.keep_program(key, executable))
+    }
+
+    fn keep_program(&mut self, key: String, executable: Executable) -> usize {
         if self.programs.len() >= PROGRAMS {
             self.programs.remove(0);
         }
-        self.programs.push((task.clone(), capacity, executable));
-        Ok(self.programs.len() - 1)
+        self.programs.push((key, executable));
+        self.programs.len() - 1
     }
 
     fn graph(&self, task: &Task) -> Result<Graph> {
@@ -278,8 +336,9 @@ impl Model {
     }
 
     fn start(&mut self, program: usize, packed: &Packed) -> Result<()> {
-        let inputs: Vec<(&str, &Tensor)> = packed.tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
-        self.session.run(&mut self.programs[program].2, &packed.batch, &inputs)
+        let program = &mut self.programs[program].1;
+        let named = packed.named(program);
+        self.session.run(program, &packed.batch, &named)
     }
 
     /// An output of the last run in the caller's order.
@@ -290,7 +349,7 @@ impl Model {
         let fills = self.network.output_fills()?;
         let (mut data, mut shape) = (Vec::new(), Vec::new());
         for &at in &parts {
-            let values = self.session.output(&self.programs[program].2, &format!("{at}"))?.into_f32s()?;
+            let values = self.session.output(&self.programs[program].1, &format!("{at}"))?.into_f32s()?;
             let batch = &packed.batch;
             match self.signal(at)? {
                 Signal::Sequence { features, axis, mirrored } => {
@@ -338,7 +397,14 @@ impl Model {
 
     /// Checks the caller's inputs and packs them.
     fn pack(&self, inputs: &Named) -> Result<Packed> {
-        let mut given: Vec<(&str, Input, &Tensor)> = Vec::new();
+        let (given, lengths) = self.given(inputs)?;
+        check_inputs(&self.network, &given)?;
+        pack(&self.network, &given, lengths, None)
+    }
+
+    /// The network's inputs in order, from the caller's, and lengths where they are given.
+    pub(super) fn given<'a>(&'a self, inputs: &'a Named) -> Result<(Vec<Given<'a>>, Option<&'a Tensor>)> {
+        let mut given: Vec<Given<'_>> = Vec::new();
         let mut unknown: Vec<&str> = inputs.keys().map(String::as_str).collect();
         let names: Vec<&str> = self.network.inputs.iter().map(|i| i.0.as_str()).collect();
         for (name, input) in &self.network.inputs {
@@ -355,52 +421,6 @@ impl Model {
         if let Some(name) = unknown.first() {
             return Err(Error::argument(format!("model: there is no input `{name}`, only {names:?}")));
         }
-        let sequences = given.first().and_then(|g| g.2.shape().first().copied()).unwrap_or(0);
-        if sequences == 0 {
-            return Err(Error::data("model: expected at least one sequence, got none"));
-        }
-        for (at, (name, input, tensor)) in given.iter().enumerate() {
-            check_input(name, *input, tensor, sequences)?;
-            if let Some((_, most)) = self.network.steps.iter().find(|s| s.0 == at && s.1 < tensor.shape()[1]) {
-                let steps = tensor.shape()[1];
-                return Err(Error::shape(format!("{name}: the model takes at most {most} steps, got {steps}")));
-            }
-        }
-        let kept = mask::kept(&self.network, &given, inputs.get(LENGTHS).filter(|_| !names.contains(&LENGTHS)))?;
-        let lengths: Vec<Vec<usize>> = kept.iter().map(Kept::lengths).collect();
-        let batch = mask::batch(&self.network, &lengths, sequences)?;
-        let mut tensors = Vec::new();
-        for ((name, input, tensor), axis) in given.into_iter().zip(self.network.input_axes()?) {
-            let axis = axis.unwrap_or(0);
-            let packed = match input {
-                Input::Rows(features) => Tensor::new(tensor.shape(), batch.sort_rows(tensor.f32s()?, features))?,
-                Input::Features(features) => {
-                    let steps = tensor.shape()[1];
-                    let rows = mask::pack(&batch, axis, kept.get(axis as usize), tensor.f32s()?, steps, features)?;
-                    Tensor::new(&[rows.len() / features, features], rows)?
-                }
-                Input::Tokens => {
-                    let steps = tensor.shape()[1];
-                    let rows = mask::pack(&batch, axis, kept.get(axis as usize), tensor.u32s()?, steps, 1)?;
-                    Tensor::from_u32(&[rows.len()], rows)?
-                }
-            };
-            tensors.push((name.to_string(), packed));
-        }
-        Ok(Packed { batch, tensors, kept })
+        Ok((given, inputs.get(LENGTHS).filter(|_| !names.contains(&LENGTHS))))
     }
-}
-
-fn check_input(name: &str, input: Input, tensor: &Tensor, sequences: usize) -> Result<()> {
-    let expected = match (input, tensor.dtype(), tensor.shape()) {
-        (Input::Tokens, DType::U32, &[b, t]) if b == sequences && t > 0 => return Ok(()),
-        (Input::Features(f), DType::F32, &[b, t, features]) if b == sequences && t > 0 && features == f => {
-            return Ok(());
-        }
-        (Input::Rows(f), DType::F32, &[b, features]) if b == sequences && features == f => return Ok(()),
-        (Input::Tokens, ..) => format!("integers [{sequences}, T]"),
-        (Input::Features(f), ..) => format!("floats [{sequences}, T, {f}]"),
-        (Input::Rows(f), ..) => format!("floats [{sequences}, {f}]"),
-    };
-    Err(Error::shape(format!("{name}: expected {expected}, got {:?} {:?}", tensor.dtype(), tensor.shape())))
 }

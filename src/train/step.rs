@@ -1,11 +1,11 @@
 //! The graphs of a training step, of an evaluation and of a prediction.
 
-use super::Loss;
+use super::{Loss, Objective};
 use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::builder::RowLoss;
-use crate::graph::{B, Dim, Expr, Graph, N, Value};
-use crate::nn::{Flow, GraphOptions, Sequential};
+use crate::graph::{Dim, Expr, Graph, Symbol, Value};
+use crate::nn::{Built, Flow, GraphOptions, Network, Sequential, Signal};
 use crate::optim::{Gate, Optimizer, clip_factor};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
@@ -55,11 +55,20 @@ impl Totals {
     }
 }
 
-/// Adds the input `y` and the loss of a model's output, with what regularisers add to it.
-fn append_loss(graph: &mut Graph, model: &Sequential, flow: &Flow, loss: Loss) -> Result<RowLoss> {
-    let plain = data_loss(graph, flow, loss)?;
-    let mut penalties = flow.penalties.clone();
-    for spec in model.parameters() {
+/// Adds the targets as inputs and the losses of a network's outputs, with what regularisers add to them.
+fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: &[Objective]) -> Result<RowLoss> {
+    let losses =
+        objectives.iter().map(|o| data_loss(graph, o, built.outputs[o.output])).collect::<Result<Vec<RowLoss>>>()?;
+    let mut plain = *losses.first().ok_or_else(|| Error::argument("training: there is no loss"))?;
+    if losses.len() > 1 {
+        // The sum of means has no rows of its own: each sequence of the batch counts.
+        let means: Vec<Value> = losses.iter().map(|l| l.mean).collect();
+        plain.mean = graph.sum(&means)?;
+        plain.count = graph.elementwise(Expr::Size(Symbol::Batch), &[plain.mean])?;
+        plain.sum = graph.elementwise(Expr::Input(0) * Expr::Input(1), &[plain.mean, plain.count])?;
+    }
+    let mut penalties = built.penalties.clone();
+    for spec in network.parameters()? {
         let Some(regularizer) = spec.regularizer else { continue };
         let parameter = graph.persistent(&spec.name, &spec.shape)?;
         penalties.extend(graph.penalty(regularizer, parameter)?);
@@ -73,16 +82,20 @@ fn append_loss(graph: &mut Graph, model: &Sequential, flow: &Flow, loss: Loss) -
     Ok(RowLoss { sum, mean, ..plain })
 }
 
-fn data_loss(graph: &mut Graph, flow: &Flow, loss: Loss) -> Result<RowLoss> {
-    let rows = if flow.sequence { N } else { B };
-    if loss == Loss::CrossEntropy {
-        let y = graph.input("y", [rows], DType::U32)?;
-        return graph.cross_entropy(flow.output, y, None);
+fn data_loss(graph: &mut Graph, objective: &Objective, (output, signal): (Value, Signal)) -> Result<RowLoss> {
+    let rows = Dim::Symbol(signal.axis().map_or(Symbol::Batch, Symbol::Rows));
+    let Some(features) = signal.features().filter(|_| !signal.mirrored()) else {
+        return Err(Error::unsupported(format!("{}: an output of {signal} has no loss", objective.name)));
+    };
+    let name = &objective.name;
+    if objective.loss == Loss::CrossEntropy {
+        let y = graph.input(name, [rows], DType::U32)?;
+        return graph.cross_entropy(output, y, None);
     }
-    let y = graph.input("y", [rows, Dim::Fixed(flow.features)], DType::F32)?;
-    match pointwise(loss) {
-        Some((expr, each)) => graph.pointwise_loss(expr, flow.output, y, each),
-        None => graph.mean_squared_error(flow.output, y),
+    let y = graph.input(name, [rows, Dim::Fixed(features)], DType::F32)?;
+    match pointwise(objective.loss) {
+        Some((expr, each)) => graph.pointwise_loss(expr, output, y, each),
+        None => graph.mean_squared_error(output, y),
     }
 }
 
@@ -119,18 +132,25 @@ fn pointwise(loss: Loss) -> Option<(Expr, bool)> {
 /// Forward, loss, backward, clipping and the optimiser's updates, all of which change nothing unless the loss and the
 /// gradient are finite and always were.
 pub(super) fn training_graph(
-    model: &Sequential,
+    network: &Network,
+    objectives: &[Objective],
     optimizer: &Optimizer,
-    loss: Loss,
     clip_norm: Option<f32>,
     state_prefix: &str,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let g = &mut graph;
-    let flow = model.build_graph(g, GraphOptions { training: true, state_prefix })?;
-    let loss = append_loss(g, model, &flow, loss)?;
-    let specs = model.parameters();
-    let values = specs.iter().map(|p| g.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
+    let built = network.build(g, GraphOptions { training: true, state_prefix })?;
+    let loss = append_loss(g, network, &built, objectives)?;
+    // Parameters that only lead to outputs without a loss stay as they are.
+    let (mut specs, mut values) = (Vec::new(), Vec::new());
+    for spec in network.parameters()? {
+        let value = g.persistent(&spec.name, &spec.shape)?;
+        if g.depends(loss.mean, value) {
+            values.push(value);
+            specs.push(spec);
+        }
+    }
     let gradients = g.gradients(loss.mean, &values)?;
     let squares = g.sum_of_squares(&gradients)?;
     let scale = clip_norm.map(|max| clip_factor(g, squares, max)).transpose()?;
@@ -145,7 +165,7 @@ pub(super) fn training_graph(
     g.update(latch, latched)?;
 
     TRAIN.add(g, loss, Some(alive))?;
-    for (state, new) in flow.states {
+    for (state, new) in built.states {
         let guarded = Expr::Input(2).select(Expr::Input(1), Expr::Input(0));
         let kept = g.elementwise(guarded, &[state, new, alive])?;
         g.update(state, kept)?;
@@ -162,12 +182,12 @@ pub(super) fn training_scalars(optimizer: &Optimizer, step: u32, learning_rate: 
 }
 
 /// Forward without dropout, and the loss into [`EVALUATE`].
-pub(super) fn evaluation_graph(model: &Sequential, loss: Loss, state_prefix: &str) -> Result<Graph> {
+pub(super) fn evaluation_graph(network: &Network, objectives: &[Objective], state_prefix: &str) -> Result<Graph> {
     let mut graph = Graph::new();
-    let flow = model.build_graph(&mut graph, GraphOptions { training: false, state_prefix })?;
-    let loss = append_loss(&mut graph, model, &flow, loss)?;
+    let built = network.build(&mut graph, GraphOptions { training: false, state_prefix })?;
+    let loss = append_loss(&mut graph, network, &built, objectives)?;
     EVALUATE.add(&mut graph, loss, None)?;
-    flow.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
+    built.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
     Ok(graph)
 }
 

@@ -3,16 +3,17 @@
 //! `batch` streams read contiguous shares of the text, `sequence` characters a step; the recurrent state is carried from
 //! window to window, and is zero where an epoch begins. Where training stands follows from the number of steps alone.
 
-use super::Loss;
 use super::language::LanguageModel;
 use super::monitor::{Monitor, not_finite};
 use super::save::check_shape;
 use super::step::{
     EVALUATE, LATCH, TRAIN, evaluation_graph, states, training_graph, training_scalars, zero_slots, zero_states,
 };
+use super::{Loss, Objective};
 use crate::device::{Device, Executable};
 use crate::error::{Error, Result};
 use crate::io;
+use crate::nn::{Input, Network};
 use crate::optim::{Adam, Optimizer};
 use crate::params::Tensor;
 use crate::scheduler::{Batch, Capacity};
@@ -157,6 +158,11 @@ fn train_streams(tokens: Vec<u32>, options: &TrainOptions) -> Result<Streams> {
     Ok(Streams { tokens, count: batch, length, sequence })
 }
 
+/// The network of a language model.
+fn network(model: &LanguageModel) -> Result<Network> {
+    model.model.network(Input::Tokens)
+}
+
 impl Trainer {
     /// Training from its beginning. Without at least two validation tokens there is no validation.
     pub fn new(
@@ -172,7 +178,13 @@ impl Trainer {
         }
         let text = [fingerprint(&train_tokens), fingerprint(&valid_tokens)];
         let train = train_streams(train_tokens, &options)?;
-        let graph = training_graph(&model.model, &optimizer, Loss::CrossEntropy, options.clip, "train.")?;
+        let graph = training_graph(
+            &network(&model)?,
+            &[Objective::sole(Loss::CrossEntropy)],
+            &optimizer,
+            options.clip,
+            "train.",
+        )?;
         let slots = optimizer.slots(&model.model.parameters());
         let session = model.model.session()?;
         zero_slots(session, &slots)?;
@@ -190,7 +202,7 @@ impl Trainer {
         let count = options.batch.min(tokens.len() - 1);
         let length = (tokens.len() - 1) / count;
         let streams = Streams { tokens, count, length, sequence: options.sequence };
-        let graph = evaluation_graph(&model.model, Loss::CrossEntropy, "evaluate.")?;
+        let graph = evaluation_graph(&network(model)?, &[Objective::sole(Loss::CrossEntropy)], "evaluate.")?;
         let session = model.model.session()?;
         EVALUATE.zero(session)?;
         let executable = session.load(&graph, &streams.capacity()?)?;

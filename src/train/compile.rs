@@ -1,0 +1,120 @@
+//! `compile`, `fit` and `evaluate` of a [`Model`].
+
+use super::dataset::Dataset;
+use super::fit::{BATCH, Compiled, Epoch, Fit, History};
+use super::learner::{self, Learner, Make};
+use super::model::{Model, Named};
+use super::{Loss, Objective};
+use crate::device::{Device, Executable, Session};
+use crate::error::{Error, Result};
+use crate::nn::{Input, Network};
+use crate::optim::Optimizer;
+use crate::params::Tensor;
+use std::ops::ControlFlow;
+
+impl Model {
+    /// The network with parameters that begin as its layers say, from a seed.
+    pub fn initialized(device: &Device, network: &Network, seed: u64) -> Result<Self> {
+        let mut parameters = Named::new();
+        for (stream, spec) in network.parameters()?.iter().enumerate() {
+            let values = spec.initializer.values(&spec.shape, seed, stream as u64).map_err(|e| e.within(&spec.name))?;
+            parameters.insert(spec.name.clone(), Tensor::new(&spec.shape, values)?);
+        }
+        Self::new(device, network, &parameters)
+    }
+
+    /// Chooses the optimiser, and the loss of each output that is trained, by its name. What is minimised is the sum of
+    /// their means. Optimiser state begins anew.
+    pub fn compile(&mut self, optimizer: impl Into<Optimizer>, losses: &[(&str, Loss)]) -> Result<()> {
+        let optimizer = optimizer.into();
+        optimizer.validate()?;
+        let mut chosen = Vec::new();
+        for &(name, loss) in losses {
+            loss.validate()?;
+            chosen.push((self.one_output(name)?, loss));
+        }
+        let Some(&(_, loss)) = chosen.first() else {
+            return Err(Error::argument("compile: expected a loss for at least one output"));
+        };
+        self.set_compiled(Compiled { optimizer, loss, step: 0, epoch: 0 }, chosen)
+    }
+
+    /// Trains on inputs and targets, each with a row a sample: inputs as [`Self::run`] takes them (with `lengths` too),
+    /// targets by the names of the outputs, `[samples, k]`, `[samples, T, k]`, or classes without the k.
+    pub fn fit(&mut self, inputs: &Named, targets: &Named, fit: &Fit) -> Result<History> {
+        self.fit_with(inputs, targets, fit, |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Self::fit`], calling `on_epoch` after each epoch, which may end the training.
+    pub fn fit_with(
+        &mut self,
+        inputs: &Named,
+        targets: &Named,
+        fit: &Fit,
+        mut on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
+    ) -> Result<History> {
+        let data = self.dataset(inputs, targets)?;
+        learner::fit(self, &data, fit, &mut on_epoch)
+    }
+
+    /// The loss over inputs and targets, without dropout.
+    pub fn evaluate(&mut self, inputs: &Named, targets: &Named) -> Result<f32> {
+        let data = self.dataset(inputs, targets)?;
+        learner::evaluate(self, &data, 0..data.samples, BATCH)
+    }
+
+    /// Zeroes the states that stateful layers carry from run to run.
+    pub fn reset_states(&mut self) -> Result<()> {
+        learner::reset_states(self)
+    }
+
+    fn dataset(&self, inputs: &Named, targets: &Named) -> Result<Dataset> {
+        Learner::compiled(self)?;
+        let (given, lengths) = self.given(inputs)?;
+        let given: Vec<(String, Input, Tensor)> =
+            given.into_iter().map(|(name, input, tensor)| (name.to_string(), input, tensor.clone())).collect();
+        let mut data = Dataset::new(self.network(), given, lengths.cloned())?;
+        let mut unknown: Vec<&String> = targets.keys().collect();
+        for &(output, loss) in self.losses() {
+            let name = &self.network().outputs[output].0;
+            let alias = (self.losses().len() == 1).then_some("y");
+            let found = targets.get_key_value(name).or_else(|| targets.get_key_value(alias?));
+            let Some((called, target)) = found else {
+                return Err(Error::argument(format!("fit: expected targets of the output `{name}`")));
+            };
+            unknown.retain(|n| *n != called);
+            let objective = Objective { output, name: format!("target of {name}"), loss };
+            data = data.with_target(objective, target.clone())?;
+        }
+        match unknown.first() {
+            Some(name) => Err(Error::argument(format!("fit: no output called `{name}` is trained"))),
+            None => Ok(data),
+        }
+    }
+}
+
+impl Learner for Model {
+    fn network(&self) -> Result<Network> {
+        Ok(Self::network(self).clone())
+    }
+
+    fn session(&mut self) -> Result<&mut Session> {
+        Ok(Self::session(self))
+    }
+
+    fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
+        self.kept_program(key, make)
+    }
+
+    fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
+        Ok(self.kept_programs())
+    }
+
+    fn compiled(&self) -> Result<Compiled> {
+        self.compiled_as().ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
+    }
+
+    fn keep(&mut self, compiled: Compiled) {
+        self.set_progress(compiled);
+    }
+}
