@@ -71,6 +71,38 @@ def keras_models():
     keras_model("gru", line([kl.Input((7, 4)), kl.GRU(2)]), {"x": x})
 
 
+def keras_front_ends():
+    x = RANDOM.normal(size=(3, 11, 4)).astype("f4")
+    other = RANDOM.normal(size=(3, 7, 4)).astype("f4")
+    tokens = RANDOM.integers(1, 20, (3, 9)).astype("i4")
+    tokens[0, 5:], tokens[1, :2], tokens[2, 3] = 0, 0, 0
+    line, sequences = keras.Sequential, {"return_sequences": True}
+
+    front = [kl.Input((11, 4)), kl.Conv1D(6, 3, activation="relu", kernel_regularizer="l2"), kl.MaxPooling1D(2)]
+    keras_model("cnn", line([*front, kl.SpatialDropout1D(0.2), kl.LSTM(5), kl.Dense(2, activation="softmax")]), {"x": x})
+    causal = kl.Conv1D(6, 3, padding="causal", dilation_rate=2, use_bias=False)
+    same = [kl.Conv1D(5, 4, padding="same", strides=2), kl.AveragePooling1D(3, 2, padding="same")]
+    keras_model("windows", line([kl.Input((None, 4)), causal, *same, kl.Bidirectional(kl.LSTM(3, **sequences))]), {"x": x})
+    flat = [kl.Permute((2, 1)), kl.LSTM(4, **sequences), kl.Flatten(), kl.Dense(10), kl.Reshape((5, -1)), kl.LSTM(3)]
+    keras_model("shapes", line([kl.Input((11, 4)), *flat]), {"x": x})
+    unread = [kl.Embedding(20, 5, mask_zero=True), kl.Conv1D(4, 3), kl.LSTM(3)]
+    keras_model("unread_mask", line([kl.Input((9,), dtype="int32"), *unread]), {"x": tokens})
+    a, b = kl.Input((11, 4), name="a"), kl.Input((7, 4), name="b")
+    encoded, h, c = kl.LSTM(6, return_state=True, **sequences)(a)
+    decoded = kl.LSTM(6, **sequences)(b, initial_state=[h, c])
+    seen = kl.Attention(use_scale=True)([decoded, encoded])
+    own = kl.Attention()([decoded, decoded], use_causal_mask=True)
+    keras_model("luong", keras.Model([a, b], kl.Dense(3)(kl.Concatenate()([decoded, seen, own]))), {"a": x, "b": other})
+    word, more = kl.Input((9,), dtype="int32", name="a"), kl.Input((9,), dtype="int32", name="b")
+    table = kl.Embedding(20, 5, mask_zero=True)
+    read = [kl.LSTM(5, **sequences)(table(w)) for w in (word, more)]
+    bahdanau = kl.GlobalAveragePooling1D()(kl.AdditiveAttention()(read))
+    keras_model("bahdanau", keras.Model([word, more], bahdanau), {"a": tokens, "b": tokens[::-1].copy()})
+    read = kl.LSTM(6, **sequences)(a)
+    weights = kl.Permute((2, 1))(kl.Dense(11, activation="softmax")(kl.Permute((2, 1))(read)))
+    keras_model("weighted", keras.Model(a, kl.LSTM(2)(kl.Multiply()([read, weights]))), {"a": x})
+
+
 def language_model(name, vocab, embed, hidden, layers, prefixes, tied=False, bias=True):
     modules = [
         nn.Embedding(vocab, embed),
@@ -113,4 +145,5 @@ if __name__ == "__main__":
     language_model("tied", 17, 6, 6, 1, ("embedding", "lstm", "linear"), tied=True)
     language_model("deep", 15, 4, 5, 3, ("wte", "rnn", "head"), bias=False)
     language_model("square", 8, 8, 8, 1, ("a", "b", "c"), bias=False)
+    keras_front_ends()
     (HERE / "cases.json").write_text(json.dumps({"cases": CASES}, indent=1) + "\n")
