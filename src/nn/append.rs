@@ -2,14 +2,15 @@
 
 use super::activation::apply;
 use super::axes::Axes;
-use super::{GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, PoolingKind, Signal};
+use super::masks::zeros_input;
+use super::{Fill, GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, PoolingKind, Signal};
 use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
 use crate::graph::{
     AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, Score, TimeKind, Value, Window,
 };
-use crate::params::lstm_parameters;
+use crate::params::{DType, lstm_parameters};
 
 /// A layer in its place in a graph.
 pub(super) struct Placed<'a> {
@@ -18,12 +19,14 @@ pub(super) struct Placed<'a> {
     pub outputs: &'a [Signal],
     pub parameters: &'a [Value],
     pub axes: &'a Axes,
+    /// What the first input holds at masked steps.
+    pub fill: Fill,
     pub options: GraphOptions<'a>,
 }
 
 /// Adds a layer; gives its outputs. Carried states go to `states`.
 pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(Value, Value)>) -> Result<Vec<Value>> {
-    let Placed { node, inputs, outputs, parameters, axes, options } = *placed;
+    let Placed { node, inputs, outputs, parameters, axes, fill, options } = *placed;
     let Some(&(x, signal)) = inputs.first() else { return Err(Error::internal("a layer without input")) };
     let one = match &node.layer {
         Layer::Embedding(_) => graph.embedding(parameters[0], x)?,
@@ -43,7 +46,17 @@ pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(V
             graph.layer_norm(x, layer.epsilon, gain, bias)?
         }
         Layer::Pooling(layer) => match layer.kind {
-            PoolingKind::Max => graph.over_time(TimeKind::Max, x)?,
+            PoolingKind::Max => {
+                let largest = graph.over_time(TimeKind::Max, x)?;
+                match signal.axis().and_then(|axis| zeros_input(axis, fill)) {
+                    Some(name) => {
+                        let zeros = graph.input(&name, [B, 1.into()], DType::F32)?;
+                        let with = Expr::Input(0).max(Expr::Const(0.0));
+                        graph.elementwise(Expr::Input(1).select(with, Expr::Input(0)), &[largest, zeros])?
+                    }
+                    None => largest,
+                }
+            }
             PoolingKind::Average => mean_over_time(graph, x)?,
         },
         Layer::Conv1D(layer) => {

@@ -22,6 +22,16 @@ pub enum Fill {
     Mixed,
 }
 
+/// The input of a program that says, `[B, 1]`, which sequences of a time axis have a masked step at which a value of this
+/// fill is zero.
+pub fn zeros_input(axis: u8, fill: Fill) -> Option<String> {
+    match fill {
+        Fill::Repeat => Some(format!("masked.{axis}.before")),
+        Fill::Zero => Some(format!("masked.{axis}")),
+        _ => None,
+    }
+}
+
 impl Fill {
     /// What a function of each step makes of it.
     fn through(self) -> Self {
@@ -33,7 +43,7 @@ impl Fill {
     }
 }
 
-fn of(all: &[Fill], port: Port) -> Fill {
+pub(super) fn of(all: &[Fill], port: Port) -> Fill {
     match port {
         Port::Input(_) => Fill::None,
         Port::Node(at, _) => all.get(at).copied().unwrap_or(Fill::None),
@@ -73,8 +83,11 @@ impl Network {
                 Layer::Lstm(l) if l.return_sequences && l.zero_output_for_mask => Fill::Zero,
                 Layer::Lstm(l) if l.return_sequences => Fill::Repeat,
                 Layer::Lstm(_) => Fill::None,
-                Layer::Pooling(l) if l.kind == PoolingKind::Max && first != Fill::None => {
-                    let error = "the largest over masked steps, which Keras takes over all of them, is not supported";
+                // Keras takes the largest over masked steps too: repeated outputs change nothing, zeros may.
+                Layer::Pooling(l)
+                    if l.kind == PoolingKind::Max && !matches!(first, Fill::None | Fill::Repeat | Fill::Zero) =>
+                {
+                    let error = "the largest over masked steps of other than an LSTM's outputs is not supported";
                     return Err(Error::unsupported(error).within(&node.name));
                 }
                 Layer::Pooling(_) => Fill::None,

@@ -18,7 +18,7 @@ pub use layers::{
     MergeKind, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
 };
 pub use lstm::{Lstm, MergeMode};
-pub use masks::Fill;
+pub use masks::{Fill, zeros_input};
 pub use network::{Built, GraphOptions, Network, Node, Port, Signal};
 pub use sequential::{Description, Flow, Sequential};
 

@@ -1,6 +1,7 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
 use super::append::{Placed, append};
+use super::masks::{self, Fill};
 use super::axes::Axes;
 use super::{Dense, Embedding, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
@@ -375,7 +376,7 @@ impl Network {
         let inputs = self.input_signals()?.0;
         let (signals, axes) = self.signals_and_axes()?;
         self.parameters()?;
-        self.fills()?;
+        let fills = self.fills()?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
@@ -400,8 +401,9 @@ impl Network {
             let made = graph.scoped(&node.name, |graph| {
                 let parameters =
                     specs.iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
+                let fill = node.inputs.first().map_or(Fill::None, |&port| masks::of(&fills, port));
                 let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
-                let placed = Placed { node, inputs, outputs, parameters, axes: &axes, options };
+                let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
                 let made = append(graph, &placed, &mut states)?;
                 for &output in node.layer.activity().map_or(&[][..], |_| &made) {
                     penalties.extend(activity(graph, node.layer.activity(), output)?);

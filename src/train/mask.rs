@@ -26,6 +26,17 @@ impl Kept {
     }
 }
 
+impl Kept {
+    /// For each sequence whether a value of this fill is zero at a masked step.
+    pub(super) fn zeros(&self, fill: Fill) -> Vec<f32> {
+        let zero = |places: &Vec<usize>| match fill {
+            Fill::Repeat => places.first() != Some(&0),
+            _ => true,
+        };
+        self.places.iter().map(|p| f32::from(self.masked && p.as_ref().is_some_and(zero))).collect()
+    }
+}
+
 /// The layers between LSTMs and an output that is a function of each of their steps, over rows instead of sequences.
 pub(super) fn tail(network: &Network, output: usize) -> Result<Network> {
     let (mut tail, mut places) = (Network::default(), BTreeMap::new());

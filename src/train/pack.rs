@@ -3,7 +3,7 @@
 use super::mask::{self, Kept};
 use crate::device::Executable;
 use crate::error::{Error, Result};
-use crate::nn::{Input, Network, Signal};
+use crate::nn::{Fill, Input, Network, Signal, zeros_input};
 use crate::params::{DType, Tensor};
 use crate::scheduler::Batch;
 
@@ -82,6 +82,13 @@ pub(super) fn pack(
             Input::Tokens => Signal::Tokens { axis },
         };
         packed.add(name, signal, tensor)?;
+    }
+    for axis in 0..packed.kept.len() {
+        for fill in [Fill::Repeat, Fill::Zero] {
+            let Some(name) = zeros_input(axis as u8, fill) else { continue };
+            let rows = Tensor::new(&[sequences, 1], packed.kept[axis].zeros(fill))?;
+            packed.add(&name, Signal::Rows { features: 1 }, &rows)?;
+        }
     }
     Ok(packed)
 }

@@ -101,6 +101,11 @@ def keras_front_ends():
     read = kl.LSTM(6, **sequences)(a)
     weights = kl.Permute((2, 1))(kl.Dense(11, activation="softmax")(kl.Permute((2, 1))(read)))
     keras_model("weighted", keras.Model(a, kl.LSTM(2)(kl.Multiply()([read, weights]))), {"a": x})
+    # The largest over outputs that are repeated, and over outputs that are zero, at masked steps.
+    read = kl.LSTM(4, **sequences)(table(word))
+    both = kl.Bidirectional(kl.LSTM(3, **sequences))(table(word))
+    largest = kl.Concatenate()([kl.GlobalMaxPooling1D()(read), kl.GlobalMaxPooling1D()(both)])
+    keras_model("largest", keras.Model(word, kl.Dense(3)(largest)), {"a": tokens})
 
 
 def language_model(name, vocab, embed, hidden, layers, prefixes, tied=False, bias=True):
