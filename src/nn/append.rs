@@ -193,12 +193,23 @@ fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(
     let of = |direction: usize, role: &str| {
         named.iter().position(|p| p.direction == direction && p.role == role).map(|at| values[at])
     };
-    let weights =
+    let mut weights =
         (0..d).map(|direction| LstmWeights::by_role(|role| of(direction, role))).collect::<Result<Vec<_>>>()?;
+    // Over what is reversed, the layer's forward direction is the one that runs back in time.
+    let swapped = inputs[0].1.mirrored() && d == 2;
+    if swapped {
+        weights.swap(0, 1);
+    }
     let mut state = None;
     if inputs.len() > 1 {
         // h and c of each direction, in turn.
-        let every = |first: usize| inputs[first..].iter().step_by(2).map(|i| i.0).collect::<Vec<_>>();
+        let every = |first: usize| {
+            let mut all: Vec<Value> = inputs[first..].iter().step_by(2).map(|i| i.0).collect();
+            if swapped {
+                all.reverse();
+            }
+            all
+        };
         state = Some((graph.concat(&every(1))?, graph.concat(&every(2))?));
     } else if layer.stateful {
         let mut carried = |part: &str, size: usize| {
@@ -211,19 +222,25 @@ fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(
     if let (Some((h, c)), true) = (state, layer.stateful) {
         states.extend([(h, out.h_n), (c, out.c_n)]);
     }
-    lstm_results(graph, layer, &out, config.output_size())
+    lstm_results(graph, layer, &out, config.output_size(), swapped)
 }
 
 /// The layer's outputs: all of h or the last of it, directions merged, then the final states.
-fn lstm_results(graph: &mut Graph, layer: &Lstm, out: &LstmOutputs, r: usize) -> Result<Vec<Value>> {
+fn lstm_results(
+    graph: &mut Graph,
+    layer: &Lstm,
+    out: &LstmOutputs,
+    r: usize,
+    swapped: bool,
+) -> Result<Vec<Value>> {
     let main = if layer.return_sequences { out.y } else { out.h_n };
     let both = layer.direction == Direction::Both;
     let half = |graph: &mut Graph, value: Value, d: usize, size: usize| match both {
-        true => graph.slice(value, d * size, size),
+        true => graph.slice(value, if swapped { 1 - d } else { d } * size, size),
         false => Ok(value),
     };
     let mut all = match layer.merge {
-        MergeMode::Concat => vec![main],
+        MergeMode::Concat if !swapped => vec![main],
         _ if !both => vec![main],
         mode => {
             let (forward, reverse) = (half(graph, main, 0, r)?, half(graph, main, 1, r)?);
@@ -232,7 +249,8 @@ fn lstm_results(graph: &mut Graph, layer: &Lstm, out: &LstmOutputs, r: usize) ->
                 MergeMode::Sum => vec![merge(graph, MergeKind::Add, &pair)?],
                 MergeMode::Product => vec![merge(graph, MergeKind::Multiply, &pair)?],
                 MergeMode::Average => vec![merge(graph, MergeKind::Average, &pair)?],
-                MergeMode::Concat | MergeMode::Apart => pair.to_vec(),
+                MergeMode::Concat => vec![graph.concat(&pair)?],
+                MergeMode::Apart => pair.to_vec(),
             }
         }
     };

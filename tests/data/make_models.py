@@ -105,6 +105,12 @@ def keras_front_ends():
     read = kl.LSTM(4, **sequences)(table(word))
     both = kl.Bidirectional(kl.LSTM(3, **sequences))(table(word))
     largest = kl.Concatenate()([kl.GlobalMaxPooling1D()(read), kl.GlobalMaxPooling1D()(both)])
+    back = kl.LSTM(5, go_backwards=True, return_sequences=True)(a)
+    both = kl.Bidirectional(kl.LSTM(3, return_state=True, **sequences))(back)
+    again = kl.Bidirectional(kl.LSTM(3, **sequences), merge_mode="mul")(back, initial_state=both[1:])
+    turned = kl.LSTM(2, go_backwards=True, name="turned", **sequences)(both[0])
+    mirrored = [turned, kl.GlobalAveragePooling1D(name="mean")(again), both[2]]
+    keras_model("mirrored", keras.Model(a, mirrored), {"a": x}, ("turned", "mean", "c"))
     keras_model("largest", keras.Model(word, kl.Dense(3)(largest)), {"a": tokens})
 
 

@@ -297,9 +297,6 @@ fn lstm_outputs(l: &Lstm, inputs: &[Signal]) -> Result<Vec<Signal>> {
     }
     let apart = if l.merge == MergeMode::Apart { 2 } else { 1 };
     let features = l.output_size();
-    if mirrored && l.direction == Direction::Both {
-        return Err(Error::unsupported("both directions over a sequence that a layer reversed"));
-    }
     let output = match l.return_sequences {
         true => Signal::Sequence { features, axis, mirrored: mirrored != l.go_backwards },
         false => Signal::Rows { features },
