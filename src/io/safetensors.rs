@@ -39,9 +39,19 @@ impl ModelFile {
 /// Writes a file so that a kill at any moment leaves the old one or the new one whole: to a temporary file in the same
 /// folder, flushed to the disk, then renamed.
 pub fn save(path: &Path, file: &ModelFile) -> Result<()> {
-    let bytes = encode(path, file)?;
+    let mut metadata = file.metadata.clone();
+    let Some(object) = metadata.as_object_mut() else {
+        return Err(Error::internal("model file: the metadata is not an object"));
+    };
+    object.insert("format".to_string(), json!(KEY));
+    object.insert("version".to_string(), json!(VERSION));
+    replace(path, &encode(path, &file.tensors, Some(HashMap::from([(KEY.to_string(), metadata.to_string())])))?)
+}
+
+/// Puts a file of these bytes in the place of an old one.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary(path)?;
-    let written = write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
         return Err(Error::io(path, "write", error));
@@ -71,15 +81,13 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn encode(path: &Path, file: &ModelFile) -> Result<Vec<u8>> {
-    let mut metadata = file.metadata.clone();
-    let Some(object) = metadata.as_object_mut() else {
-        return Err(Error::internal("model file: the metadata is not an object"));
-    };
-    object.insert("format".to_string(), json!(KEY));
-    object.insert("version".to_string(), json!(VERSION));
-    let mut data = Vec::with_capacity(file.tensors.len());
-    for (name, tensor) in &file.tensors {
+fn encode(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    info: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let mut data = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
         let (dtype, bytes): (Dtype, Vec<u8>) = match tensor.dtype() {
             DType::F32 => (Dtype::F32, tensor.f32s()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
             DType::U32 => (Dtype::U32, tensor.u32s()?.iter().flat_map(|x| x.to_le_bytes()).collect()),
@@ -92,8 +100,7 @@ fn encode(path: &Path, file: &ModelFile) -> Result<Vec<u8>> {
         .map(|(name, shape, dtype, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(foreign)?;
-    let info = HashMap::from([(KEY.to_string(), metadata.to_string())]);
-    safetensors::serialize(views, Some(info)).map_err(foreign)
+    safetensors::serialize(views, info).map_err(foreign)
 }
 
 /// Reads a file that [`save`] wrote.
@@ -116,14 +123,14 @@ pub(super) fn is_own(path: &Path) -> Result<bool> {
     Ok(own_metadata(path, &read(path)?)?.is_some())
 }
 
-/// Reads the tensors of any safetensors file. F64 and BF16 become F32, integers become U32 where they fit.
+/// Reads the tensors of any safetensors file. F64, F16 and BF16 become F32, integers become U32 where they fit.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     tensors(path, &read(path)?)
 }
 
 /// Writes tensors without a model.
 pub fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {
-    save(path, &ModelFile { metadata: json!({}), tensors })
+    replace(path, &encode(path, &tensors, None)?)
 }
 
 fn broken(path: &Path, bytes: &[u8], e: &safetensors::SafeTensorError) -> Error {
@@ -157,15 +164,12 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
     match view.dtype() {
         Dtype::F32 => Tensor::new(view.shape(), words(view).map(f32::from_le_bytes).collect()),
         Dtype::F64 => Tensor::new(view.shape(), words(view).map(|b| f64::from_le_bytes(b) as f32).collect()),
-        // A bfloat16 is the upper half of a float.
-        Dtype::BF16 => {
-            let wide = words(view).map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
-            Tensor::new(view.shape(), wide.collect())
-        }
+        Dtype::F16 => Tensor::new(view.shape(), words(view).map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::BF16 => Tensor::new(view.shape(), words(view).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
         Dtype::U32 => Tensor::from_u32(view.shape(), words(view).map(u32::from_le_bytes).collect()),
         Dtype::I32 => integers(&mut words(view).map(|b| i64::from(i32::from_le_bytes(b)))),
         Dtype::I64 => integers(&mut words(view).map(i64::from_le_bytes)),
-        other => Err(Error::unsupported(format!("expected F32, F64, BF16, U32, I32 or I64, got {other:?}"))),
+        other => Err(Error::unsupported(format!("expected F32, F64, F16, BF16, U32, I32 or I64, got {other:?}"))),
     }
 }
 
@@ -219,6 +223,24 @@ mod tests {
         assert_eq!(back.tensors, example().tensors);
         assert_eq!(back.metadata["model"], json!({"layers": []}));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn halves_become_floats_and_plain_tensors_say_of_no_model() {
+        let path = place("half");
+        let halves: Vec<u8> = [0x3c00u16, 0xc100, 0x0001, 0x7bff].iter().flat_map(|h| h.to_le_bytes()).collect();
+        let upper: Vec<u8> = [0x3f80u16, 0xc020].iter().flat_map(|h| h.to_le_bytes()).collect();
+        let views = [
+            ("f16", TensorView::new(Dtype::F16, vec![4], &halves).unwrap()),
+            ("bf16", TensorView::new(Dtype::BF16, vec![2], &upper).unwrap()),
+        ];
+        fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let read = read_tensors(&path).unwrap();
+        assert_eq!(read["f16"].f32s().unwrap(), [1.0, -2.5, 2.0f32.powi(-24), 65504.0]);
+        assert_eq!(read["bf16"].f32s().unwrap(), [1.0, -2.5]);
+        write_tensors(&path, read.clone()).unwrap();
+        assert!(!is_own(&path).unwrap());
+        assert_eq!(read_tensors(&path).unwrap(), read);
     }
 
     #[test]
