@@ -6,8 +6,8 @@ use common::devices;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
 use mnemon::nn::{
-    Activation, Attention, Dense, Direction, Dropout, Embedding, Input, Lstm, Merge, MergeKind, Network, Pooling,
-    Regularizer, Rules,
+    Activation, Attention, Dense, Direction, Dropout, Embedding, Flatten, Input, Lstm, Merge, MergeKind, Network,
+    Pooling, Regularizer, Rules,
 };
 use mnemon::optim::{Adam, Sgd};
 use mnemon::params::Tensor;
@@ -176,6 +176,8 @@ fn what_cannot_be_trained_is_refused() {
         let error = model.compile(Sgd::default(), losses).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
+    let twice = [("said", Loss::CrossEntropy), ("said", Loss::CrossEntropy)];
+    assert!(model.compile(Sgd::default(), &twice).unwrap_err().to_string().contains("two losses"));
     model.compile(Sgd::default(), &[("said", Loss::CrossEntropy)]).unwrap();
     refused(&mut model, &inputs, &targets, "no output called `half` is trained");
     let mut only = Named::from([("said".to_string(), targets["said"].clone())]);
@@ -187,4 +189,29 @@ fn what_cannot_be_trained_is_refused() {
     refused(&mut model, &inputs, &only, "classes below 9, got 9");
     only.insert("said".into(), Tensor::new(&[SAMPLES, TARGET], vec![1.0; SAMPLES * TARGET]).unwrap());
     refused(&mut model, &inputs, &only, "said");
+}
+
+#[test]
+fn sizes_from_elsewhere_are_bounded() {
+    let mut network = Network::default();
+    let x = network.input("x", Input::Features(1 << 20));
+    let fixed = network.fix_steps(x, usize::MAX).unwrap_err();
+    assert!(fixed.to_string().contains("steps"), "{fixed}");
+    network.fix_steps(x, 1 << 20).unwrap();
+    let error = network.add(Flatten {}, &[x]).unwrap_err().to_string();
+    assert!(error.contains("values a row"), "{error}");
+
+    let mut lines = Network::default();
+    let x = lines.input("x", Input::Features(2));
+    lines.output("y", x);
+    let y = lines.add(Dense::new(1), &[x]).unwrap();
+    lines.outputs[0].1 = y[0];
+    let mut model = Model::initialized(&Device::reference(), &lines, 0).unwrap();
+    model.compile(Sgd::default(), &[("y", Loss::MeanSquaredError)]).unwrap();
+    let mut inputs = Named::from([("x".to_string(), Tensor::zeros(&[3, 2, 2]))]);
+    let targets = Named::from([("y".to_string(), Tensor::zeros(&[3, 2, 1]))]);
+    for lengths in [vec![1, 2], vec![1, 2, 3], vec![]] {
+        inputs.insert("lengths".into(), Tensor::from_u32(&[lengths.len()], lengths).unwrap());
+        assert!(model.fit(&inputs, &targets, &Fit::default()).is_err());
+    }
 }

@@ -81,11 +81,7 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn encode(
-    path: &Path,
-    tensors: &BTreeMap<String, Tensor>,
-    info: Option<HashMap<String, String>>,
-) -> Result<Vec<u8>> {
+fn encode(path: &Path, tensors: &BTreeMap<String, Tensor>, info: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     let mut data = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let (dtype, bytes): (Dtype, Vec<u8>) = match tensor.dtype() {

@@ -226,13 +226,7 @@ fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(
 }
 
 /// The layer's outputs: all of h or the last of it, directions merged, then the final states.
-fn lstm_results(
-    graph: &mut Graph,
-    layer: &Lstm,
-    out: &LstmOutputs,
-    r: usize,
-    swapped: bool,
-) -> Result<Vec<Value>> {
+fn lstm_results(graph: &mut Graph, layer: &Lstm, out: &LstmOutputs, r: usize, swapped: bool) -> Result<Vec<Value>> {
     let main = if layer.return_sequences { out.y } else { out.h_n };
     let both = layer.direction == Direction::Both;
     let half = |graph: &mut Graph, value: Value, d: usize, size: usize| match both {

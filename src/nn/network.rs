@@ -1,8 +1,9 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
 use super::append::{Placed, append};
-use super::masks::{self, Fill};
 use super::axes::Axes;
+use super::layers::SIZE_LIMIT;
+use super::masks::{self, Fill};
 use super::{Dense, Embedding, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
@@ -174,8 +175,10 @@ impl Network {
     /// Says that a sequence input never has more steps than this, which layers such as `Flatten` must know.
     pub fn fix_steps(&mut self, input: Port, steps: usize) -> Result<()> {
         let Port::Input(at) = input else { return Err(Error::argument("network: only inputs have a number of steps")) };
-        if steps == 0 || self.input_signals()?.0.get(at).is_none_or(|s| s.axis().is_none()) {
-            return Err(Error::argument(format!("network: expected a sequence of at least one step, got {steps}")));
+        if !(1..=SIZE_LIMIT).contains(&steps) || self.input_signals()?.0.get(at).is_none_or(|s| s.axis().is_none()) {
+            return Err(Error::argument(format!(
+                "network: expected a sequence of 1 to {SIZE_LIMIT} steps, got {steps}"
+            )));
         }
         self.steps.retain(|s| s.0 != at);
         self.steps.push((at, steps));
@@ -268,7 +271,14 @@ impl Network {
             }
             node.layer.validate().map_err(within)?;
             let read = node.inputs.iter().map(|&port| signal(port, &inputs, &all)).collect::<Result<Vec<_>>>();
-            all.push(node.layer.outputs(&read.map_err(within)?, &mut axes).map_err(within)?);
+            let outputs = node.layer.outputs(&read.map_err(within)?, &mut axes).map_err(within)?;
+            if let Some(large) = outputs.iter().find(|s| s.features().is_some_and(|f| f > SIZE_LIMIT)) {
+                return Err(within(Error::shape(format!("expected at most {SIZE_LIMIT} values a row, got {large}"))));
+            }
+            if axes.all().len() > usize::from(u8::MAX) {
+                return Err(within(Error::unsupported(format!("more than {} time axes", u8::MAX))));
+            }
+            all.push(outputs);
         }
         Ok((all, axes))
     }

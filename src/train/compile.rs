@@ -31,7 +31,11 @@ impl Model {
         let mut chosen = Vec::new();
         for &(name, loss) in losses {
             loss.validate()?;
-            chosen.push((self.one_output(name)?, loss));
+            let output = self.one_output(name)?;
+            if chosen.iter().any(|c: &(usize, Loss)| c.0 == output) {
+                return Err(Error::argument(format!("compile: the output `{name}` has two losses")));
+            }
+            chosen.push((output, loss));
         }
         let Some(&(_, loss)) = chosen.first() else {
             return Err(Error::argument("compile: expected a loss for at least one output"));

@@ -2,6 +2,7 @@
 
 use super::mask;
 use super::pack::{Packed, check_inputs, pack};
+use super::save::check_shape;
 use super::{Loss, Objective};
 use crate::error::{Error, Result};
 use crate::nn::{Input, Network, Signal};
@@ -75,6 +76,7 @@ impl Dataset {
         }
         let samples = check_inputs(network, &given)?;
         given.iter().try_for_each(|(name, _, tensor)| check_finite(name, tensor))?;
+        lengths.as_ref().map_or(Ok(()), |l| check_shape("lengths", l.shape(), &[samples]))?;
         if u32::try_from(samples).is_err() {
             return Err(Error::data(format!("{}: more than {} samples", given[0].0, u32::MAX)));
         }

@@ -20,7 +20,7 @@ use crate::params::{ParameterSpec, Regularizer};
 use serde::{Deserialize, Serialize};
 
 /// The largest size of a layer, so that products of sizes from a file cannot overflow.
-const SIZE_LIMIT: usize = 1 << 28;
+pub(super) const SIZE_LIMIT: usize = 1 << 28;
 
 macro_rules! named {
     ($layer:ident) => {
