@@ -131,6 +131,13 @@ fn front_ends_train_alike_on_every_device() {
             Lstm::new(3).return_sequences(true).into(),
             Flatten {}.into(),
         ],
+        // More taps than a kernel binds buffers, below a layer that wants its gradient.
+        vec![
+            Dense::new(3).into(),
+            Conv1D::new(3, 9).padding(Padding::Same).into(),
+            Pooling1D::max(10).stride(1).padding(Padding::Same).into(),
+            Lstm::new(3).into(),
+        ],
         vec![Permute {}.into(), Lstm::new(3).into()],
         vec![Reshape::new(&[Some(3), None]).into(), Lstm::new(3).return_sequences(true).into(), Pooling::max().into()],
     ];

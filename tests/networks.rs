@@ -6,8 +6,8 @@ use common::devices;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
 use mnemon::nn::{
-    Activation, Attention, Dense, Direction, Dropout, Embedding, Flatten, Input, Lstm, Merge, MergeKind, Network,
-    Pooling, Regularizer, Rules,
+    Activation, Attention, Conv1D, Dense, Direction, Dropout, Embedding, Flatten, Input, Lstm, Merge, MergeKind,
+    Network, Padding, Pooling, Regularizer, Rules,
 };
 use mnemon::optim::{Adam, Sgd};
 use mnemon::params::Tensor;
@@ -158,6 +158,14 @@ fn states_are_carried_from_run_to_run_until_they_are_reset() {
         assert_ne!(first, model.run(&inputs).unwrap(), "{device:?}");
         model.reset_states().unwrap();
         assert_eq!(first, model.run(&inputs).unwrap(), "{device:?}");
+        // Fewer sequences, and none that is shorter than one after it: states have no order of their own.
+        let one = Named::from([("x".to_string(), Tensor::zeros(&[1, 2, 1]))]);
+        model.run(&one).unwrap();
+        model.reset_states().unwrap();
+        assert_eq!(first, model.run(&inputs).unwrap(), "{device:?}");
+        let mut ragged = inputs.clone();
+        ragged.insert("lengths".into(), Tensor::from_u32(&[2], vec![1, 2]).unwrap());
+        assert_eq!(model.run(&ragged).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 }
 
@@ -214,4 +222,19 @@ fn sizes_from_elsewhere_are_bounded() {
         inputs.insert("lengths".into(), Tensor::from_u32(&[lengths.len()], lengths).unwrap());
         assert!(model.fit(&inputs, &targets, &Fit::default()).is_err());
     }
+}
+
+/// Only states are carried from token to token, so a layer that looks at other steps cannot go on.
+#[test]
+fn going_on_from_a_prompt_needs_layers_of_one_step() {
+    let mut network = Network::default();
+    let tokens = network.input("tokens", Input::Tokens);
+    let read = network.add(Embedding::new(5, 3), &[tokens]).unwrap();
+    let seen = network.add(Conv1D::new(3, 3).padding(Padding::Causal), &read).unwrap();
+    let read = network.add(Lstm::new(3).return_sequences(true), &seen).unwrap();
+    let logits = network.add(Dense::new(5), &read).unwrap();
+    network.output("logits", logits[0]);
+    let mut model = Model::initialized(&Device::reference(), &network, 0).unwrap();
+    let error = model.greedy(&[1, 2], 3).unwrap_err().to_string();
+    assert!(error.contains("conv1d"), "{error}");
 }

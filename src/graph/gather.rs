@@ -18,6 +18,9 @@ pub enum Padding {
     Causal,
 }
 
+/// The largest number of taps, and of steps between windows or taps.
+const WINDOW_LIMIT: usize = 4096;
+
 /// Windows over the steps of each sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
@@ -40,8 +43,8 @@ impl Window {
     /// Refuses what means nothing.
     pub fn validate(&self) -> Result<()> {
         for (name, n) in [("taps", self.taps), ("stride", self.stride), ("dilation", self.dilation)] {
-            if !(1..=1 << 16).contains(&n) {
-                return Err(Error::argument(format!("window: {name} must be in 1..={}, got {n}", 1 << 16)));
+            if !(1..=WINDOW_LIMIT).contains(&n) {
+                return Err(Error::argument(format!("window: {name} must be in 1..={WINDOW_LIMIT}, got {n}")));
             }
         }
         Ok(())

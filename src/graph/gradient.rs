@@ -20,11 +20,19 @@ impl Pending {
     /// The sum of the contributions to `value`, in the order in which they came.
     fn take(&mut self, graph: &mut Graph, value: Value) -> Result<Option<Value>> {
         let Some(parts) = self.0.remove(&value) else { return Ok(None) };
-        if parts.len() == 1 {
-            return Ok(Some(parts[0]));
+        // Four at a time, so that an expression stays flat and binds few buffers.
+        let mut parts = parts;
+        while parts.len() > 1 {
+            let sums = parts.chunks(4).map(|some| match some {
+                [one] => Ok(*one),
+                some => {
+                    let sum = (1..some.len()).fold(Expr::Input(0), |sum, i| sum + Expr::Input(i));
+                    graph.elementwise(sum, some)
+                }
+            });
+            parts = sums.collect::<Result<_>>()?;
         }
-        let sum = (1..parts.len()).fold(Expr::Input(0), |sum, i| sum + Expr::Input(i));
-        Ok(Some(graph.elementwise(sum, &parts)?))
+        Ok(Some(parts[0]))
     }
 }
 

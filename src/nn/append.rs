@@ -150,7 +150,19 @@ fn mean_over_time(graph: &mut Graph, x: Value) -> Result<Value> {
     graph.elementwise(Expr::Input(0) / Expr::Input(1).max(Expr::Const(1.0)), &[sum, count])
 }
 
+/// Values that one expression joins, so that it stays flat and binds few buffers.
+const JOINED: usize = 4;
+
 fn merge(graph: &mut Graph, kind: MergeKind, inputs: &[Value]) -> Result<Value> {
+    if inputs.len() > JOINED && kind != MergeKind::Concatenate {
+        let part = if kind == MergeKind::Average { MergeKind::Add } else { kind };
+        let parts = inputs.chunks(JOINED).map(|some| merge(graph, part, some)).collect::<Result<Vec<_>>>()?;
+        let whole = merge(graph, part, &parts)?;
+        return match kind {
+            MergeKind::Average => graph.elementwise(Expr::Input(0) * Expr::Const(1.0 / inputs.len() as f32), &[whole]),
+            _ => Ok(whole),
+        };
+    }
     let all = (1..inputs.len()).map(Expr::Input);
     let first = Expr::Input(0);
     let expr = match kind {

@@ -43,14 +43,15 @@ impl Fill {
     }
 }
 
-pub(super) fn of(all: &[Fill], port: Port) -> Fill {
-    match port {
-        Port::Input(_) => Fill::None,
-        Port::Node(at, _) => all.get(at).copied().unwrap_or(Fill::None),
-    }
-}
-
 impl Network {
+    /// What masked steps hold in what comes from `port`, from those of nodes; a final state has no step.
+    pub(super) fn fill_of(&self, all: &[Fill], port: Port) -> Fill {
+        match port {
+            Port::Node(at, _) if self.state_part(port).is_none() => all.get(at).copied().unwrap_or(Fill::None),
+            _ => Fill::None,
+        }
+    }
+
     /// Whether the network leaves out steps by their values.
     pub fn masks(&self) -> bool {
         self.nodes.iter().any(|n| match &n.layer {
@@ -64,7 +65,7 @@ impl Network {
     pub fn fills(&self) -> Result<Vec<Fill>> {
         let mut all: Vec<Fill> = Vec::new();
         for node in &self.nodes {
-            let read: Vec<Fill> = node.inputs.iter().map(|&p| of(&all, p)).collect();
+            let read: Vec<Fill> = node.inputs.iter().map(|&p| self.fill_of(&all, p)).collect();
             let first = read.first().copied().unwrap_or(Fill::None);
             all.push(match &node.layer {
                 Layer::Embedding(l) if l.mask_zero => Fill::Own,
@@ -107,6 +108,6 @@ impl Network {
     /// What masked steps hold in each of the network's outputs.
     pub fn output_fills(&self) -> Result<Vec<Fill>> {
         let all = self.fills()?;
-        Ok(self.outputs.iter().map(|o| of(&all, o.1)).collect())
+        Ok(self.outputs.iter().map(|o| self.fill_of(&all, o.1)).collect())
     }
 }

@@ -3,8 +3,8 @@
 use super::append::{Placed, append};
 use super::axes::Axes;
 use super::layers::SIZE_LIMIT;
-use super::masks::{self, Fill};
-use super::{Dense, Embedding, Input, Layer, MergeMode};
+use super::masks::Fill;
+use super::{Attention, Dense, Embedding, Input, Layer, MergeMode};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec, Regularizer};
@@ -229,8 +229,13 @@ impl Network {
             let with = self.aligned.iter().find(|a| a.0 == at).and_then(|a| all.get(a.1)?.axis());
             let steps = self.steps.iter().find(|s| s.0 == at).map(|s| s.1);
             all.push(match *input {
-                Input::Features(0) | Input::Rows(0) => {
-                    return Err(Error::shape(format!("{name}: the input must have at least one feature")));
+                Input::Features(n) | Input::Rows(n) if !(1..=SIZE_LIMIT).contains(&n) => {
+                    return Err(Error::shape(format!(
+                        "{name}: the input must have 1 to {SIZE_LIMIT} features, got {n}"
+                    )));
+                }
+                _ if axes.all().len() > 128 => {
+                    return Err(Error::unsupported(format!("{name}: more than 128 sequences are read")));
                 }
                 Input::Rows(features) => Signal::Rows { features },
                 Input::Features(features) => {
@@ -298,6 +303,7 @@ impl Network {
         let node = &self.nodes[at];
         let same = |other: &Layer| match (other, &node.layer) {
             (Layer::Embedding(a), Layer::Embedding(b)) => a == &Embedding { mask_zero: a.mask_zero, ..b.clone() },
+            (Layer::Attention(a), Layer::Attention(b)) => a == &Attention { causal: a.causal, ..b.clone() },
             (a, b) => a == b,
         };
         self.nodes[..at].iter().any(|n| n.name == node.name && !same(&n.layer))
@@ -326,6 +332,19 @@ impl Network {
         }
         self.check_ties()?;
         Ok(all)
+    }
+
+    /// Refuses attention by steps between two sequences whose steps masks may take away: which is earlier is not known.
+    fn check_causal(&self, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<()> {
+        for node in self.nodes.iter().filter(|n| matches!(&n.layer, Layer::Attention(l) if l.causal)) {
+            let axes =
+                node.inputs.iter().map(|&p| Ok(signal(p, inputs, signals)?.axis())).collect::<Result<Vec<_>>>()?;
+            if self.masks() && axes.windows(2).any(|pair| pair[0] != pair[1]) {
+                let error = Error::unsupported("causal attention to another sequence, where masks leave out steps");
+                return Err(error.within(&node.name));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a layer tied to one that is not an embedding before it.
@@ -387,6 +406,7 @@ impl Network {
         let (signals, axes) = self.signals_and_axes()?;
         self.parameters()?;
         let fills = self.fills()?;
+        self.check_causal(&inputs, &signals)?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
@@ -411,7 +431,7 @@ impl Network {
             let made = graph.scoped(&node.name, |graph| {
                 let parameters =
                     specs.iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
-                let fill = node.inputs.first().map_or(Fill::None, |&port| masks::of(&fills, port));
+                let fill = node.inputs.first().map_or(Fill::None, |&port| self.fill_of(&fills, port));
                 let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
                 let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
                 let made = append(graph, &placed, &mut states)?;

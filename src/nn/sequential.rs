@@ -150,12 +150,6 @@ impl Sequential {
         Ok((&mut built.session, &mut built.programs[at].1))
     }
 
-    /// The session, and all programs that are kept.
-    pub(crate) fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
-        let built = self.built.as_mut().ok_or_else(not_built)?;
-        Ok((&mut built.session, built.programs.iter().map(|p| &p.1).collect()))
-    }
-
     /// The values of a parameter.
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         self.check_name(name)?;

@@ -110,10 +110,6 @@ impl Learner for Model {
         self.kept_program(key, make)
     }
 
-    fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
-        Ok(self.kept_programs())
-    }
-
     fn compiled(&self) -> Result<Compiled> {
         self.compiled_as().ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
     }

@@ -238,10 +238,6 @@ impl Learner for Sequential {
         Self::program(self, key, |model| make(Self::session(model)?))
     }
 
-    fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)> {
-        Self::programs(self)
-    }
-
     fn compiled(&self) -> Result<Compiled> {
         Self::compiled(self)
     }

@@ -4,7 +4,7 @@ use super::Objective;
 use super::dataset::Dataset;
 use super::fit::{Compiled, Epoch, Fit, History, check_stateful};
 use super::monitor::{Monitor, not_finite};
-use super::step::{EVALUATE, TRAIN, evaluation_graph, training_graph, training_scalars, zero_slots, zero_states};
+use super::step::{EVALUATE, TRAIN, evaluation_graph, training_graph, training_scalars, zero_slots};
 use crate::device::{Executable, Session};
 use crate::error::Result;
 use crate::nn::Network;
@@ -26,8 +26,6 @@ pub(super) trait Learner {
     fn session(&mut self) -> Result<&mut Session>;
     /// The session, and the program kept under `key`, made where there is none.
     fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)>;
-    /// The programs it keeps.
-    fn programs(&mut self) -> Result<(&mut Session, Vec<&Executable>)>;
     /// What `compile` chose.
     fn compiled(&self) -> Result<Compiled>;
     /// Keeps how far training has come.
@@ -36,8 +34,13 @@ pub(super) trait Learner {
 
 /// Zeroes every state that layers carry from batch to batch.
 pub(super) fn reset_states(learner: &mut dyn Learner) -> Result<()> {
-    let (session, programs) = learner.programs()?;
-    programs.into_iter().try_for_each(|program| zero_states(session, program))
+    let session = learner.session()?;
+    let carried = |name: &&str| name.ends_with(".h_l0") || name.ends_with(".c_l0");
+    let names: Vec<String> = session.names().filter(|n| carried(n)).map(String::from).collect();
+    names.into_iter().try_for_each(|name| {
+        let old = session.get(&name)?;
+        session.zero(&name, old.shape(), old.dtype())
+    })
 }
 
 /// Trains for `fit.epochs`, on all samples but those kept for validation.
@@ -52,6 +55,9 @@ pub(super) fn fit(
     let size = fit.batch_size.min(cut);
     let network = learner.network()?;
     check_stateful(&network, cut, size, fit.shuffle)?;
+    if cut < data.samples {
+        check_stateful(&network, data.samples - cut, size.min(data.samples - cut), false)?;
+    }
     let slots = learner.compiled()?.optimizer.slots(&network.parameters()?);
     let session = learner.session()?;
     let missing: Vec<_> = slots.into_iter().filter(|(slot, _)| !session.names().any(|n| n == slot)).collect();

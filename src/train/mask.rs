@@ -52,7 +52,7 @@ fn tail_port(network: &Network, port: Port, tail: &mut Network, places: &mut BTr
         return Ok(known);
     }
     let node = &network.nodes[at];
-    let here = if let Layer::Lstm(_) = node.layer {
+    let here = if let Layer::Lstm(_) | Layer::Attention(_) = node.layer {
         let features = network.signal(port)?.features().unwrap_or(0);
         tail.input(&format!("{at}"), Input::Rows(features))
     } else {

@@ -88,10 +88,6 @@ impl Model {
         Ok((&mut self.session, &mut self.programs[at].1))
     }
 
-    pub(super) fn kept_programs(&mut self) -> (&mut Session, Vec<&Executable>) {
-        (&mut self.session, self.programs.iter().map(|p| &p.1).collect())
-    }
-
     pub(super) fn compiled_as(&self) -> Option<Compiled> {
         self.compiled
     }
@@ -226,6 +222,23 @@ impl Model {
         let one_way = |l: &Layer| !matches!(l, Layer::Lstm(l) if l.direction != Direction::Forward || l.go_backwards);
         if !self.network.nodes.iter().all(|n| one_way(&n.layer)) {
             return Err(Error::unsupported("model: a model that reads backwards has read no end to go on from"));
+        }
+        // Only states are carried: what sees other steps than its own would see the new ones alone.
+        let own_step = |l: &Layer| {
+            matches!(
+                l,
+                Layer::Embedding(_)
+                    | Layer::Lstm(_)
+                    | Layer::Dense(_)
+                    | Layer::Dropout(_)
+                    | Layer::Activation(_)
+                    | Layer::LayerNormalization(_)
+                    | Layer::Merge(_)
+            )
+        };
+        if let Some(node) = self.network.nodes.iter().find(|n| !own_step(&n.layer)) {
+            let class = node.layer.class();
+            return Err(Error::unsupported(format!("model: a model with a {class} cannot go on token by token")));
         }
         if prompt.is_empty() {
             return Err(Error::argument("model: expected a prompt of at least one token"));

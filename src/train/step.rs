@@ -73,8 +73,10 @@ fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: 
         let parameter = graph.persistent(&spec.name, &spec.shape)?;
         penalties.extend(graph.penalty(regularizer, parameter)?);
     }
-    let Some(total) = (0..penalties.len()).map(Expr::Input).reduce(|a, b| a + b) else { return Ok(plain) };
-    let penalty = graph.elementwise(total, &penalties)?;
+    if penalties.is_empty() {
+        return Ok(plain);
+    }
+    let penalty = graph.sum(&penalties)?;
     // The sum is what a mean over these rows and those of other batches is made of.
     let weighted = Expr::Input(0) + Expr::Input(1) * Expr::Input(2);
     let sum = graph.elementwise(weighted, &[plain.sum, penalty, plain.count])?;

@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
         let mut at = vec![self.network.input("x", input(shape, embeds, "the input")?)];
         self.fix_steps(at[0], shape)?;
         for entry in rest {
-            at = self.place(entry, &at)?;
+            at = self.place(entry, &at, false)?;
         }
         self.drop_unread_masks();
         self.outputs(&[("y".to_string(), at.clone())]);
@@ -136,8 +136,13 @@ impl<'a> Reader<'a> {
             for (entry, call) in std::mem::take(&mut waiting) {
                 match self.arguments(entry, call, &placed)? {
                     Some(ports) => {
-                        let outputs = self.place(entry, &ports)?;
-                        self.mask(entry, call, &masks, &taken)?;
+                        let before = self.network.nodes.len();
+                        let kwargs = Object { value: &entry.nodes[call], place: entry.name }.get("kwargs");
+                        let causal = kwargs.get("use_causal_mask") == Some(&Value::Bool(true));
+                        let outputs = self.place(entry, &ports, causal)?;
+                        if self.network.nodes.len() > before {
+                            self.mask(entry, call, &masks, &taken)?;
+                        }
                         placed.insert((entry.name, call), outputs);
                     }
                     None => later.push((entry, call)),
@@ -209,9 +214,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds one call of a layer over `inputs`.
-    fn place(&mut self, entry: &Entry<'a>, inputs: &[Port]) -> Result<Vec<Port>> {
-        let Some(layer) = layer(entry.class, entry.config)? else { return Ok(inputs.to_vec()) };
+    /// Adds one call of a layer over `inputs`; attention sees only earlier steps if `causal`.
+    fn place(&mut self, entry: &Entry<'a>, inputs: &[Port], causal: bool) -> Result<Vec<Port>> {
+        let Some(mut layer) = layer(entry.class, entry.config)? else { return Ok(inputs.to_vec()) };
+        if let Layer::Attention(attention) = &mut layer {
+            attention.causal = causal;
+        }
         self.network.add_named(&node_name(entry.name), layer, inputs)
     }
 
@@ -227,10 +235,6 @@ impl<'a> Reader<'a> {
         tensors(Object { value: &entry.nodes[call], place: entry.name }.get("args"), &mut read);
         let fills = self.network.fills()?;
         let Some(node) = self.network.nodes.last_mut() else { return Ok(()) };
-        if let Layer::Attention(l) = &mut node.layer {
-            let kwargs = Object { value: &entry.nodes[call], place: entry.name }.get("kwargs");
-            l.causal = kwargs.get("use_causal_mask") == Some(&Value::Bool(true));
-        }
         if let Layer::Embedding(l) = &mut node.layer {
             l.mask_zero &= read.first().is_some_and(|tensor| taken.contains(tensor));
         }
@@ -406,6 +410,9 @@ fn transposed(tensor: &KerasTensor) -> Result<Tensor> {
     let [inner @ .., columns] = &tensor.shape[..] else {
         return Err(Error::data(format!("keras: expected a kernel, got {:?}", tensor.shape)));
     };
+    if tensor.data.is_empty() {
+        return Err(Error::data(format!("keras: expected a kernel with values, got {:?}", tensor.shape)));
+    }
     let (columns, rows) = (*columns, inner.iter().product::<usize>());
     let data = (0..columns).flat_map(|c| (0..rows).map(move |r| tensor.data[r * columns + c])).collect();
     let shape: Vec<usize> = std::iter::once(columns).chain(inner.iter().copied()).collect();

@@ -13,7 +13,7 @@ pub(super) fn rules(config: Object<'_>, role: &str) -> Result<Rules> {
         Value::Null => None,
         value => {
             let (name, inner) = class(value, config.place)?;
-            constraint(name, inner, role)?
+            constraint(name, inner, role, !config.get("kernel_size").is_null())?
         }
     };
     if constraint.is_none() && !config.get(&key).is_null() {
@@ -39,7 +39,8 @@ pub(super) fn regularizer(config: Object<'_>, key: &str) -> Result<Option<Regula
     })
 }
 
-fn constraint(name: &str, config: Object<'_>, role: &str) -> Result<Option<Constraint>> {
+/// `windows` says whether the kernel has an axis of taps.
+fn constraint(name: &str, config: Object<'_>, role: &str, windows: bool) -> Result<Option<Constraint>> {
     // Norms of what comes into an output: all axes of a kernel but the last, the second of a table.
     let axes: Vec<i64> = match config.get("axis") {
         Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
@@ -47,7 +48,8 @@ fn constraint(name: &str, config: Object<'_>, role: &str) -> Result<Option<Const
     };
     let over_inputs = match role {
         "embeddings" => axes == [1],
-        _ => axes == [0] || axes == [0, 1],
+        "kernel" if windows => axes == [0, 1],
+        _ => axes == [0],
     };
     Ok(match name {
         "NonNeg" => Some(Constraint::NonNegative),

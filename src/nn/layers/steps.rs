@@ -203,12 +203,12 @@ impl Reshape {
 
     /// The sizes over `len` values.
     fn sizes(&self, len: usize) -> Result<Vec<usize>> {
-        let known: usize = self.shape.iter().flatten().product();
-        let open = self.shape.iter().filter(|s| s.is_none()).count();
-        let rest = len.checked_div(known).unwrap_or(0);
         if !matches!(self.shape.len(), 1 | 2) {
             return Err(Error::unsupported(format!("a shape of {} sizes; expected one or two", self.shape.len())));
         }
+        let known: usize = self.shape.iter().flatten().product();
+        let open = self.shape.iter().filter(|s| s.is_none()).count();
+        let rest = len.checked_div(known).unwrap_or(0);
         if open > 1 || known == 0 || (if open == 1 { rest * known } else { known }) != len || len == 0 {
             return Err(Error::shape(format!("{len} values do not make the shape {:?}", self.shape)));
         }
