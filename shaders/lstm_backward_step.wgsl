@@ -9,6 +9,7 @@
 // #import activation
 // #import threefry
 // #import lstm_options
+// #import lstm_slopes
 // #import lstm_rows
 // #import lstm_backward_cell
 

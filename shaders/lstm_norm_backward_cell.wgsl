@@ -8,6 +8,7 @@
 // #import activation
 // #import threefry
 // #import lstm_options
+// #import lstm_slopes
 // #import lstm_rows
 // #import workgroup_sum
 
@@ -38,33 +39,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read> norms: array<vec4<f32>>;        // [D, H, 3]: gain i f g o; the cell's gain, bias; p_i p_f p_o
 @group(0) @binding(6) var<storage, read_write> dcell: array<f32>;        // [rows, D, H]: what arrives, then the gradient of a
 @group(0) @binding(7) var<storage, read_write> cell_normed: array<f32>;  // [rows, D, H]: n
-
-struct Gates {
-    a: vec4<f32>,
-    slope: vec4<f32>,
-}
-
-// Values and slopes of what is saved.
-fn gates_of(z: vec4<f32>) -> Gates {
-    var a = z;
-    var slope = vec4<f32>(z.x * (1.0 - z.x), z.y * (1.0 - z.y), 1.0 - z.z * z.z, z.w * (1.0 - z.w));
-    if (!SAVES_ACTIVATED) {
-        a = vec4<f32>(gate_value(z.x), gate_value(z.y), candidate_value(z.z), gate_value(z.w));
-        slope = vec4<f32>(
-            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.x, CLIP)),
-            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.y, CLIP)),
-            activation_slope(CANDIDATE, CANDIDATE_ALPHA, CANDIDATE_BETA, within(z.z, CLIP)),
-            activation_slope(GATE, GATE_ALPHA, GATE_BETA, within(z.w, CLIP)),
-        );
-        if (CLIP > 0.0) {
-            slope = select(vec4<f32>(0.0), slope, abs(z) < vec4<f32>(CLIP));
-        }
-    }
-    if (COUPLED) {
-        a.y = 1.0 - a.x;
-    }
-    return Gates(a, slope);
-}
 
 fn cell_before(b: u32, d: u32, unit: u32) -> f32 {
     if (params.step > 0u) {

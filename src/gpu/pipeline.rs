@@ -43,6 +43,7 @@ const COMMON: &[(&str, &str)] = &[
     ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),
     ("lstm_options", include_str!("../../shaders/common/lstm_options.wgsl")),
     ("lstm_rows", include_str!("../../shaders/common/lstm_rows.wgsl")),
+    ("lstm_slopes", include_str!("../../shaders/common/lstm_slopes.wgsl")),
     ("math", include_str!("../../shaders/common/math.wgsl")),
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),

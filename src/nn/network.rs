@@ -227,7 +227,9 @@ impl Network {
         let (mut all, mut axes) = (Vec::<Signal>::with_capacity(self.inputs.len()), Axes::new(self.masks()));
         for (at, (name, input)) in self.inputs.iter().enumerate() {
             let with = self.aligned.iter().find(|a| a.0 == at).and_then(|a| all.get(a.1)?.axis());
-            let steps = self.steps.iter().find(|s| s.0 == at).map(|s| s.1);
+            // Of itself, or of one that takes its steps from it.
+            let own = |other: usize| other == at || self.aligned.contains(&(other, at));
+            let steps = self.steps.iter().filter(|s| own(s.0)).map(|s| s.1).min();
             all.push(match *input {
                 Input::Features(n) | Input::Rows(n) if !(1..=SIZE_LIMIT).contains(&n) => {
                     return Err(Error::shape(format!(

@@ -1,7 +1,7 @@
 //! `compile`, `fit` and `evaluate` of a [`Model`].
 
 use super::dataset::Dataset;
-use super::fit::{BATCH, Compiled, Epoch, Fit, History};
+use super::fit::{BATCH, Compiled, Epoch, Fit, History, clear_optimizer};
 use super::learner::{self, Learner, Make};
 use super::model::{Model, Named};
 use super::{Loss, Objective};
@@ -40,7 +40,10 @@ impl Model {
         let Some(&(_, loss)) = chosen.first() else {
             return Err(Error::argument("compile: expected a loss for at least one output"));
         };
-        self.set_compiled(Compiled { optimizer, loss, step: 0, epoch: 0 }, chosen)
+        clear_optimizer(&mut self.session)?;
+        self.compiled = Some(Compiled { optimizer, loss, step: 0, epoch: 0 });
+        self.losses = chosen;
+        Ok(())
     }
 
     /// Trains on inputs and targets, each with a row a sample: inputs as [`Self::run`] takes them (with `lengths` too),
@@ -79,9 +82,9 @@ impl Model {
             given.into_iter().map(|(name, input, tensor)| (name.to_string(), input, tensor.clone())).collect();
         let mut data = Dataset::new(self.network(), given, lengths.cloned())?;
         let mut unknown: Vec<&String> = targets.keys().collect();
-        for &(output, loss) in self.losses() {
+        for &(output, loss) in &self.losses {
             let name = &self.network().outputs[output].0;
-            let alias = (self.losses().len() == 1).then_some("y");
+            let alias = (self.losses.len() == 1).then_some("y");
             let found = targets.get_key_value(name).or_else(|| targets.get_key_value(alias?));
             let Some((called, target)) = found else {
                 return Err(Error::argument(format!("fit: expected targets of the output `{name}`")));
@@ -103,7 +106,7 @@ impl Learner for Model {
     }
 
     fn session(&mut self) -> Result<&mut Session> {
-        Ok(Self::session(self))
+        Ok(&mut self.session)
     }
 
     fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
@@ -111,10 +114,10 @@ impl Learner for Model {
     }
 
     fn compiled(&self) -> Result<Compiled> {
-        self.compiled_as().ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
+        self.compiled.ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
     }
 
     fn keep(&mut self, compiled: Compiled) {
-        self.set_progress(compiled);
+        self.compiled = Some(compiled);
     }
 }

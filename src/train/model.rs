@@ -1,7 +1,7 @@
 //! Any network on a device: run as it is, with a loss and its gradients, or going on from a prompt.
 
 use super::Loss;
-use super::fit::{Compiled, clear_optimizer};
+use super::fit::Compiled;
 use super::learner::Make;
 use super::mask;
 use super::pack::{Given, Packed, check_inputs, pack};
@@ -38,12 +38,12 @@ enum Task {
 pub struct Model {
     network: Network,
     specs: Vec<ParameterSpec>,
-    session: Session,
+    pub(super) session: Session,
     /// Programs by what they compute and for what sizes.
     programs: Vec<(String, Executable)>,
-    compiled: Option<Compiled>,
+    pub(super) compiled: Option<Compiled>,
     /// The loss of each output that is trained.
-    losses: Vec<(usize, Loss)>,
+    pub(super) losses: Vec<(usize, Loss)>,
 }
 
 impl Model {
@@ -73,10 +73,6 @@ impl Model {
         names.map(|name| Ok((name.clone(), self.session.get(&name)?))).collect()
     }
 
-    pub(super) fn session(&mut self) -> &mut Session {
-        &mut self.session
-    }
-
     pub(super) fn kept_program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
         let at = match self.programs.iter().position(|p| p.0 == key) {
             Some(at) => at,
@@ -86,25 +82,6 @@ impl Model {
             }
         };
         Ok((&mut self.session, &mut self.programs[at].1))
-    }
-
-    pub(super) fn compiled_as(&self) -> Option<Compiled> {
-        self.compiled
-    }
-
-    pub(super) fn losses(&self) -> &[(usize, Loss)] {
-        &self.losses
-    }
-
-    pub(super) fn set_progress(&mut self, compiled: Compiled) {
-        self.compiled = Some(compiled);
-    }
-
-    /// Chooses how to train, with optimiser state that begins anew.
-    pub(super) fn set_compiled(&mut self, compiled: Compiled, losses: Vec<(usize, Loss)>) -> Result<()> {
-        clear_optimizer(&mut self.session)?;
-        (self.compiled, self.losses) = (Some(compiled), losses);
-        Ok(())
     }
 
     /// The number of the one output called `name`.

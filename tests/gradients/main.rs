@@ -109,25 +109,38 @@ fn lstm_cases() -> Vec<Case> {
     all
 }
 
-/// One layer of I = 3, H = 4 (R = 2 where it is projected) of any kind, whose y, h_n and c_n the loss reads.
+/// Layers of I = 3, H = 4 (R = 2 where they are projected) of any kind, with dropout between them while training; the
+/// loss reads y and each layer's h_n and c_n.
 fn lstm_kind(g: &mut Graph, config: &LstmConfig, training: bool) -> Result<Value> {
-    let x = g.persistent("x", [N, config.input_size.into()])?;
-    let mut op = LstmOp { direction: config.direction, cell: config.cell, random: None };
-    if training {
-        op.random = Some(g.random_operations(3));
+    let mut y = g.persistent("x", [N, config.input_size.into()])?;
+    let mut sums = Vec::new();
+    for layer in 0..config.num_layers {
+        let mut op = LstmOp { direction: config.direction, cell: config.cell, random: None };
+        if training {
+            op.random = Some(g.random_operations(3));
+        }
+        let mut values = Vec::new();
+        for p in lstm_parameters(config, layer) {
+            let value = g.persistent(&p.name, &p.shape)?;
+            values.push((p, value));
+        }
+        let of = |d: usize, role: &str| {
+            values.iter().find(|(p, _)| p.direction == d && p.role == role).map(|(_, value)| *value)
+        };
+        let weights =
+            (0..op.directions()).map(|d| LstmWeights::by_role(|role| of(d, role))).collect::<Result<Vec<_>>>()?;
+        let columns = |n: usize| Shape::from([B, (op.directions() * n).into()]);
+        let h0 = g.persistent(&format!("h0_l{layer}"), columns(config.output_size()))?;
+        let c0 = g.persistent(&format!("c0_l{layer}"), columns(config.hidden_size))?;
+        if layer > 0 && training {
+            y = g.dropout(y, 0.25)?;
+        }
+        let out = g.lstm_layer(y, Some((h0, c0)), &op, &weights)?;
+        y = out.y;
+        sums.push(weighted(g, out.h_n, &format!("kh_l{layer}"))?);
+        sums.push(weighted(g, out.c_n, &format!("kc_l{layer}"))?);
     }
-    let mut values = Vec::new();
-    for p in lstm_parameters(config, 0) {
-        let value = g.persistent(&p.name, &p.shape)?;
-        values.push((p, value));
-    }
-    let of =
-        |d: usize, role: &str| values.iter().find(|(p, _)| p.direction == d && p.role == role).map(|(_, value)| *value);
-    let weights = (0..op.directions()).map(|d| LstmWeights::by_role(|role| of(d, role))).collect::<Result<Vec<_>>>()?;
-    let columns = |n: usize| Shape::from([B, (op.directions() * n).into()]);
-    let state = (g.persistent("h0", columns(config.output_size()))?, g.persistent("c0", columns(config.hidden_size))?);
-    let out = g.lstm_layer(x, Some(state), &op, &weights)?;
-    let sums = [weighted(g, out.y, "ky")?, weighted(g, out.h_n, "kh")?, weighted(g, out.c_n, "kc")?];
+    sums.push(weighted(g, y, "ky")?);
     g.sum(&sums)
 }
 
@@ -173,7 +186,7 @@ fn cells() -> Vec<Cell> {
     all
 }
 
-/// Every option by itself, and all pairs of: direction, lengths, projection, bias, dropout, normalisation, peepholes,
+/// Every option by itself, and all pairs of: direction, layers, lengths, projection, bias, dropout, normalisation, peepholes,
 /// zoneout, clipping, coupling, training. A row of an orthogonal array is a bit pattern; each two columns of it show all
 /// four pairs.
 fn kind_cases() -> Vec<Case> {
@@ -197,8 +210,8 @@ fn kind_cases() -> Vec<Case> {
             add(config.clone().direction(direction).projection(projection), RAGGED.to_vec(), false);
         }
     }
-    // The Hadamard array of strength 2: column c of row r is the parity of r & c, for c in 1..16.
-    for row in 0..16u32 {
+    // The Hadamard array of strength 2: column c of row r is the parity of r & c, for c in 1..32.
+    for row in 0..32u32 {
         let bit = |column: u32| (row & column).count_ones() % 2 == 1;
         let cell = Cell {
             peepholes: bit(1),
@@ -215,7 +228,8 @@ fn kind_cases() -> Vec<Case> {
         };
         let direction = if bit(11) { Direction::Both } else { Direction::Reverse };
         let lengths = if bit(12) { RAGGED.to_vec() } else { vec![3, 3] };
-        let config = config.clone().cell(cell).direction(direction).projection(bit(13).then_some(2));
+        let config = config.clone().layers(1 + usize::from(bit(16))).cell(cell).direction(direction);
+        let config = config.projection(bit(13).then_some(2));
         add(config.bias(if bit(14) { Bias::Two } else { Bias::None }), lengths, bit(15));
     }
     all

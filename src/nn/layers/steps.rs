@@ -85,6 +85,27 @@ pub struct Reshape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Permute {}
 
+macro_rules! windowed {
+    ($($layer:ident),*) => {
+        $(impl $layer {
+            /// Sets where a window may reach beyond its sequence.
+            #[must_use]
+            pub fn padding(mut self, padding: Padding) -> Self {
+                self.window.padding = padding;
+                self
+            }
+
+            /// Sets the steps from a window to the next.
+            #[must_use]
+            pub fn stride(mut self, stride: usize) -> Self {
+                self.window.stride = stride;
+                self
+            }
+        })*
+    };
+}
+windowed!(Conv1D, Pooling1D);
+
 named!(Conv1D, init);
 rules!(Conv1D, kernel, bias_rules);
 
@@ -102,20 +123,6 @@ impl Conv1D {
             activity: None,
             name: None,
         }
-    }
-
-    /// Sets where a window may reach beyond its sequence.
-    #[must_use]
-    pub fn padding(mut self, padding: Padding) -> Self {
-        self.window.padding = padding;
-        self
-    }
-
-    /// Sets the steps from a window to the next.
-    #[must_use]
-    pub fn stride(mut self, stride: usize) -> Self {
-        self.window.stride = stride;
-        self
     }
 
     /// Sets the steps from a step of a window to the next.
@@ -171,20 +178,6 @@ impl Pooling1D {
     /// The largest of each `size` steps.
     pub fn max(size: usize) -> Self {
         Self { kind: PoolingKind::Max, ..Self::average(size) }
-    }
-
-    /// Sets where a window may reach beyond its sequence.
-    #[must_use]
-    pub fn padding(mut self, padding: Padding) -> Self {
-        self.window.padding = padding;
-        self
-    }
-
-    /// Sets the steps from a window to the next.
-    #[must_use]
-    pub fn stride(mut self, stride: usize) -> Self {
-        self.window.stride = stride;
-        self
     }
 }
 
