@@ -25,6 +25,10 @@ struct Params {
     dropout_y: u32,
 }
 
+// Whether the step adds up each gate by itself. The order of sums is the step's, so that a sequence that is read in parts
+// has the bits of one that is not.
+override GATE_BY_GATE: bool = false;
+
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weights: array<f32>;
 @group(0) @binding(2) var<storage, read> state: array<vec4<f32>>; // slots of [D, B, H]
@@ -52,13 +56,20 @@ fn main(
     }
     let row = params.operand + (d * params.sequences + b) * params.hidden;
     var sum = 0.0;
+    var gates = vec4<f32>(0.0);
     for (var k = 0u; k < params.hidden; k++) {
         let dz = state[row + k];
-        let w = (d * params.hidden + k) * params.stride_k + column * params.stride_u;
-        sum = fma(dz.x, weights[w], sum);
-        sum = fma(dz.y, weights[w + params.stride_g], sum);
-        sum = fma(dz.z, weights[w + 2u * params.stride_g], sum);
-        sum = fma(dz.w, weights[w + 3u * params.stride_g], sum);
+        let at = (d * params.hidden + k) * params.stride_k + column * params.stride_u;
+        let g = params.stride_g;
+        let w = vec4<f32>(weights[at], weights[at + g], weights[at + 2u * g], weights[at + 3u * g]);
+        if (GATE_BY_GATE) {
+            gates = fma(dz, w, gates);
+        } else {
+            sum = fma(dz.w, w.w, fma(dz.z, w.z, fma(dz.y, w.y, fma(dz.x, w.x, sum))));
+        }
+    }
+    if (GATE_BY_GATE) {
+        sum = gates.x + gates.y + gates.z + gates.w;
     }
     let key = vec2<u32>(params.dropout_x, params.dropout_y);
     let time = params.start + time_of(b, d, 0u);

@@ -6,6 +6,7 @@ struct Params {
     len: u32,    // values to read
     offset: u32, // the first partial sum that `blocks` writes
     square: u32, // whether values are squared
+    accumulate: u32, // whether the total is added to what the output holds
 }
 
 const BLOCK: u32 = 4096u;
@@ -55,6 +56,6 @@ fn all_blocks(@builtin(local_invocation_index) local: u32) {
     }
     tree(local, sum);
     if (local == 0u) {
-        sums[params.offset] = parts[0];
+        sums[params.offset] = select(parts[0], sums[params.offset] + parts[0], params.accumulate != 0u);
     }
 }

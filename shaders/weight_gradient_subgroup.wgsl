@@ -44,6 +44,11 @@ fn before(row: u32, column: u32) -> f32 {
     return c[address(row, column)];
 }
 
+// Where the sums begin: they are one chain over all pieces.
+fn held(row: u32, column: u32) -> vec4<f32> {
+    return vec4<f32>(before(row, column), before(row + 1u, column), before(row + 2u, column), before(row + 3u, column));
+}
+
 fn store(row: u32, column: u32, value: f32) {
     if (row < params.m && column < params.n) {
         c[address(row, column)] = value;
@@ -64,22 +69,22 @@ fn main(
     let origin = min(row, (params.m - 1u) & ~3u);
     let n0 = min(column + (lane & 7u), params.n - 1u);
     let n8 = min(column + (lane & 7u) + 8u, params.n - 1u);
-    var t0 = vec4<f32>(0.0);
-    var t1 = vec4<f32>(0.0);
-    var t2 = vec4<f32>(0.0);
-    var t3 = vec4<f32>(0.0);
-    var t4 = vec4<f32>(0.0);
-    var t5 = vec4<f32>(0.0);
-    var t6 = vec4<f32>(0.0);
-    var t7 = vec4<f32>(0.0);
-    var t8 = vec4<f32>(0.0);
-    var t9 = vec4<f32>(0.0);
-    var t10 = vec4<f32>(0.0);
-    var t11 = vec4<f32>(0.0);
-    var t12 = vec4<f32>(0.0);
-    var t13 = vec4<f32>(0.0);
-    var t14 = vec4<f32>(0.0);
-    var t15 = vec4<f32>(0.0);
+    var t0 = held(row, column + 0u);
+    var t1 = held(row, column + 1u);
+    var t2 = held(row, column + 2u);
+    var t3 = held(row, column + 3u);
+    var t4 = held(row, column + 4u);
+    var t5 = held(row, column + 5u);
+    var t6 = held(row, column + 6u);
+    var t7 = held(row, column + 7u);
+    var t8 = held(row, column + 8u);
+    var t9 = held(row, column + 9u);
+    var t10 = held(row, column + 10u);
+    var t11 = held(row, column + 11u);
+    var t12 = held(row, column + 12u);
+    var t13 = held(row, column + 13u);
+    var t14 = held(row, column + 14u);
+    var t15 = held(row, column + 15u);
     let chunks = select((params.steps + CHUNK - 1u) / CHUNK, 1u, params.steps == 0u);
     for (var i = 0u; i < chunks; i++) {
         var start = params.row_start;
@@ -228,7 +233,7 @@ fn main(
     }
     for (var j = 0u; j < 16u; j++) {
         for (var g = 0u; g < 4u; g++) {
-            store(row + g, column + j, before(row + g, column + j) + t0.x);
+            store(row + g, column + j, t0.x);
             t0 = t0.yzwx;
         }
         t0 = t1;

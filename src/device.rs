@@ -394,7 +394,7 @@ impl Session {
     /// Compiles `graph` for batches up to `capacity` and makes it ready. Persistent values with a batch or row size
     /// are made of zeros where they do not exist; others must have been [`set`](Self::set).
     pub fn load(&mut self, graph: &Graph, capacity: &Capacity) -> Result<Executable> {
-        self.load_with(graph, &CompileOptions { capacity: capacity.clone(), fresh: false })
+        self.load_with(graph, &CompileOptions::new(capacity))
     }
 
     /// [`Self::load`] with further options.

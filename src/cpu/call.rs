@@ -58,6 +58,8 @@ pub(super) struct Call<'a> {
     pub(super) scalars: &'a [f32],
     /// Packed operands that are kept between runs.
     pub(super) packs: &'a mut [Cached],
+    /// Whether sums over rows are added to what the outputs hold.
+    pub(super) continues: bool,
 }
 
 impl<'a> Call<'a> {

@@ -14,9 +14,10 @@ use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::{Storage, root};
 use crate::scheduler::strategy::row_axis;
-use crate::scheduler::{Batch, Executor, Program, Step};
+use crate::scheduler::{Action, Batch, Executor, Move, Part, Program, Side, Stage, Step};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The host processor: its threads, and the values that outlive runs.
@@ -35,8 +36,9 @@ pub struct Prepared {
     arenas: Vec<Vec<f32>>,
     /// For each value the buffer and first element of its storage.
     places: Vec<Option<(Buffer, usize)>>,
-    /// For each step its compiled expressions.
-    tapes: Vec<Option<Tape>>,
+    /// For each action of each stage its compiled expressions.
+    tapes: Vec<Vec<Option<Tape>>>,
+    /// Packed operands of each step.
     packs: Vec<[Cached; PACKS]>,
     /// The sizes of every value in the last run; empty before the first.
     shapes: Vec<Vec<usize>>,
@@ -98,7 +100,7 @@ impl Cpu {
             )));
         }
         value.version = version;
-        storage::store(tensor, &mut value.data)
+        storage::store(tensor, 0, &mut value.data)
     }
 
     /// The persistent value `name`, whole.
@@ -128,7 +130,8 @@ impl Cpu {
             });
         }
         let arenas = program.placement.arenas.iter().map(|b| vec![0.0; (*b as usize).div_ceil(size_of::<f32>())]);
-        let tapes = program.steps.iter().map(|step| compile(program, step)).collect::<Result<_>>()?;
+        let tapes = |stage: &Stage| stage.body.iter().map(|action| compile(program, action)).collect::<Result<_>>();
+        let tapes = program.stages.iter().map(tapes).collect::<Result<_>>()?;
         let packs = program.steps.iter().map(|_| Default::default()).collect();
         let program = Arc::clone(program);
         Ok(Prepared { arenas: arenas.collect(), program, places, tapes, packs, shapes: Vec::new() })
@@ -151,13 +154,13 @@ impl Cpu {
         let changes = self.version();
         let Prepared { arenas, places, tapes, packs, .. } = prepared;
         let memory = Memory { arenas, persistents: &mut self.persistents };
-        let mut run = Run { program: &program, batch, scalars, shapes: &shapes, places, memory };
+        let mut run = Run { program: &program, inputs, scalars, shapes: shapes.clone(), places, memory };
         let result = self.pool.install(|| {
-            run.give(inputs)?;
-            for (at, step) in program.steps.iter().enumerate() {
-                run.step(step, tapes[at].as_ref(), &mut packs[at]).map_err(|e| e.within(step.op.name()))?;
+            run.give()?;
+            for (stage, tapes) in program.stages.iter().zip(tapes) {
+                stage.for_parts(batch, |part| run.part(stage, part, tapes, packs))?;
             }
-            run.copy()
+            run.copy(&shapes)
         });
         for &value in &program.updated {
             if let Some((Buffer::Persistent(at), _)) = prepared.places[value] {
@@ -234,7 +237,8 @@ impl Cpu {
 }
 
 /// The compiled expressions of an elementwise step, of those outputs that are wanted.
-fn compile(program: &Program, step: &Step) -> Result<Option<Tape>> {
+fn compile(program: &Program, action: &Action) -> Result<Option<Tape>> {
+    let Action::Step(step) = action else { return Ok(None) };
     let Op::Elementwise { exprs } = &step.op else { return Ok(None) };
     let Some(&shape) = step.outputs.iter().flatten().next() else { return Ok(Some(Tape::default())) };
     let shape = &program.values[shape].shape;
@@ -249,9 +253,10 @@ fn compile(program: &Program, step: &Step) -> Result<Option<Tape>> {
 /// One run.
 struct Run<'a> {
     program: &'a Program,
-    batch: &'a Batch,
+    inputs: &'a [&'a Tensor],
     scalars: Vec<f32>,
-    shapes: &'a [Vec<usize>],
+    /// The sizes of every value, of those of a part in the part that runs.
+    shapes: Vec<Vec<usize>>,
     places: &'a [Option<(Buffer, usize)>],
     memory: Memory<'a>,
 }
@@ -263,17 +268,21 @@ impl Run<'_> {
         Ok(Place { buffer, offset, len: self.shapes[value].iter().product() })
     }
 
-    /// Stores the inputs.
-    fn give(&mut self, inputs: &[&Tensor]) -> Result<()> {
-        for ((_, value), tensor) in self.program.inputs.iter().zip(inputs) {
+    /// Stores the inputs that are held whole.
+    fn give(&mut self) -> Result<()> {
+        for ((_, value), tensor) in self.program.inputs.iter().zip(self.inputs) {
+            if self.places[*value].is_none() {
+                continue;
+            }
             let place = self.place(*value)?;
-            storage::store(tensor, self.memory.write(place)?)?;
+            storage::store(tensor, 0, self.memory.write(place)?)?;
         }
         Ok(())
     }
 
     /// Gives persistent values what they take at the end of a run.
-    fn copy(&mut self) -> Result<()> {
+    fn copy(&mut self, shapes: &[Vec<usize>]) -> Result<()> {
+        self.shapes.clone_from_slice(shapes);
         // All sources are read before any is overwritten: values may change places.
         let mut copies = Vec::with_capacity(self.program.copies.len());
         for &(persistent, source) in &self.program.copies {
@@ -286,7 +295,104 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn step(&mut self, step: &Step, tape: Option<&Tape>, packs: &mut [Cached]) -> Result<()> {
+    fn part(
+        &mut self,
+        stage: &Stage,
+        part: &Part<'_>,
+        tapes: &[Option<Tape>],
+        packs: &mut [[Cached; PACKS]],
+    ) -> Result<()> {
+        for (value, shape) in self.program.values.iter().zip(&mut self.shapes).filter(|(v, _)| v.cut == stage.cut) {
+            shape.clear();
+            for dim in &value.shape.0 {
+                shape.push(part.batch.size(dim)?);
+            }
+        }
+        for m in stage.before.iter().filter(|_| part.begins) {
+            self.transfer(m, part)?;
+        }
+        for (action, tape) in stage.body.iter().zip(tapes) {
+            match action {
+                Action::Move(m) => self.transfer(m, part)?,
+                Action::Step(step) => {
+                    let run = self.step(step, part, tape.as_ref(), &mut packs[step.number]);
+                    run.map_err(|e| e.within(step.op.name()))?;
+                }
+            }
+        }
+        for m in stage.after.iter().filter(|_| part.ends) {
+            self.transfer(m, part)?;
+        }
+        Ok(())
+    }
+
+    /// Copies values from one side to the other.
+    fn transfer(&mut self, m: &Move, part: &Part<'_>) -> Result<()> {
+        let to = self.ranges(m.to, part)?;
+        let Some(target) = m.to.value() else { return Err(Error::internal("cpu: a move leads nowhere")) };
+        let (buffer, offset) = self.places[target].ok_or_else(|| Error::internal("cpu: a move leads nowhere"))?;
+        let whole = Place { buffer, offset, len: 0 };
+        let mut taken = self.memory.take(&[Some(whole)]);
+        let result = taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
+            let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
+            match m.from {
+                Side::Zero => targets.for_each(|r| data[r].fill(0.0)),
+                Side::Input(at) => {
+                    let columns = self.inputs[at].len() / self.inputs[at].shape().first().copied().unwrap_or(1).max(1);
+                    let rows = part.rows(&self.program.values[self.program.inputs[at].1].shape)?;
+                    let mut to = targets.next().unwrap_or(0..0).start;
+                    for rows in rows {
+                        let n = rows.len() * columns;
+                        storage::store(self.inputs[at], rows.start * columns, &mut data[to..to + n])?;
+                        to += n;
+                    }
+                }
+                Side::Whole(source) | Side::Part(source) | Side::Slot(source) => {
+                    let (from, start) = self.places[source].ok_or_else(|| Error::internal("cpu: a move from nowhere"))?;
+                    let ranges = self.ranges(m.from, part)?.into_iter();
+                    let place = |r: Range<usize>| Place { buffer: from, offset: start + r.start, len: r.len() };
+                    let mut sources = ranges.map(|r| self.memory.read(place(r)));
+                    let mut values: &[f32] = &[];
+                    for range in targets {
+                        let mut target = &mut data[range];
+                        while !target.is_empty() {
+                            if values.is_empty() {
+                                let short = || Err(Error::internal("cpu: a move has too few values"));
+                                values = sources.next().unwrap_or_else(short)?;
+                            }
+                            let n = target.len().min(values.len());
+                            let (now, later) = std::mem::take(&mut target).split_at_mut(n);
+                            now.copy_from_slice(&values[..n]);
+                            (target, values) = (later, &values[n..]);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        });
+        self.memory.put(taken);
+        result
+    }
+
+    /// The values of one side of a move, as ranges of its storage.
+    fn ranges(&self, side: Side, part: &Part<'_>) -> Result<Vec<Range<usize>>> {
+        Ok(match side {
+            Side::Zero | Side::Input(_) => Vec::new(),
+            Side::Whole(v) => std::iter::once(0..self.shapes[v].iter().product()).collect(),
+            Side::Part(v) => {
+                let columns: usize = self.shapes[v].iter().skip(1).product();
+                let rows = part.rows(&self.program.values[v].shape)?;
+                rows.into_iter().map(|r| r.start * columns..r.end * columns).collect()
+            }
+            Side::Slot(v) => {
+                let (slot, row): (usize, usize) = (self.shapes[v].iter().skip(1).product(), self.shapes[v][2]);
+                let first = part.slot * slot;
+                std::iter::once(first..first + part.batch.sequences() * row).collect()
+            }
+        })
+    }
+
+    fn step(&mut self, step: &Step, part: &Part<'_>, tape: Option<&Tape>, packs: &mut [Cached]) -> Result<()> {
         if matches!(step.op, Op::View { .. }) {
             return Ok(());
         }
@@ -295,7 +401,8 @@ impl Run<'_> {
         let result = storage::carve(&mut taken, &places).and_then(|outputs| {
             let inputs = step.inputs.iter().map(|i| i.map(|i| self.operand(i, step)).transpose());
             let inputs = inputs.collect::<Result<Vec<_>>>()?;
-            let mut call = Call { inputs, outputs, batch: self.batch, scalars: &self.scalars, packs };
+            let continues = step.accumulates && part.continues;
+            let mut call = Call { inputs, outputs, batch: part.batch, scalars: &self.scalars, packs, continues };
             self.dispatch(step, tape, &mut call)
         });
         self.memory.put(taken);

@@ -3,7 +3,7 @@
 use super::call::{Cached, Call};
 use super::lstm_layer::Layer;
 use super::matmul::{Left, Packed, multiply, multiply_parallel};
-use super::reduce::sum_rows;
+use super::reduce::{begin, sum_rows};
 use super::rows::over_rows;
 use crate::config::{GATE_F, GATE_I, GATE_O, GATES};
 use crate::error::Result;
@@ -83,7 +83,7 @@ pub(super) fn weight_gradient(call: &mut Call<'_>) -> Result<()> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (stride, inputs) = (call.operand(0)?.columns(), call.operand(1)?.columns());
     let (chunks, out) = (call.chunks(0)?, call.output(0)?);
-    accumulate(&Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs }, &chunks, &mut call.packs[0], out);
+    accumulate(&Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
     Ok(())
 }
 
@@ -97,17 +97,17 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
     let columns = |at: usize| call.operand(at).map(|o| o.columns() / directions);
     match part {
         LstmPart::Bias => {
-            sum_rows(ReduceKind::Sum, &a[first.min(a.len())..], stride, &chunks, out);
+            sum_rows(ReduceKind::Sum, &a[first.min(a.len())..], stride, &chunks, begin(out, call.continues));
         }
         LstmPart::InputWeights => {
             let inputs = call.operand(1)?.columns();
             let b = rows_of(call.input(1)?, inputs);
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
         }
         LstmPart::Projection => {
             let inputs = columns(1)?;
             let b: Vec<&[f32]> = own_rows(call.input(1)?, d, directions, inputs).collect();
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
         }
         LstmPart::RecurrentWeights => {
             let inputs = columns(1)?;
@@ -119,7 +119,7 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             if let Some(masked) = &masked {
                 b = rows_of(masked, inputs);
             }
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out);
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
         }
         LstmPart::Peepholes => {
             let hidden = columns(1)?;
@@ -127,7 +127,7 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             let cells = call.input(1)?;
             let states = States { axis, of: cells, initial: call.maybe_input(2)?, columns: hidden, zero: &zero };
             let now: Vec<&[f32]> = own_rows(cells, d, directions, hidden).collect();
-            peepholes(&Operands { a, stride, first, b: &now, inputs: hidden }, &states.before(d, op), &chunks, out);
+            peepholes(&Operands { a, stride, first, b: &now, inputs: hidden }, &states.before(d, op), &chunks, begin(out, call.continues));
         }
     }
     Ok(())
@@ -184,10 +184,9 @@ fn masked_rows(batch: &Batch, axis: &Axis, rows: &[&[f32]], d: usize, op: &LstmO
     Some(masked)
 }
 
-/// Σ over rows of the gradients of i and f times the cell before, and of o times the cell; chunk by chunk.
+/// Σ over rows of the gradients of i and f times the cell before, and of o times the cell, added to `out`; chunk by chunk.
 fn peepholes(now: &Operands<'_>, before: &[&[f32]], chunks: &[Range<usize>], out: &mut [f32]) {
     let hidden = now.inputs;
-    out.fill(0.0);
     for chunk in chunks {
         let mut part = vec![0.0; out.len()];
         for row in chunk.clone() {
@@ -203,10 +202,9 @@ fn peepholes(now: &Operands<'_>, before: &[&[f32]], chunks: &[Range<usize>], out
     }
 }
 
-/// Σ over rows of aᵀ b into `out`, chunk by chunk. Threads own rows of `out`.
+/// Σ over rows of aᵀ b added to `out`, chunk by chunk. Threads own rows of `out`.
 fn accumulate(operands: &Operands<'_>, chunks: &[Range<usize>], packed: &mut Cached, out: &mut [f32]) {
     let &Operands { a, stride, first: begin, b, inputs } = operands;
-    out.fill(0.0);
     for chunk in chunks.iter().filter(|c| !c.is_empty()) {
         let packed = packed.get(None, |packed| packed.rows(&b[chunk.clone()], inputs));
         let data = &a[chunk.start * stride..chunk.end * stride];

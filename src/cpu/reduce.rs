@@ -22,18 +22,28 @@ fn block_sum(kind: ReduceKind, values: &[f32]) -> f64 {
     )
 }
 
+/// `out` as a sum begins: as it is where it goes on, else zeros.
+pub(super) fn begin(out: &mut [f32], continues: bool) -> &mut [f32] {
+    if !continues {
+        out.fill(0.0);
+    }
+    out
+}
+
 /// A sum over everything `[1]`, over rows `[F]`, or over columns `[R, 1]`.
 pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Result<()> {
     match over {
         Over::All => {
-            let mut total = 0.0;
+            let continues = call.continues;
+            let out = call.output(0)?;
+            let mut total = if continues { f64::from(out[0]) } else { 0.0 };
             for at in 0..call.inputs.len() {
                 let values = call.input(at)?;
                 let blocks = values.par_chunks(REDUCE_BLOCK).with_min_len(16);
                 let partial: Vec<f64> = blocks.map(|block| block_sum(kind, block)).collect();
                 total += partial.iter().sum::<f64>();
             }
-            call.output(0)?[0] = total as f32;
+            out[0] = total as f32;
         }
         Over::Columns => {
             let (x, columns) = (call.input(0)?, call.operand(0)?.columns());
@@ -46,16 +56,15 @@ pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Resul
         Over::Rows => {
             let (x, chunks) = (call.input(0)?, call.chunks(0)?);
             let (stride, out) = (call.operand(0)?.columns(), call.output(0)?);
-            sum_rows(kind, x, stride, &chunks, out);
+            sum_rows(kind, x, stride, &chunks, begin(out, call.continues));
         }
     }
     Ok(())
 }
 
-/// The sum of rows of x, `stride` values apart, into `out`, as many values as it holds: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
+/// The sum of rows of x, `stride` values apart, added to `out`, as many values as it holds: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
 /// Threads own columns.
 pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], stride: usize, chunks: &[Range<usize>], out: &mut [f32]) {
-    out.fill(0.0);
     let rows: usize = chunks.iter().map(Range::len).sum();
     over_rows(out, 1, rows, |first, out| {
         let mut part = vec![0.0; out.len()];

@@ -1,6 +1,7 @@
 //! Operations on rows: how they are spread over threads, rows of tables, the largest of a row.
 
 use super::call::Call;
+use super::reduce::begin;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -58,8 +59,7 @@ pub(super) fn embedding_backward(call: &mut Call<'_>, rows: usize) -> Result<()>
     let (tokens, dy) = (call.input(0)?, call.input(1)?);
     let (width, chunks) = (call.operand(1)?.columns(), call.chunks(0)?);
     check_tokens(tokens, rows, None, "token")?;
-    let out = call.output(0)?;
-    out.fill(0.0);
+    let out = begin(call.output(0)?, call.continues);
     if width == 0 || rows == 0 {
         return Ok(());
     }

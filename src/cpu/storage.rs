@@ -105,11 +105,11 @@ pub(super) fn carve<'a>(
     Ok(slices)
 }
 
-/// Copies the values of `tensor` to the front of `to`.
-pub(super) fn store(tensor: &Tensor, to: &mut [f32]) -> Result<()> {
+/// Copies the values of `tensor` from number `first` on to the front of `to`.
+pub(super) fn store(tensor: &Tensor, first: usize, to: &mut [f32]) -> Result<()> {
     match tensor.dtype() {
-        DType::F32 => to.iter_mut().zip(tensor.f32s()?).for_each(|(to, &x)| *to = x),
-        DType::U32 => to.iter_mut().zip(tensor.u32s()?).for_each(|(to, &x)| *to = f32::from_bits(x)),
+        DType::F32 => to.iter_mut().zip(tensor.f32s()?.iter().skip(first)).for_each(|(to, &x)| *to = x),
+        DType::U32 => to.iter_mut().zip(tensor.u32s()?.iter().skip(first)).for_each(|(to, &x)| *to = f32::from_bits(x)),
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// A processor that holds random values for all that `graph` keeps, with `graph` compiled for `batch`.
 fn prepare(graph: &Graph, batch: &Batch, threads: usize) -> (Cpu, Prepared) {
-    let options = CompileOptions { capacity: Capacity::around(batch), fresh: false };
+    let options = CompileOptions::new(&Capacity::around(batch));
     let program = Arc::new(compile(graph, Target::CPU, &options).unwrap());
     let mut cpu = Cpu::new(Some(threads)).unwrap();
     for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind == Kind::Persistent) {

@@ -2,16 +2,17 @@
 
 use super::adapter::Context;
 use super::kernels::{self, Runner};
-use super::pipeline::{Binding, Constants, Kernel, Pipelines};
+use super::pipeline::Pipelines;
 use super::reading::{Reading, Staging};
-use super::record::{Launch, Recorder, SLOTS, View, slot_bytes};
-use super::upload::{Indices, Layout};
+use super::record::{Recorder, SLOTS, View, slot_bytes};
+use super::upload::{Indices, Layout, take_rows};
+use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Shape};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::row_axis;
-use crate::scheduler::{Axis, Batch, Program};
+use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -46,11 +47,13 @@ pub struct Gpu {
 pub struct Prepared {
     program: Arc<Program>,
     values: Values,
-    steps: Vec<PreparedStep>,
+    /// For each stage its actions; moves need no preparation.
+    stages: Vec<Vec<Option<PreparedStep>>>,
     run_scalars: wgpu::Buffer,
     table: wgpu::Buffer,
-    uploaded_table: Vec<u32>,
-    indices: Indices,
+    uploaded_table: RefCell<Vec<u32>>,
+    /// Of each stage.
+    indices: Vec<Indices>,
     last: Option<Batch>,
 }
 
@@ -63,200 +66,7 @@ struct PreparedStep {
 struct Pack {
     runner: Box<dyn Runner>,
     sources: Vec<Option<String>>,
-    made_from: Option<Vec<u64>>,
-}
-
-/// Where the values of a program are.
-pub(super) struct Values {
-    pub program: Arc<Program>,
-    arenas: Vec<wgpu::Buffer>,
-    persistent: BTreeMap<usize, (wgpu::Buffer, u64)>,
-    axis_rows: BTreeMap<u8, usize>,
-}
-
-impl Values {
-    pub fn shape(&self, value: usize) -> &Shape {
-        &self.program.values[value].shape
-    }
-
-    /// The number that dimension `at` of `value` is; kernels ask only for those that shape rules have made numbers.
-    pub fn fixed(&self, value: usize, at: usize) -> Result<usize> {
-        match self.shape(value).0.get(at) {
-            Some(Dim::Fixed(n)) => Ok(*n),
-            _ => Err(Error::internal(format!("`{}` has no fixed size {at}", self.program.values[value].name))),
-        }
-    }
-
-    /// Values in one row of `value`.
-    pub fn row_len(&self, value: usize) -> Result<usize> {
-        let len = self.shape(value).row_len();
-        len.ok_or_else(|| Error::internal(format!("`{}` has no fixed row", self.program.values[value].name)))
-    }
-
-    /// Rows of a piece of every value on the axis.
-    pub fn piece_rows(&self, axis: Option<u8>) -> usize {
-        axis.and_then(|a| self.axis_rows.get(&a).copied()).unwrap_or(usize::MAX)
-    }
-
-    /// How many pieces the values on the axis have.
-    pub fn pieces(&self, axis: Option<u8>) -> usize {
-        let rows = axis.and_then(|a| self.program.capacity.axes.get(a as usize)).map_or(1, |a| a.1.max(1));
-        rows.div_ceil(self.piece_rows(axis))
-    }
-
-    /// The part of `value` that `piece` holds.
-    pub fn view(&self, value: usize, piece: usize) -> Result<View> {
-        let root = self.program.root(value);
-        if let Some((buffer, bytes)) = self.persistent.get(&root) {
-            let axis = row_axis(self.shape(root));
-            let rows = self.piece_rows(axis);
-            if rows == usize::MAX {
-                return Ok(View { buffer: buffer.clone(), offset: 0, bytes: *bytes });
-            }
-            let piece_bytes = 4 * rows as u64 * self.row_len(root)? as u64;
-            let offset = piece as u64 * piece_bytes;
-            return Ok(View { buffer: buffer.clone(), offset, bytes: piece_bytes.min(bytes - offset) });
-        }
-        let place = self.program.placement.places.get(&root);
-        let place = place.ok_or_else(|| Error::internal(format!("value {root} has no place")))?;
-        let (arena, offset) =
-            *place.pieces.get(piece).ok_or_else(|| Error::internal(format!("value {root} has no piece {piece}")))?;
-        Ok(View { buffer: self.arenas[arena].clone(), offset, bytes: place.piece_bytes })
-    }
-
-    /// All of a value's pieces, cut to `rows` rows.
-    fn rows_of(&self, value: usize, rows: usize) -> Result<Vec<View>> {
-        let row_bytes = 4 * self.row_len(value)?.max(1) as u64;
-        let piece = self.piece_rows(row_axis(self.shape(value)));
-        (0..rows.div_ceil(piece.min(rows.max(1))))
-            .map(|p| {
-                let view = self.view(value, p)?;
-                let here = (rows - p * piece.min(rows)).min(piece);
-                Ok(View { bytes: (here as u64 * row_bytes).min(view.bytes), ..view })
-            })
-            .collect()
-    }
-}
-
-/// What a launcher needs to make bind groups.
-pub(super) struct Preparer<'a> {
-    pub context: &'a Context,
-    pub values: &'a Values,
-    pipelines: &'a mut Pipelines,
-    nothing: &'a [wgpu::Buffer; 2],
-    params: &'a wgpu::Buffer,
-    run_scalars: &'a wgpu::Buffer,
-    table: &'a wgpu::Buffer,
-}
-
-impl Preparer<'_> {
-    /// What the batch says of `axis`, or of the first: see [`Layout`].
-    pub fn table(&self, axis: Option<u8>) -> View {
-        let layout = Layout::of(&self.values.program);
-        let (first, words) = layout.region(axis.unwrap_or(0));
-        View { buffer: self.table.clone(), offset: 4 * first as u64, bytes: 4 * words as u64 }
-    }
-
-    /// [`Self::table`] of all axes.
-    pub fn tables(&self) -> View {
-        View { buffer: self.table.clone(), offset: 0, bytes: 4 * Layout::of(&self.values.program).words() as u64 }
-    }
-
-    /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
-    pub fn launch(&mut self, kernel: &'static Kernel, views: &[Option<View>]) -> Result<Launch> {
-        self.launch_with(kernel, "", None, &Constants::new(), views)
-    }
-
-    /// [`Self::launch`] with a prelude that declares bindings of its own, and with constants.
-    pub fn launch_with(
-        &mut self,
-        kernel: &'static Kernel,
-        prelude: &str,
-        bindings: Option<Vec<Binding>>,
-        constants: &Constants,
-        views: &[Option<View>],
-    ) -> Result<Launch> {
-        let pipeline = self.pipelines.get(self.context, kernel, prelude, bindings, constants)?;
-        let mut views = views.iter();
-        let mut entries = Vec::with_capacity(pipeline.bindings.len());
-        for (at, binding) in pipeline.bindings.iter().enumerate() {
-            let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
-            let part = match binding {
-                Binding::Params => wgpu::BufferBinding {
-                    buffer: self.params,
-                    offset: 0,
-                    size: wgpu::BufferSize::new(pipeline.params.next_multiple_of(16)),
-                },
-                Binding::Run => whole(self.run_scalars),
-                Binding::Absent => continue,
-                Binding::Read | Binding::Write => match views.next() {
-                    Some(Some(v)) => wgpu::BufferBinding {
-                        buffer: &v.buffer,
-                        offset: v.offset,
-                        size: wgpu::BufferSize::new(v.bytes.max(4)),
-                    },
-                    Some(None) => whole(&self.nothing[usize::from(*binding == Binding::Write)]),
-                    None => return Err(Error::internal(format!("kernel {}: too few values", pipeline.label))),
-                },
-            };
-            entries.push(wgpu::BindGroupEntry { binding: at as u32, resource: wgpu::BindingResource::Buffer(part) });
-        }
-        let bind_group = self.context.buffers.bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(pipeline.label),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        self.context.check().map_err(|e| e.within(pipeline.label))?;
-        Ok(Launch { pipeline, bind_group })
-    }
-}
-
-/// What a launcher needs to record a run.
-pub(super) struct Run<'a> {
-    pub values: &'a Values,
-    pub batch: &'a Batch,
-}
-
-impl Run<'_> {
-    /// The rows of `value` in this run.
-    pub fn rows(&self, value: usize) -> Result<usize> {
-        match self.values.shape(value).rows() {
-            Some(dim) => self.batch.size(dim),
-            None => Ok(1),
-        }
-    }
-
-    /// Where the lengths of the sequences on `axis` begin in its table.
-    pub fn lengths(&self, axis: u8) -> u32 {
-        Layout::of(&self.values.program).lengths(axis) as u32
-    }
-
-    /// Where the place of each of the batch's rows on `axis` begins in its table.
-    pub fn places(&self, axis: u8) -> u32 {
-        Layout::of(&self.values.program).places(axis) as u32
-    }
-
-    /// Where what the table says of each axis lies.
-    pub fn layout(&self) -> Layout<'_> {
-        Layout::of(&self.values.program)
-    }
-
-    /// The time axis numbered `axis`, T, and where its first rows begin in its table.
-    pub fn axis(&self, axis: Option<u8>) -> Result<(Option<&Axis>, u32, u32)> {
-        let Some(a) = axis else { return Ok((None, 0, 0)) };
-        let here = self.batch.axis(a)?;
-        Ok((Some(here), here.steps() as u32, Layout::of(&self.values.program).offsets() as u32))
-    }
-
-    /// The pieces that hold the first `rows` rows: number, first row, one past the last.
-    pub fn pieces(
-        &self,
-        axis: Option<u8>,
-        rows: usize,
-    ) -> impl DoubleEndedIterator<Item = (usize, usize, usize)> + use<> {
-        let piece = self.values.piece_rows(axis).min(rows.max(1));
-        (0..rows.div_ceil(piece)).map(move |p| (p, p * piece, ((p + 1) * piece).min(rows)))
-    }
+    made_from: RefCell<Option<Vec<u64>>>,
 }
 
 impl Gpu {
@@ -343,19 +153,23 @@ impl Gpu {
             run_scalars: &run_scalars,
             table: &table,
         };
-        let mut steps = Vec::with_capacity(program.steps.len());
-        for at in 0..program.steps.len() {
-            let prepared = prepare_step(&mut preparer, at).map_err(|e| e.within(program.steps[at].op.name()))?;
-            steps.push(prepared);
-        }
+        let mut prepare = |action: &Action| match action {
+            Action::Move(_) => Ok(None),
+            Action::Step(step) => {
+                prepare_step(&mut preparer, step).map(Some).map_err(|e| e.within(step.op.name()))
+            }
+        };
+        let stages: Result<Vec<Vec<_>>> =
+            program.stages.iter().map(|stage| stage.body.iter().map(&mut prepare).collect()).collect();
+        let stages = stages?;
         Ok(Prepared {
-            indices: Indices::of(program)?,
+            indices: program.stages.iter().map(|stage| Indices::of(program, stage)).collect::<Result<_>>()?,
             program: Arc::clone(program),
             values,
-            steps,
+            stages,
             run_scalars,
             table,
-            uploaded_table: Vec::new(),
+            uploaded_table: RefCell::default(),
             last: None,
         })
     }
@@ -383,25 +197,21 @@ impl Gpu {
         let program = Arc::clone(&prepared.program);
         self.upload(prepared, batch, inputs)?;
         let versions: BTreeMap<&str, u64> = self.persistent.iter().map(|(n, p)| (n.as_str(), p.version)).collect();
-        let run = Run { values: &prepared.values, batch };
-        let mut recorder = Recorder::new(&self.context);
-        for step in &mut prepared.steps {
-            for pack in &mut step.packs {
-                let now: Option<Vec<u64>> =
-                    pack.sources.iter().map(|s| s.as_deref().and_then(|s| versions.get(s)).copied()).collect();
-                if now.is_none() || now != pack.made_from {
-                    pack.runner.record(&run, &mut recorder)?;
-                }
-                pack.made_from = now;
-            }
-            step.runner.record(&run, &mut recorder)?;
+        let mut recorder = Recorder::new(&self.context, &self.params);
+        for (at, stage) in program.stages.iter().enumerate() {
+            stage.for_parts(batch, |part| {
+                let mut recording = Recording { prepared, versions: &versions, inputs, part, out: &mut recorder };
+                recording.part(at, stage)
+            })?;
         }
+        let run = Run { values: &prepared.values, batch, continues: false };
         for &(to, from) in &program.copies {
             let from = prepared.values.rows_of(from, run.rows(from)?)?;
             let to = prepared.values.rows_of(to, run.rows(to)?)?;
             from.into_iter().zip(to).for_each(|(from, to)| recorder.copy(from, to));
         }
-        let (submission, count) = recorder.submit(&self.context, &self.params)?;
+        recorder.submit()?;
+        let (submission, count) = recorder.submitted();
         self.submissions += count as u64;
         self.under_way.extend(submission);
         for &value in &program.updated {
@@ -413,10 +223,14 @@ impl Gpu {
         Ok(())
     }
 
-    fn upload(&self, prepared: &mut Prepared, batch: &Batch, inputs: &[&Tensor]) -> Result<()> {
+    /// Uploads the inputs that are held whole, and the run's scalars.
+    fn upload(&self, prepared: &Prepared, batch: &Batch, inputs: &[&Tensor]) -> Result<()> {
         let program = &prepared.program;
         let queue = &self.context.queue;
         for ((_, value), tensor) in program.inputs.iter().zip(inputs) {
+            if !program.placement.places.contains_key(value) {
+                continue;
+            }
             let bytes = bytes_of(tensor)?;
             let mut at = 0;
             for view in prepared.values.rows_of(*value, tensor.shape().first().copied().unwrap_or(1))? {
@@ -427,20 +241,6 @@ impl Gpu {
         let scalars = program.scalar_values(batch)?;
         if !scalars.is_empty() {
             queue.write_buffer(&prepared.run_scalars, 0, bytemuck::cast_slice(&scalars));
-        }
-        let table = Layout::of(program).fill(batch)?;
-        if table != prepared.uploaded_table {
-            queue.write_buffer(&prepared.table, 0, bytemuck::cast_slice(&table));
-            prepared.uploaded_table = table;
-        }
-        for (value, words) in prepared.indices.words(program, batch, inputs)? {
-            let mut at = 0;
-            let rows = program.values[value].shape.rows().map_or(Ok(1), |rows| batch.size(rows))?;
-            for view in prepared.values.rows_of(value, rows)? {
-                let words = &words[at..at + view.bytes as usize / 4];
-                queue.write_buffer(&view.buffer, view.offset, bytemuck::cast_slice(words));
-                at += words.len();
-            }
         }
         Ok(())
     }
@@ -466,9 +266,113 @@ impl Gpu {
     }
 }
 
-fn prepare_step(preparer: &mut Preparer<'_>, at: usize) -> Result<PreparedStep> {
+/// Records one part of a run.
+struct Recording<'a, 'b> {
+    prepared: &'a Prepared,
+    versions: &'b BTreeMap<&'b str, u64>,
+    inputs: &'b [&'b Tensor],
+    part: &'b Part<'b>,
+    out: &'b mut Recorder<'a>,
+}
+
+impl<'a> Recording<'a, '_> {
+    fn part(&mut self, at: usize, stage: &Stage) -> Result<()> {
+        // What the host writes is there before the commands that are submitted next.
+        self.out.submit()?;
+        self.upload(at, stage)?;
+        for m in stage.before.iter().filter(|_| self.part.begins) {
+            self.transfer(m)?;
+        }
+        for (action, step) in stage.body.iter().zip(&self.prepared.stages[at]) {
+            match (action, step) {
+                (Action::Move(m), _) => self.transfer(m)?,
+                (Action::Step(step), Some(ready)) => self.step(step, ready)?,
+                (Action::Step(_), None) => return Err(Error::internal("a step is not prepared")),
+            }
+        }
+        for m in stage.after.iter().filter(|_| self.part.ends) {
+            self.transfer(m)?;
+        }
+        Ok(())
+    }
+
+    /// Uploads what the part needs of the batch: the table, indices, rows of inputs.
+    fn upload(&self, at: usize, stage: &Stage) -> Result<()> {
+        let (prepared, queue) = (self.prepared, &self.out.context().queue);
+        let program = &prepared.program;
+        let table = Layout::of(program).fill(self.part.batch)?;
+        let mut uploaded = prepared.uploaded_table.borrow_mut();
+        if table != *uploaded {
+            queue.write_buffer(&prepared.table, 0, bytemuck::cast_slice(&table));
+            *uploaded = table;
+        }
+        for (value, words) in prepared.indices[at].words(program, self.part, self.inputs)? {
+            let mut at = 0;
+            let rows = program.values[value].shape.rows().map_or(Ok(1), |rows| self.part.batch.size(rows))?;
+            for view in prepared.values.rows_of(value, rows)? {
+                let words = &words[at..at + view.bytes as usize / 4];
+                queue.write_buffer(&view.buffer, view.offset, bytemuck::cast_slice(words));
+                at += words.len();
+            }
+        }
+        for action in &stage.body {
+            let Action::Move(Move { from: Side::Input(input), to }) = action else { continue };
+            let rows = self.part.rows(&program.values[program.inputs[*input].1].shape)?;
+            let bytes = take_rows(self.inputs[*input], &rows)?;
+            for view in prepared.values.side(*to, self.part)? {
+                queue.write_buffer(&view.buffer, view.offset, &bytes[..view.bytes as usize]);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step, ready: &'a PreparedStep) -> Result<()> {
+        let continues = step.accumulates && self.part.continues;
+        let run = Run { values: &self.prepared.values, batch: self.part.batch, continues };
+        for pack in &ready.packs {
+            let now: Option<Vec<u64>> =
+                pack.sources.iter().map(|s| s.as_deref().and_then(|s| self.versions.get(s)).copied()).collect();
+            let mut made_from = pack.made_from.borrow_mut();
+            if now.is_none() || now != *made_from {
+                pack.runner.record(&run, self.out)?;
+            }
+            *made_from = now;
+        }
+        ready.runner.record(&run, self.out)
+    }
+
+    fn transfer(&mut self, m: &Move) -> Result<()> {
+        if matches!(m.from, Side::Input(_)) {
+            return Ok(()); // uploaded when the part began
+        }
+        let to = self.prepared.values.side(m.to, self.part)?;
+        if m.from == Side::Zero {
+            to.into_iter().for_each(|view| self.out.clear(view));
+            return Ok(());
+        }
+        // One of the two is in one range.
+        let from = self.prepared.values.side(m.from, self.part)?;
+        let (mut read, mut written) = (0, 0);
+        let cut = |view: &View, at: u64, bytes: u64| View { buffer: view.buffer.clone(), offset: view.offset + at, bytes };
+        if let [whole] = to.as_slice() {
+            for view in from {
+                self.out.copy(view.clone(), cut(whole, written, view.bytes));
+                written += view.bytes;
+            }
+        } else if let [whole] = from.as_slice() {
+            for view in to {
+                self.out.copy(cut(whole, read, view.bytes), view.clone());
+                read += view.bytes;
+            }
+        } else if !from.is_empty() || !to.is_empty() {
+            return Err(Error::internal("a move between scattered rows"));
+        }
+        Ok(())
+    }
+}
+
+fn prepare_step(preparer: &mut Preparer<'_>, step: &Step) -> Result<PreparedStep> {
     let program = Arc::clone(&preparer.values.program);
-    let step = &program.steps[at];
     let runner = kernels::prepare(preparer, step)?;
     let mut packs = Vec::new();
     for (number, from) in step.packs.iter().enumerate().filter(|(_, from)| !from.is_empty()) {
@@ -481,7 +385,7 @@ fn prepare_step(preparer: &mut Preparer<'_>, at: usize) -> Result<PreparedStep> 
             })
             .collect();
         let runner = kernels::prepare_pack(preparer, step, number)?;
-        packs.push(Pack { runner, sources, made_from: None });
+        packs.push(Pack { runner, sources, made_from: RefCell::new(None) });
     }
     Ok(PreparedStep { packs, runner })
 }

@@ -12,6 +12,7 @@ mod pipeline;
 mod reading;
 mod record;
 mod upload;
+mod values;
 
 pub use adapter::{Context, Wanted, adapters};
 pub use executor::{Gpu, Prepared};

@@ -30,6 +30,9 @@ enum Command<'a> {
 
 /// The commands of one run.
 pub(super) struct Recorder<'a> {
+    context: &'a Context,
+    buffer: &'a wgpu::Buffer,
+    submitted: (Option<wgpu::SubmissionIndex>, usize),
     commands: Vec<Command<'a>>,
     params: Vec<u8>,
     slot_bytes: usize,
@@ -38,8 +41,12 @@ pub(super) struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    pub fn new(context: &Context) -> Self {
+    /// Parameters go through `buffer`.
+    pub fn new(context: &'a Context, buffer: &'a wgpu::Buffer) -> Self {
         Self {
+            context,
+            buffer,
+            submitted: (None, 0),
             commands: Vec::new(),
             params: Vec::new(),
             slot_bytes: slot_bytes(context) as usize,
@@ -77,11 +84,22 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Encodes and submits everything; gives the last submission and how many there were.
-    pub fn submit(self, context: &Context, params: &wgpu::Buffer) -> Result<(Option<wgpu::SubmissionIndex>, usize)> {
-        let mut rest = self.commands.as_slice();
-        let mut uniform = self.params.chunks(SLOTS * self.slot_bytes);
-        let (mut last, mut count) = (None, 0);
+    /// The device.
+    pub fn context(&self) -> &'a Context {
+        self.context
+    }
+
+    /// The last submission, and how many there were.
+    pub fn submitted(&self) -> (Option<wgpu::SubmissionIndex>, usize) {
+        self.submitted.clone()
+    }
+
+    /// Encodes and submits everything so far.
+    pub fn submit(&mut self) -> Result<()> {
+        let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
+        self.slots = 0;
+        let mut rest = commands.as_slice();
+        let mut uniform = params.chunks(SLOTS * self.slot_bytes);
         while !rest.is_empty() {
             let mut dispatches = 0;
             let here = rest.iter().position(|c| {
@@ -93,13 +111,11 @@ impl<'a> Recorder<'a> {
             if dispatches > 0
                 && let Some(bytes) = uniform.next()
             {
-                context.queue.write_buffer(params, 0, bytes);
+                self.context.queue.write_buffer(self.buffer, 0, bytes);
             }
-            last = Some(encode(context, now, self.slot_bytes));
-            count += 1;
+            self.submitted = (Some(encode(self.context, now, self.slot_bytes)), self.submitted.1 + 1);
         }
-        context.check()?;
-        Ok((last, count))
+        self.context.check()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Gather, Op};
-use crate::params::Tensor;
+use crate::params::{DType, Tensor};
 use crate::scheduler::strategy::row_axis;
-use crate::scheduler::{Axis, Batch, Program, sources};
+use crate::scheduler::{Action, Axis, Batch, Capacity, Move, Part, Program, Side, Stage, sources};
+use std::ops::Range;
 
 /// Words to which the region of an axis is aligned, for WebGPU's smallest alignment of bindings.
 const ALIGNMENT: usize = 64;
@@ -12,23 +13,26 @@ const ALIGNMENT: usize = 64;
 /// Where the table holds what: for each time axis a region with the sample ids of its sequences, the first row of each of
 /// its T steps and N, its lengths, the place of each of the batch's rows, and the batch's row of each sequence. Sequences are in the axis's
 /// order.
-pub(super) struct Layout<'a> {
-    program: &'a Program,
+pub(super) struct Layout {
     sequences: usize,
+    /// T of the largest batch, or of its largest part where rows are met in parts alone.
+    steps: Vec<usize>,
 }
 
-impl<'a> Layout<'a> {
-    pub fn of(program: &'a Program) -> Self {
-        Self { program, sequences: program.capacity.sequences }
+impl Layout {
+    pub fn of(program: &Program) -> Self {
+        let cut = program.stages.iter().find_map(|stage| stage.cut);
+        let steps = |capacity: &Capacity| capacity.axes.iter().map(|a| a.0).collect();
+        let steps = cut.map_or_else(|| steps(&program.capacity), |cut| steps(&cut.capacity(&program.capacity)));
+        Self { sequences: program.capacity.sequences, steps }
     }
 
     fn axes(&self) -> u8 {
-        self.program.capacity.axes.len() as u8
+        self.steps.len() as u8
     }
 
-    /// T of the largest batch.
     fn steps(&self, axis: u8) -> usize {
-        self.program.capacity.axes.get(axis as usize).map_or(0, |a| a.0)
+        self.steps.get(axis as usize).copied().unwrap_or(0)
     }
 
     fn len(&self, axis: u8) -> usize {
@@ -73,7 +77,9 @@ impl<'a> Layout<'a> {
             let axis = batch.axis(number)?;
             let region = &mut table[self.region(number).0..];
             (0..sequences).for_each(|b| region[b] = batch.sample(axis, b));
-            region[self.offsets()..][..axis.offsets().len()].copy_from_slice(axis.offsets());
+            // Where rows are met in parts alone, nobody reads the offsets of a whole batch.
+            let offsets = &axis.offsets()[..axis.offsets().len().min(self.steps(number) + 1)];
+            region[self.offsets()..][..offsets.len()].copy_from_slice(offsets);
             let lengths = &mut region[self.lengths(number)..][..sequences];
             lengths.iter_mut().enumerate().for_each(|(b, length)| *length = axis.length(b) as u32);
             region[self.places(number)..][..sequences].copy_from_slice(axis.places());
@@ -102,13 +108,21 @@ enum Index {
 pub(super) struct Indices(Vec<Index>);
 
 impl Indices {
-    pub fn of(program: &Program) -> Result<Self> {
+    pub fn of(program: &Program, stage: &Stage) -> Result<Self> {
         let mut all = Vec::new();
-        for step in &program.steps {
+        // The part's rows of an input stand for the input.
+        let loaded = |value: usize| {
+            stage.body.iter().find_map(|action| match action {
+                Action::Move(Move { from: Side::Input(input), to: Side::Whole(to) }) if *to == value => Some(*input),
+                _ => None,
+            })
+        };
+        for step in stage.steps() {
             match (&step.op, step.inputs.first().copied().flatten(), step.outputs.first().copied().flatten()) {
                 (Op::EmbeddingBackward { rows }, Some(tokens), _) => {
                     let tokens = program.root(tokens);
-                    let input = program.inputs.iter().position(|(_, v)| *v == tokens).ok_or_else(|| {
+                    let input = program.inputs.iter().position(|(_, v)| *v == tokens).or_else(|| loaded(tokens));
+                    let input = input.ok_or_else(|| {
                         Error::unsupported(
                             "embedding_backward: the gradient of an embedding needs tokens that are inputs",
                         )
@@ -130,14 +144,17 @@ impl Indices {
         Ok(Self(all))
     }
 
-    /// The words of every index in a run, by value.
-    pub fn words(&self, program: &Program, batch: &Batch, inputs: &[&Tensor]) -> Result<Vec<(usize, Vec<u32>)>> {
-        let mut all = Vec::new();
+    /// The words of every index in a part of a run, by value.
+    pub fn words(&self, program: &Program, part: &Part<'_>, inputs: &[&Tensor]) -> Result<Vec<(usize, Vec<u32>)>> {
+        let (mut all, batch) = (Vec::new(), part.batch);
         for index in &self.0 {
             match index {
                 Index::Tokens { input, sorted, starts, table_rows, axis } => {
                     let axis = axis.map(|a| batch.axis(a)).transpose()?;
-                    let rows = sort_rows(inputs[*input].u32s()?, *table_rows, axis);
+                    let tokens = inputs[*input].u32s()?;
+                    let here = part.rows(&program.values[program.inputs[*input].1].shape)?;
+                    let tokens: Vec<u32> = here.into_iter().flat_map(|rows| tokens[rows].iter().copied()).collect();
+                    let rows = sort_rows(&tokens, *table_rows, axis);
                     all.extend([(*sorted, rows.0), (*starts, rows.1)]);
                 }
                 Index::Gather { gather, x, y, index } => {
@@ -148,6 +165,16 @@ impl Indices {
         }
         Ok(all)
     }
+}
+
+/// The bytes of some rows of a tensor.
+pub(super) fn take_rows(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Vec<u8>> {
+    let row = tensor.len() / tensor.shape().first().copied().unwrap_or(1).max(1);
+    let bytes: &[u8] = match tensor.dtype() {
+        DType::F32 => bytemuck::cast_slice(tensor.f32s()?),
+        DType::U32 => bytemuck::cast_slice(tensor.u32s()?),
+    };
+    Ok(rows.iter().flat_map(|r| bytes[4 * row * r.start..4 * row * r.end].iter().copied()).collect())
 }
 
 /// Rows by token, within a token by gradient chunk (last first) and row; and where each token's rows begin.

@@ -286,7 +286,7 @@ mod tests {
     use crate::scheduler::{Capacity, CompileOptions, Target, compile};
 
     fn program(graph: &Graph, batch: &Batch) -> Arc<Program> {
-        let options = CompileOptions { capacity: Capacity::exactly(batch), fresh: false };
+        let options = CompileOptions::new(&Capacity::exactly(batch));
         Arc::new(compile(graph, Target::REFERENCE, &options).unwrap())
     }
 

@@ -194,7 +194,7 @@ mod tests {
             g.output(name, value).unwrap();
         }
         let batch = Batch::ragged(&[0, 2]).unwrap();
-        let options = CompileOptions { capacity: Capacity::exactly(&batch), fresh: false };
+        let options = CompileOptions::new(&Capacity::exactly(&batch));
         let program = Arc::new(compile(&g, Target::REFERENCE, &options).unwrap());
         let mut reference = Reference::<f64>::new();
         let (ih, hh, b, bb) =

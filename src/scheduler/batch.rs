@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Shape, Symbol};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Timesteps over which parameter gradients are summed before they are added up, last chunk first. Fixed, so that
 /// segments that are recomputed later keep the bits.
@@ -87,6 +88,21 @@ impl Axis {
     /// First rows of all steps and N, T+1 numbers.
     pub fn offsets(&self) -> &[u32] {
         &self.offsets
+    }
+
+    /// Some steps of some sequences, as an axis of its own that knows where in time it begins.
+    fn part(&self, steps: Range<usize>, sequences: &Range<usize>) -> Self {
+        let steps = steps.start..steps.end.min(self.steps());
+        let own = |t: usize| self.rows_at(t).clamp(sequences.start, sequences.end) - sequences.start;
+        let rows_at: Vec<u32> = steps.clone().map(|t| own(t) as u32).take_while(|&n| n > 0).collect();
+        let mut offsets = vec![0];
+        offsets.extend(rows_at.iter().scan(0, |total, rows| {
+            *total += rows;
+            Some(*total)
+        }));
+        let order: Vec<u32> = (0..sequences.len() as u32).collect();
+        let start = self.start.wrapping_add(steps.start as u32);
+        Self { rows_at, offsets, places: order.clone(), order, start }
     }
 
     /// The row ranges of [`GRADIENT_CHUNK`] timesteps, last first.
@@ -204,6 +220,25 @@ impl Batch {
     /// The sample id of sequence `b` as it is packed on `axis`.
     pub fn sample(&self, axis: &Axis, b: usize) -> u32 {
         self.samples[axis.order[b] as usize]
+    }
+
+    /// Some steps of some sequences as `axis` packs them, as a batch of its own in which only that axis has steps.
+    pub fn part(&self, axis: u8, steps: Range<usize>, sequences: Range<usize>) -> Result<Self> {
+        let own = self.axis(axis)?;
+        let samples = sequences.clone().map(|b| self.sample(own, b)).collect();
+        let axes = self.axes.iter().enumerate().map(|(at, a)| match at == axis as usize {
+            true => a.part(steps.clone(), &sequences),
+            false => a.part(0..0, &sequences),
+        });
+        Ok(Self {
+            sequences: sequences.len(),
+            axes: axes.collect(),
+            order: (0..sequences.len()).collect(),
+            samples,
+            seed: self.seed,
+            step: self.step,
+            scalars: BTreeMap::new(),
+        })
     }
 
     /// The size of `dim` in this batch.
@@ -325,6 +360,16 @@ impl Capacity {
         capacity.sequences = ladder(capacity.sequences);
         capacity.axes.iter_mut().for_each(|a| *a = (ladder(a.0), ladder(a.1)));
         capacity
+    }
+
+    /// Of parts of at most so many steps on `axis`, and sequences.
+    pub fn part(&self, axis: u8, steps: usize, sequences: usize) -> Self {
+        let sequences = sequences.min(self.sequences);
+        let own = |(at, &(t, n)): (usize, &(usize, usize))| match at == axis as usize {
+            true => (t.min(steps), n.min(steps.saturating_mul(sequences))),
+            false => (0, 0),
+        };
+        Self { sequences, axes: self.axes.iter().enumerate().map(own).collect() }
     }
 
     /// The largest size that `dim` may have.

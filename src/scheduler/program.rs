@@ -1,13 +1,12 @@
-//! A program: a graph's live operations in order, with lifetimes and a placement, for capacities and a target.
+//! A program: operations in order, and how they run: in which stages, with which values where, for capacities and a target.
 
 use super::batch::{Batch, Capacity};
-use super::memory::{self, Placement};
-use super::strategy::{self, Executor, KERNEL_TABLE, Limits, Target};
+use super::memory::{Measures, Placement};
+use super::stage::{Cut, Stage};
+use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
-use crate::graph::lstm::{LstmOp, backward, forward};
-use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Layout, Op, Parameter, Shape, Symbol, Value, broadcast};
+use crate::graph::{Dim, Expr, Layout, Op, Shape, Symbol};
 use crate::params::DType;
-use std::fmt::Write as _;
 
 /// Where a value's storage comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +32,28 @@ pub struct ProgramValue {
     pub layout: Layout,
     /// Where its storage comes from.
     pub storage: Storage,
-    /// The first step that touches its storage; inputs count from 0.
+    /// The first action of the stages that touches its storage; inputs count from 0.
     pub first: usize,
-    /// The last step that touches its storage; the number of steps for what is read after the run.
+    /// The last action that touches its storage; the number of actions for what is read after the run.
     pub last: usize,
+    /// The parts that it exists for; none where it holds everything.
+    pub cut: Option<Cut>,
+}
+
+impl ProgramValue {
+    /// Floats with storage of their own, which nothing touches yet.
+    pub(super) fn own(name: String, shape: Shape) -> Self {
+        let (dtype, layout, storage) = (DType::F32, Layout::Rows, Storage::Own);
+        Self { name, shape, dtype, layout, storage, first: usize::MAX, last: 0, cut: None }
+    }
+
+    /// The sizes of the largest batch that it holds values of, where the program's is `whole`.
+    pub fn sizes(&self, whole: &Capacity) -> Result<Vec<usize>> {
+        match &self.cut {
+            Some(cut) => cut.capacity(whole).resolve(&self.shape),
+            None => whole.resolve(&self.shape),
+        }
+    }
 }
 
 /// One operation to run.
@@ -50,8 +67,12 @@ pub struct Step {
     pub outputs: Vec<Option<usize>>,
     /// Values that the kernels need, in the order of [`strategy::workspace`].
     pub workspace: Vec<usize>,
-    /// For each workspace, the input positions it is packed from.
+    /// For each workspace, the input positions it is packed from; nothing where another step packs it.
     pub packs: Vec<Vec<usize>>,
+    /// Its number among the program's steps; stages may run one several times.
+    pub number: usize,
+    /// Whether sums go on from part to part.
+    pub accumulates: bool,
 }
 
 /// A scalar that a run gives.
@@ -81,8 +102,12 @@ pub struct Bound {
 pub struct Program {
     /// All values.
     pub values: Vec<ProgramValue>,
-    /// All operations.
+    /// All operations, in an order in which they can run one after the other.
     pub steps: Vec<Step>,
+    /// How they run.
+    pub stages: Vec<Stage>,
+    /// What is done to hold less.
+    pub measures: Measures,
     /// Values given at each run, by name.
     pub inputs: Vec<(String, usize)>,
     /// Values readable after a run, by name.
@@ -110,6 +135,17 @@ pub struct CompileOptions {
     pub capacity: Capacity,
     /// Whether every value gets memory of its own; for tests of the planner.
     pub fresh: bool,
+    /// The largest number of bytes to hold, by [`Program::memory`]; the cheapest measures that keep it are chosen.
+    pub budget: Option<u64>,
+    /// What to do to hold less, whatever the budget.
+    pub measures: Option<Measures>,
+}
+
+impl CompileOptions {
+    /// Of programs for batches up to `capacity`, with no bound on memory.
+    pub fn new(capacity: &Capacity) -> Self {
+        Self { capacity: capacity.clone(), fresh: false, budget: None, measures: None }
+    }
 }
 
 /// The value whose storage `value` uses.
@@ -118,282 +154,6 @@ pub fn root(values: &[ProgramValue], mut value: usize) -> usize {
         value = other;
     }
     value
-}
-
-/// Compiles the live part of `graph` for `target`.
-pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Result<Program> {
-    let mut compiler = Compiler::new(graph, target, options);
-    compiler.live()?;
-    compiler.alias()?;
-    compiler.workspaces();
-    compiler.lifetimes();
-    compiler.finish(options)
-}
-
-struct Compiler<'a> {
-    graph: &'a Graph,
-    target: Target,
-    capacity: &'a Capacity,
-    values: Vec<ProgramValue>,
-    /// The program's value for each of the graph's, once it is live.
-    at: Vec<Option<usize>>,
-    steps: Vec<Step>,
-    copies: Vec<(usize, usize)>,
-    updated: Vec<usize>,
-}
-
-impl<'a> Compiler<'a> {
-    fn new(graph: &'a Graph, target: Target, options: &'a CompileOptions) -> Self {
-        Self {
-            graph,
-            target,
-            capacity: &options.capacity,
-            values: Vec::new(),
-            at: vec![None; graph.values().len()],
-            steps: Vec::new(),
-            copies: Vec::new(),
-            updated: Vec::new(),
-        }
-    }
-
-    fn value(&mut self, value: Value) -> usize {
-        if let Some(at) = self.at[value.index()] {
-            return at;
-        }
-        let info = self.graph.info(value);
-        self.values.push(ProgramValue {
-            name: info.name.clone(),
-            shape: info.shape.clone(),
-            dtype: info.dtype,
-            layout: info.layout,
-            storage: if info.kind == Kind::Persistent { Storage::Persistent } else { Storage::Own },
-            first: usize::MAX,
-            last: 0,
-        });
-        let at = self.values.len() - 1;
-        self.at[value.index()] = Some(at);
-        at
-    }
-
-    /// Keeps the operations that outputs and updates depend on, in the graph's order.
-    fn live(&mut self) -> Result<()> {
-        let graph = self.graph;
-        let mut wanted = vec![false; graph.values().len()];
-        let ends = graph.outputs().iter().map(|o| o.1).chain(graph.updates().iter().map(|u| u.1));
-        ends.for_each(|v| wanted[v.index()] = true);
-        let mut keep = vec![false; graph.nodes().len()];
-        for (n, node) in graph.nodes().iter().enumerate().rev() {
-            if node.outputs.iter().any(|v| wanted[v.index()]) {
-                keep[n] = true;
-                node.inputs.iter().flatten().for_each(|v| wanted[v.index()] = true);
-            }
-        }
-        for (node, _) in graph.nodes().iter().zip(&keep).filter(|(_, keep)| **keep) {
-            let inputs = node.inputs.iter().map(|v| v.map(|v| self.value(v))).collect();
-            let mut outputs = Vec::new();
-            for (position, &output) in node.outputs.iter().enumerate() {
-                outputs.push(if wanted[output.index()] || always(&node.op, position, &node.inputs) {
-                    Some(self.value(output))
-                } else {
-                    None
-                });
-            }
-            self.steps.push(Step { op: node.op.clone(), inputs, outputs, workspace: Vec::new(), packs: Vec::new() });
-        }
-        for &(_, value) in graph.outputs() {
-            self.value(value);
-        }
-        for &(persistent, value) in graph.updates() {
-            let (p, v) = (self.value(persistent), self.value(value));
-            self.updated.push(p);
-            self.copies.push((p, v));
-        }
-        Ok(())
-    }
-
-    fn readers(&self, value: usize) -> impl Iterator<Item = usize> + '_ {
-        let root = root(&self.values, value);
-        self.steps
-            .iter()
-            .enumerate()
-            .filter(move |(_, s)| s.inputs.iter().flatten().any(|&v| self::root(&self.values, v) == root))
-            .map(|(at, _)| at)
-    }
-
-    /// Lets views, gate gradients and elementwise updates use the storage of what they are made from.
-    fn alias(&mut self) -> Result<()> {
-        for at in 0..self.steps.len() {
-            let step = &self.steps[at];
-            let mut pairs = vec![];
-            match step.op {
-                Op::View { .. } => pairs.push((step.inputs[0], step.outputs[0])),
-                Op::LstmBackward(_) => {
-                    let gates = (step.inputs[backward::GATES], step.outputs[backward::DGATES]);
-                    let product = (step.inputs[backward::PRODUCT], step.outputs[backward::DGAINS]);
-                    for (source, _) in [gates, product].iter().filter_map(|&(s, o)| s.zip(o)) {
-                        if self.readers(source).any(|reader| reader != at) {
-                            return Err(Error::unsupported(
-                                "program: the gates of one lstm have two gradients; add the losses and take one gradient",
-                            ));
-                        }
-                    }
-                    pairs.extend([gates, product]);
-                }
-                _ => {}
-            }
-            for (source, output) in pairs.into_iter().filter_map(|(source, output)| source.zip(output)) {
-                self.values[output].storage = Storage::Of(source);
-            }
-        }
-        let copies = std::mem::take(&mut self.copies);
-        // What is read after the run as it was before: it may not change in place.
-        let ends = self.graph.outputs().iter().filter_map(|o| self.at[o.1.index()]).chain(copies.iter().map(|c| c.1));
-        let kept: Vec<usize> = ends.map(|v| root(&self.values, v)).collect();
-        for (persistent, value) in copies {
-            let writer = self.steps.iter().position(|s| s.outputs.contains(&Some(value)));
-            let in_place = writer.is_some_and(|at| {
-                let step = &self.steps[at];
-                matches!(step.op, Op::Elementwise { .. })
-                    && self.values[value].storage == Storage::Own
-                    && step.inputs.iter().flatten().all(|&i| {
-                        let same = broadcast(&self.values[value].shape, &self.values[i].shape);
-                        root(&self.values, i) != persistent || same == Some(Broadcast::Full)
-                    })
-                    && !kept.contains(&persistent)
-                    && self.readers(persistent).all(|reader| reader <= at)
-            });
-            if in_place {
-                self.values[value].storage = Storage::Of(persistent);
-            } else {
-                self.copies.push((persistent, value));
-            }
-        }
-        Ok(())
-    }
-
-    fn workspaces(&mut self) {
-        for at in 0..self.steps.len() {
-            let step = &self.steps[at];
-            let shapes: Vec<Option<&Shape>> = step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
-            let len = |s: &Shape| self.capacity.resolve(s).map_or(0, |s| s.iter().product());
-            let needs = strategy::workspace(&step.op, &self.target, &shapes, &len);
-            for need in needs {
-                self.values.push(ProgramValue {
-                    name: format!("{}.{at}.{}", self.steps[at].op.name(), need.role),
-                    shape: need.shape,
-                    dtype: need.dtype,
-                    layout: Layout::Rows,
-                    storage: Storage::Own,
-                    first: if need.packs.is_empty() && !need.uploaded { at } else { 0 },
-                    last: if need.packs.is_empty() { at } else { usize::MAX },
-                });
-                let value = self.values.len() - 1;
-                self.steps[at].workspace.push(value);
-                self.steps[at].packs.push(need.packs);
-            }
-        }
-    }
-
-    fn touch(&mut self, value: usize, step: usize) {
-        let root = root(&self.values, value);
-        let v = &mut self.values[root];
-        v.first = v.first.min(step);
-        v.last = v.last.max(step);
-    }
-
-    fn lifetimes(&mut self) {
-        for at in 0..self.steps.len() {
-            let step = self.steps[at].clone();
-            step.inputs.iter().chain(&step.outputs).flatten().for_each(|&v| self.touch(v, at));
-        }
-        let end = self.steps.len();
-        let ends: Vec<usize> = self.graph.outputs().iter().filter_map(|o| self.at[o.1.index()]).collect();
-        let sources: Vec<usize> = self.copies.iter().map(|c| c.1).collect();
-        ends.into_iter().chain(sources).for_each(|v| self.touch(v, end));
-        let inputs = self.graph.values().iter().zip(&self.at).filter(|(v, _)| v.kind == Kind::Input);
-        let inputs: Vec<usize> = inputs.filter_map(|(_, at)| *at).collect();
-        inputs.into_iter().for_each(|v| self.touch(v, 0));
-        self.values.iter_mut().for_each(|v| v.last = v.last.min(end));
-    }
-
-    fn finish(self, options: &CompileOptions) -> Result<Program> {
-        let named = |kind: Kind| {
-            let all = self.graph.values().iter().zip(&self.at);
-            all.filter(move |(v, _)| v.kind == kind).filter_map(|(v, at)| Some((v.name.clone(), (*at)?)))
-        };
-        let placement = memory::place(&self.values, &self.steps, self.capacity, &self.target, options.fresh)?;
-        let outputs = self.graph.outputs().iter().filter_map(|(n, v)| Some((n.clone(), self.at[v.index()]?))).collect();
-        Ok(Program {
-            inputs: named(Kind::Input).collect(),
-            outputs,
-            scalars: scalars(&self.steps),
-            bounds: bounds(&self.steps, &self.values),
-            copies: self.copies,
-            updated: self.updated,
-            capacity: options.capacity.clone(),
-            target: self.target,
-            placement,
-            values: self.values,
-            steps: self.steps,
-        })
-    }
-}
-
-/// Outputs that the kernels fill on the way to others, wanted or not.
-fn always(op: &Op, position: usize, inputs: &[Option<Value>]) -> bool {
-    let projects = |at: usize| inputs.get(at).is_some_and(Option::is_some);
-    let normed = |op: &LstmOp| op.cell.layer_norm.is_some();
-    match op {
-        Op::Lstm(op) => match position {
-            forward::HIDDEN => projects(forward::parameter(0, Parameter::WeightHr)),
-            forward::CELLS => false,
-            forward::PRODUCT => normed(op),
-            _ => true,
-        },
-        Op::LstmBackward(op) => match position {
-            backward::DH0 => false,
-            backward::DPROJECTED => projects(backward::parameter(0, Parameter::WeightHr)),
-            backward::DPRODUCT | backward::DGAINS | backward::DCELL | backward::CELL_NORMED => normed(op),
-            _ => true,
-        },
-        Op::CrossEntropy { .. } | Op::Attention(_) => true,
-        _ => false,
-    }
-}
-
-fn scalars(steps: &[Step]) -> Vec<ScalarSource> {
-    let mut all = Vec::new();
-    for step in steps {
-        let Op::Elementwise { exprs } = &step.op else { continue };
-        for expr in exprs {
-            expr.visit(&mut |e| {
-                let source = match e {
-                    Expr::Scalar(name) => ScalarSource::Named(name.clone()),
-                    Expr::Size(symbol) => ScalarSource::Size(symbol.clone()),
-                    _ => return,
-                };
-                if !all.contains(&source) {
-                    all.push(source);
-                }
-            });
-        }
-    }
-    all
-}
-
-fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
-    let mut all = Vec::new();
-    for step in steps {
-        let (position, below, except) = match &step.op {
-            Op::Embedding => (1, step.inputs[0].and_then(|t| values[t].shape.rows().cloned()), None),
-            Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
-            _ => continue,
-        };
-        if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {
-            all.push(Bound { value, below, except, reader: step.op.name() });
-        }
-    }
-    all
 }
 
 impl Program {
@@ -424,35 +184,9 @@ impl Program {
         })
     }
 
-    /// The program as text: values with places, steps in order.
-    pub fn describe(&self) -> String {
-        let mut text = format!("{:?}, kernels {KERNEL_TABLE}, capacity {:?}\n", self.target.executor, self.capacity);
-        for (at, bytes) in self.placement.arenas.iter().enumerate() {
-            let _ = writeln!(text, "arena {at}: {bytes} bytes");
-        }
-        for (at, value) in self.values.iter().enumerate() {
-            let place = match (value.storage, self.placement.places.get(&at)) {
-                (Storage::Persistent, _) => "persistent".to_string(),
-                (Storage::Of(other), _) => format!("in the place of {other}"),
-                (Storage::Own, Some(p)) => format!("{:?} steps {}..={}", p.pieces, value.first, value.last),
-                (Storage::Own, None) => "nowhere".to_string(),
-            };
-            let _ = writeln!(text, "value {at} {} {:?} {}: {place}", value.name, value.dtype, value.shape);
-        }
-        for (at, step) in self.steps.iter().enumerate() {
-            let list = |v: &[Option<usize>]| {
-                v.iter().map(|v| v.map_or("-".to_string(), |v| v.to_string())).collect::<Vec<_>>().join(" ")
-            };
-            let _ = writeln!(
-                text,
-                "step {at} {}: {} -> {} ({:?})",
-                step.op.name(),
-                list(&step.inputs),
-                list(&step.outputs),
-                step.workspace
-            );
-        }
-        text
+    /// The steps of all stages.
+    pub fn stage_steps(&self) -> impl Iterator<Item = &Step> {
+        self.stages.iter().flat_map(Stage::steps)
     }
 }
 

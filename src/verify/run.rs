@@ -26,7 +26,7 @@ pub fn on_device(device: &Device, case: &Case, tensors: &Tensors<f32>) -> Result
 /// `out.*` and `grad.*` of a case by the reference in 64 bits.
 pub fn exactly(case: &Case, tensors: &Tensors<f32>) -> Result<Tensors<f64>> {
     let problem = Problem::new(case, tensors)?;
-    let options = CompileOptions { capacity: Capacity::exactly(&problem.batch), fresh: false };
+    let options = CompileOptions::new(&Capacity::exactly(&problem.batch));
     let program = Arc::new(compile(&problem.graph, Target::REFERENCE, &options)?);
     let mut reference = Reference::<f64>::new();
     for (name, tensor) in &problem.parameters {

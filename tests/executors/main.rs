@@ -310,7 +310,7 @@ fn operations_case(rows: usize, features: usize) -> Case {
 
 /// The outputs of the f64 reference.
 fn truth(case: &Case) -> BTreeMap<String, Vec<f64>> {
-    let options = CompileOptions { capacity: Capacity::exactly(&case.batch), fresh: false };
+    let options = CompileOptions::new(&Capacity::exactly(&case.batch));
     let program = Arc::new(compile(&case.graph, Target::REFERENCE, &options).unwrap());
     let mut reference = Reference::<f64>::new();
     for (name, tensor) in &case.persistent {
@@ -337,7 +337,7 @@ fn check_on(case: &Case, devices: &[mnemon::device::Device]) {
             for (name, tensor) in &case.persistent {
                 session.set(name, tensor).unwrap();
             }
-            let options = CompileOptions { capacity: capacity.clone(), fresh };
+            let options = CompileOptions { fresh, ..CompileOptions::new(capacity) };
             let mut executable = session.load_with(&case.graph, &options).unwrap();
             let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
             let mut first: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -528,7 +528,7 @@ fn split(device: &mnemon::device::Device, case: &Case) {
     let mut target = device.target();
     target.limits.binding = 20 * 1024;
     target.limits.buffer = 40 * 1024;
-    let options = CompileOptions { capacity: Capacity::exactly(&case.batch), fresh: false };
+    let options = CompileOptions::new(&Capacity::exactly(&case.batch));
     let program = compile(&case.graph, target, &options).unwrap();
     assert!(program.placement.places.values().any(|p| p.pieces.len() > 2), "nothing was split");
     let mut session = device.session().unwrap();

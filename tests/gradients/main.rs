@@ -419,7 +419,7 @@ fn compare(what: &str, gradient: &[f64], differences: &[f64]) -> std::result::Re
 }
 
 fn compiled(graph: &Graph, batch: &Batch) -> Result<Arc<Program>> {
-    let options = CompileOptions { capacity: Capacity::exactly(batch), fresh: false };
+    let options = CompileOptions::new(&Capacity::exactly(batch));
     Ok(Arc::new(compile(graph, Target::REFERENCE, &options)?))
 }
 

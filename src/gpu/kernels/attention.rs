@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::attention::{backward, forward};
@@ -97,7 +97,7 @@ impl Attention {
 impl Runner for Attention {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let (rows, chunks) = (run.rows(self.y)?, self.width.div_ceil(COLUMNS));
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use super::{Runner, input, kernel, output, params, word};
 use crate::config::Mask;
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::{Dim, Symbol};

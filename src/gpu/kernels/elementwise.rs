@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::{Binding, Kernel};
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::{Binary, Broadcast, Expr, Shape, Unary, broadcast};

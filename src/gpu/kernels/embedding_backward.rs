@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::scheduler::Step;
@@ -47,7 +47,7 @@ impl EmbeddingBackward {
 impl Runner for EmbeddingBackward {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let rows = run.rows(self.dy)?;
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
         }
         for (p, start, end) in run.pieces(self.axis, rows).rev() {
@@ -56,7 +56,7 @@ impl Runner for EmbeddingBackward {
                 columns: word(self.columns),
                 row_start: word(start),
                 row_end: word(end),
-                accumulate: u32::from(end < rows),
+                accumulate: u32::from(end < rows || run.continues),
             };
             out.dispatch(&self.pieces[p], &params, self.len.div_ceil(256));
         }

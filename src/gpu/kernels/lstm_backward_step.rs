@@ -7,7 +7,7 @@ use super::{
     lstm_norm_backward_gates, output, params, reverse_bits, word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::executor::{Preparer, Run, Values};
+use crate::gpu::values::{Preparer, Run, Values};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::lstm::backward as at;
@@ -117,6 +117,8 @@ impl LstmBackward {
             Some(dh0) => {
                 let (weights, dh0) = (values.view(packed, 0)?, values.view(dh0, 0)?);
                 let views = [weights, state.clone(), carry.clone(), dh0, preparer.table(axis)].map(Some);
+                let mut constants = constants.clone();
+                constants.extend((broadcast(target) == Broadcast::Memory).then_some(("GATE_BY_GATE", 1.0)));
                 Some(preparer.launch_with(&lstm_backward_finish::KERNEL, "", None, &constants, &views)?)
             }
             None => None,

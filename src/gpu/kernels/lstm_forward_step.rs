@@ -8,7 +8,7 @@ use super::{
     reverse_bits, word,
 };
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::lstm::forward;
@@ -177,7 +177,7 @@ impl LstmForward {
             ];
             pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
-        let read = |value: usize| values.program.steps.iter().any(|s| s.inputs.contains(&Some(value)));
+        let read = |value: usize| values.program.stage_steps().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
         Ok(Self { op, input, begin, pieces, norm, project, block, axis, hidden, output: r, has_h0, has_c0, save })

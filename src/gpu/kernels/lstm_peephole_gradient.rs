@@ -3,7 +3,7 @@
 use super::lstm_previous::LstmPrevious;
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::LstmOp;
@@ -63,7 +63,7 @@ impl Runner for PeepholeGradient {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         self.previous.record(run, out)?;
         let rows = run.rows(self.cells)?;
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
         }
         let (_, steps, table) = run.axis(self.axis)?;
@@ -76,7 +76,7 @@ impl Runner for PeepholeGradient {
                 row_end: word(end),
                 steps,
                 table,
-                accumulate: u32::from(end < rows),
+                accumulate: u32::from(end < rows || run.continues),
             };
             out.dispatch(&self.pieces[p], &params, self.hidden.div_ceil(UNITS));
         }

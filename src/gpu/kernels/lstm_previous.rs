@@ -2,7 +2,7 @@
 
 use super::{Runner, kernel, lstm_constants, lstm_keys, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::LstmOp;

@@ -33,7 +33,7 @@ mod reduce_rows;
 mod softmax;
 mod weight_gradient;
 
-use super::executor::{Preparer, Run};
+use super::values::{Preparer, Run};
 use super::pipeline::{Constants, Kernel, assemble};
 use super::record::Recorder;
 use crate::config::{Cell, Mask};

@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::TimeKind;
@@ -50,7 +50,7 @@ impl OverTime {
 impl Runner for OverTime {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let rows = run.rows(self.x)?;
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
         }
         let (_, _, offsets) = run.axis(self.axis)?;

@@ -2,14 +2,14 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::ReduceKind;
 use crate::scheduler::Step;
 use crate::scheduler::strategy::{REDUCE_BLOCK, row_axis};
 
-params!(Params { len: u32, offset: u32, square: u32 });
+params!(Params { len: u32, offset: u32, square: u32, accumulate: u32 });
 
 pub(super) static BLOCKS: Kernel = kernel!("reduce_all", "blocks", Params, [Params, Read, Write]);
 pub(super) static ALL_BLOCKS: Kernel = kernel!("reduce_all", "all_blocks", Params, [Params, Read, Write]);
@@ -46,12 +46,12 @@ impl Runner for ReduceAll {
             let row = run.values.row_len(*x)?;
             for (p, start, end) in run.pieces(row_axis(run.values.shape(*x)), run.rows(*x)?) {
                 let len = (end - start) * row;
-                let params = Params { len: word(len), offset: word(offset), square: self.square };
+                let params = Params { len: word(len), offset: word(offset), square: self.square, accumulate: 0 };
                 out.dispatch(&pieces[p], &params, len.div_ceil(REDUCE_BLOCK));
                 offset += len.div_ceil(REDUCE_BLOCK);
             }
         }
-        out.dispatch(&self.total, &Params { len: word(offset), offset: 0, square: 0 }, 1);
+        out.dispatch(&self.total, &Params { len: word(offset), offset: 0, square: 0, accumulate: u32::from(run.continues) }, 1);
         Ok(())
     }
 }

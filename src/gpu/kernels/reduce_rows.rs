@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::{Op, ReduceKind};
@@ -67,7 +67,7 @@ impl ReduceRows {
 impl Runner for ReduceRows {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let rows = run.rows(self.x)?;
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
         }
         let (_, steps, table) = run.axis(self.axis)?;
@@ -79,7 +79,7 @@ impl Runner for ReduceRows {
                 steps,
                 table,
                 units: word(self.units),
-                accumulate: u32::from(end < rows),
+                accumulate: u32::from(end < rows || run.continues),
                 square: self.square,
                 stride: word(self.stride),
                 first: word(self.first),

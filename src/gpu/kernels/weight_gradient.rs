@@ -3,7 +3,7 @@
 use super::lstm_previous::LstmPrevious;
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::executor::{Preparer, Run};
+use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::{LstmPart, Op};
@@ -93,7 +93,7 @@ impl Runner for WeightGradient {
             previous.record(run, out)?;
         }
         let rows = run.rows(self.a)?;
-        if rows == 0 {
+        if rows == 0 && !run.continues {
             out.clear(self.result.clone());
         }
         let (_, steps, table) = run.axis(self.axis)?;
@@ -112,7 +112,7 @@ impl Runner for WeightGradient {
                 table,
                 blocks: word(blocks),
                 units: word(self.units),
-                accumulate: u32::from(end < rows),
+                accumulate: u32::from(end < rows || run.continues),
                 a_stride: word(self.strides[0].0),
                 a_first: word(self.strides[0].1),
                 b_stride: word(self.strides[1].0),
