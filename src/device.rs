@@ -1,16 +1,17 @@
 //! Devices and sessions: the only place that names the executors, and the only place that blocks on a GPU.
 
-use crate::cpu::{self, Cpu};
+mod budget;
+mod session;
+
+pub use crate::scheduler::strategy::AdapterReport;
+pub use budget::{Budget, Source};
+pub use session::{Executable, Reading, Session};
+
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
-use crate::gpu::{self, Gpu};
-use crate::graph::Graph;
-use crate::params::{DType, Tensor, admit};
-use crate::reference::{self, Reference};
-use crate::scheduler::program::{Bound, Storage};
-pub use crate::scheduler::strategy::AdapterReport;
-use crate::scheduler::{Batch, Capacity, CompileOptions, Program, Target, compile};
-use std::collections::BTreeMap;
+use crate::gpu;
+use crate::scheduler::Target;
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 /// Which limits and features of a GPU to use.
@@ -48,6 +49,7 @@ enum Choice {
 #[derive(Clone)]
 pub struct Device {
     choice: Choice,
+    memory: Option<u64>,
 }
 
 impl std::fmt::Debug for Device {
@@ -64,7 +66,7 @@ impl Device {
 
     /// The CPU with as many threads as the process may use.
     pub fn cpu() -> Self {
-        Self { choice: Choice::Cpu(None) }
+        Self { memory: None, choice: Choice::Cpu(None) }
     }
 
     /// The CPU with `threads` threads.
@@ -72,12 +74,12 @@ impl Device {
         if threads == 0 {
             return Err(Error::argument("device: threads must be at least 1, got 0"));
         }
-        Ok(Self { choice: Choice::Cpu(Some(threads)) })
+        Ok(Self { memory: None, choice: Choice::Cpu(Some(threads)) })
     }
 
     /// The reference: plain loops, for checking.
     pub fn reference() -> Self {
-        Self { choice: Choice::Reference }
+        Self { memory: None, choice: Choice::Reference }
     }
 
     /// A real GPU, else a software one with a warning in the log.
@@ -108,7 +110,7 @@ impl Device {
             "reference" => Ok(Self::reference()),
             #[cfg(feature = "gpu")]
             "best" => match gpu::Context::open(gpu::Wanted::Real, limits == GpuLimits::Default).await {
-                Ok(context) => Ok(Self { choice: Choice::Gpu(Arc::new(context)) }),
+                Ok(context) => Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(context)) }),
                 Err(_) => cpu(),
             },
             #[cfg(feature = "gpu")]
@@ -119,7 +121,7 @@ impl Device {
                     _ => gpu::Wanted::Named(text["gpu:".len()..].to_string()),
                 };
                 let context = gpu::Context::open(wanted, limits == GpuLimits::Default).await?;
-                Ok(Self { choice: Choice::Gpu(Arc::new(context)) })
+                Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(context)) })
             }
             #[cfg(not(feature = "gpu"))]
             "best" => {
@@ -159,7 +161,7 @@ impl Device {
     /// A program's own wgpu device. It must have been made with at least WebGPU's default limits.
     #[cfg(feature = "gpu")]
     pub fn from_wgpu(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        Ok(Self { choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)) })
+        Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)) })
     }
 
     /// What it is.
@@ -209,13 +211,29 @@ impl Device {
 
     /// A session: persistent values, and programs over them.
     pub fn session(&self) -> Result<Session> {
-        let backend = match &self.choice {
-            Choice::Cpu(threads) => Backend::Cpu(Cpu::new(*threads)?),
-            Choice::Reference => Backend::Reference(Reference::new()),
+        Session::open(self)
+    }
+
+    /// The same device, whose sessions hold at most `bytes`.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
+    /// What a session on it may hold: what [`Self::with_memory`] said, else the memory of a GPU that tells it, else half of
+    /// the host's for what computes there.
+    pub fn budget(&self) -> Budget {
+        if let Some(bytes) = self.memory {
+            return Budget { bytes, source: Source::Given };
+        }
+        match &self.choice {
+            Choice::Cpu(_) | Choice::Reference => Budget::host(),
             #[cfg(feature = "gpu")]
-            Choice::Gpu(context) => Backend::Gpu(Box::new(Gpu::new(Arc::clone(context))?)),
-        };
-        Ok(Session { device: self.clone(), backend, registry: BTreeMap::new() })
+            Choice::Gpu(context) if context.shares_host_memory() => Budget::host(),
+            #[cfg(feature = "gpu")]
+            Choice::Gpu(context) => Budget::device(context.memory()),
+        }
     }
 
     /// What is known of every adapter, one entry each; empty without the feature `gpu`.
@@ -243,341 +261,3 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-enum Backend {
-    Cpu(Cpu),
-    Reference(Reference<f32>),
-    #[cfg(feature = "gpu")]
-    Gpu(Box<Gpu>),
-}
-
-enum Prepared {
-    Cpu(cpu::Prepared),
-    Reference(reference::Prepared<f32>),
-    #[cfg(feature = "gpu")]
-    Gpu(Box<gpu::Prepared>),
-}
-
-/// A program made ready by one session.
-pub struct Executable {
-    program: Arc<Program>,
-    prepared: Prepared,
-}
-
-impl Executable {
-    /// The program.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-}
-
-/// Values that outlive runs, on one device, and the programs over them.
-pub struct Session {
-    device: Device,
-    backend: Backend,
-    registry: BTreeMap<String, (Vec<usize>, DType)>,
-}
-
-/// Calls `$body` with `$b` bound to whichever executor a session has.
-macro_rules! with_backend {
-    ($backend:expr, $b:ident => $body:expr) => {
-        match $backend {
-            Backend::Cpu($b) => $body,
-            Backend::Reference($b) => $body,
-            #[cfg(feature = "gpu")]
-            Backend::Gpu($b) => $body,
-        }
-    };
-}
-
-impl Session {
-    /// The device it runs on.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// The names of all persistent values.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.registry.keys().map(String::as_str)
-    }
-
-    /// Makes the persistent value `name` of zeros, or zeroes it where it exists with that shape.
-    pub fn zero(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
-        if self.registry.get(name) == Some(&(shape.to_vec(), dtype)) {
-            let len = shape.iter().product();
-            let zeros = match dtype {
-                DType::F32 => Tensor::zeros(shape),
-                DType::U32 => Tensor::from_u32(shape, vec![0; len])?,
-            };
-            return with_backend!(&mut self.backend, b => b.write(name, &zeros));
-        }
-        if self.registry.contains_key(name) {
-            return Err(Error::shape(format!("session: `{name}` exists with another shape than {shape:?}")));
-        }
-        self.declare(name, shape, dtype)
-    }
-
-    fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
-        admit(name, shape)?;
-        #[allow(clippy::let_unit_value, reason = "the executors differ in whether declaring can fail")]
-        match &mut self.backend {
-            Backend::Cpu(b) => b.declare(name, shape, dtype),
-            Backend::Reference(b) => b.declare(name, shape, dtype),
-            #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => b.declare(name, shape, dtype)?,
-        };
-        self.registry.insert(name.to_string(), (shape.to_vec(), dtype));
-        Ok(())
-    }
-
-    /// Gives the persistent value `name` its contents; makes it where it does not exist. Where it exists it takes a
-    /// tensor of its shape, or one with fewer rows.
-    pub fn set(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        match self.registry.get(name) {
-            None => self.declare(name, tensor.shape(), tensor.dtype())?,
-            Some((shape, dtype)) => {
-                let fits = *dtype == tensor.dtype()
-                    && shape.len() == tensor.shape().len()
-                    && shape.first() >= tensor.shape().first()
-                    && shape.get(1..) == tensor.shape().get(1..);
-                if !fits {
-                    return Err(Error::shape(format!(
-                        "session: `{name}` holds {dtype:?} of {shape:?}, got {:?} of {:?}",
-                        tensor.dtype(),
-                        tensor.shape()
-                    )));
-                }
-            }
-        }
-        with_backend!(&mut self.backend, b => b.write(name, tensor))
-    }
-
-    /// The contents of the persistent value `name`. Waits for the device.
-    pub fn get(&mut self, name: &str) -> Result<Tensor> {
-        self.known(name)?;
-        match &mut self.backend {
-            Backend::Cpu(b) => b.read(name),
-            Backend::Reference(b) => b.read(name),
-            #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => arrive(b.begin_read(name)?),
-        }
-    }
-
-    /// [`Self::get`] without blocking.
-    pub async fn get_async(&mut self, name: &str) -> Result<Tensor> {
-        self.known(name)?;
-        match &mut self.backend {
-            Backend::Cpu(b) => b.read(name),
-            Backend::Reference(b) => b.read(name),
-            #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => b.begin_read(name)?.await,
-        }
-    }
-
-    /// Begins to read the persistent value `name` as it is after all runs so far, without waiting.
-    pub fn begin_get(&mut self, name: &str) -> Result<Reading> {
-        self.known(name)?;
-        Ok(match &mut self.backend {
-            Backend::Cpu(b) => Reading(Pending::Ready(b.read(name)?)),
-            Backend::Reference(b) => Reading(Pending::Ready(b.read(name)?)),
-            #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => Reading(Pending::Gpu(b.begin_read(name)?)),
-        })
-    }
-
-    fn known(&self, name: &str) -> Result<()> {
-        if self.registry.contains_key(name) {
-            return Ok(());
-        }
-        Err(Error::argument(format!("session: there is no value `{name}`")))
-    }
-
-    /// Compiles `graph` for batches up to `capacity` and makes it ready. Persistent values with a batch or row size
-    /// are made of zeros where they do not exist; others must have been [`set`](Self::set).
-    pub fn load(&mut self, graph: &Graph, capacity: &Capacity) -> Result<Executable> {
-        self.load_with(graph, &CompileOptions::new(capacity))
-    }
-
-    /// [`Self::load`] with further options.
-    pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
-        self.load_program(compile(graph, self.device.target(), options)?)
-    }
-
-    /// Makes a program ready that was compiled elsewhere for this session's device.
-    pub fn load_program(&mut self, program: Program) -> Result<Executable> {
-        let program = Arc::new(program);
-        for value in program.values.iter().filter(|v| v.storage == Storage::Persistent) {
-            let sizes = program.capacity.resolve(&value.shape)?;
-            let fixed = value.shape.fixed_len().is_some();
-            match self.registry.get(&value.name) {
-                None if fixed => {
-                    return Err(Error::argument(format!("session: `{}` has not been given a value", value.name)));
-                }
-                None => self.declare(&value.name, &sizes, value.dtype)?,
-                Some((shape, dtype)) => {
-                    let rows = if fixed { shape.first() == sizes.first() } else { shape.first() >= sizes.first() };
-                    if !rows || shape.get(1..) != sizes.get(1..) || *dtype != value.dtype {
-                        return Err(Error::shape(format!(
-                            "session: `{}` holds {dtype:?} of {shape:?}, the program needs {:?} of {sizes:?}",
-                            value.name, value.dtype
-                        )));
-                    }
-                }
-            }
-        }
-        if matches!(self.backend, Backend::Cpu(_)) {
-            let bytes = usize::try_from(program.placement.bytes()).unwrap_or(usize::MAX);
-            admit("the program's values", &[bytes.div_ceil(4)])?;
-        }
-        let prepared = match &mut self.backend {
-            Backend::Cpu(b) => Prepared::Cpu(b.prepare(&program)?),
-            Backend::Reference(b) => Prepared::Reference(b.prepare(&program)?),
-            #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => Prepared::Gpu(Box::new(b.prepare(&program)?)),
-        };
-        Ok(Executable { program, prepared })
-    }
-
-    /// Runs a program over `batch` with its inputs by name, packed as [`Batch::pack`] packs them. Returns as soon as
-    /// the device has what it needs.
-    pub fn run(&mut self, executable: &mut Executable, batch: &Batch, inputs: &[(&str, &Tensor)]) -> Result<()> {
-        let program = &executable.program;
-        program.capacity.admits(batch)?;
-        if let Some((name, _)) = inputs.iter().find(|(n, _)| !program.inputs.iter().any(|(m, _)| m == n)) {
-            let names: Vec<&str> = program.inputs.iter().map(|i| i.0.as_str()).collect();
-            return Err(Error::argument(format!("session: the program has inputs {names:?}, got `{name}`")));
-        }
-        let mut ordered = Vec::with_capacity(program.inputs.len());
-        for (name, value) in &program.inputs {
-            let Some((_, tensor)) = inputs.iter().find(|(n, _)| n == name) else {
-                return Err(Error::argument(format!("session: input `{name}` is missing")));
-            };
-            let wanted = &program.values[*value];
-            let sizes = batch.resolve(&wanted.shape)?;
-            if tensor.shape() != sizes || tensor.dtype() != wanted.dtype {
-                return Err(Error::shape(format!(
-                    "session: input `{name}` must be {:?} of {} = {sizes:?}, got {:?} of {:?}",
-                    wanted.dtype,
-                    wanted.shape,
-                    tensor.dtype(),
-                    tensor.shape()
-                )));
-            }
-            for bound in program.bounds.iter().filter(|b| b.value == *value) {
-                check_bound(name, tensor, bound)?;
-            }
-            ordered.push(*tensor);
-        }
-        match (&mut self.backend, &mut executable.prepared) {
-            (Backend::Cpu(b), Prepared::Cpu(p)) => b.run(p, batch, &ordered),
-            (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
-            #[cfg(feature = "gpu")]
-            (Backend::Gpu(b), Prepared::Gpu(p)) => {
-                b.run(p, batch, &ordered)?;
-                // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
-                while let Some(oldest) = b.crowded() {
-                    b.context().block(Some(oldest))?;
-                }
-                Ok(())
-            }
-            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
-        }
-    }
-
-    /// The output `name` of the program's last run. Waits for the device.
-    pub fn output(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
-        let at = output_index(executable, name)?;
-        match (&mut self.backend, &executable.prepared) {
-            (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
-            (Backend::Reference(b), Prepared::Reference(p)) => b.output(p, at),
-            #[cfg(feature = "gpu")]
-            (Backend::Gpu(b), Prepared::Gpu(p)) => arrive(b.begin_output(p, at)?),
-            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
-        }
-    }
-
-    /// [`Self::output`] without blocking.
-    pub async fn output_async(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
-        let at = output_index(executable, name)?;
-        match (&mut self.backend, &executable.prepared) {
-            (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
-            (Backend::Reference(b), Prepared::Reference(p)) => b.output(p, at),
-            #[cfg(feature = "gpu")]
-            (Backend::Gpu(b), Prepared::Gpu(p)) => b.begin_output(p, at)?.await,
-            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
-        }
-    }
-
-    /// Waits until the device has done all it was given.
-    pub fn wait(&mut self) -> Result<()> {
-        #[cfg(feature = "gpu")]
-        if let Backend::Gpu(b) = &mut self.backend {
-            return b.context().block(None);
-        }
-        Ok(())
-    }
-
-    /// Pipelines, bind groups and buffers made so far, in this order; zeros without a GPU.
-    pub fn created(&self) -> [u64; 3] {
-        #[cfg(feature = "gpu")]
-        if let Backend::Gpu(b) = &self.backend {
-            return b.created();
-        }
-        [0; 3]
-    }
-}
-
-fn output_index(executable: &Executable, name: &str) -> Result<usize> {
-    executable.program.outputs.iter().position(|(n, _)| n == name).ok_or_else(|| {
-        let names: Vec<&str> = executable.program.outputs.iter().map(|o| o.0.as_str()).collect();
-        Error::argument(format!("session: the program has outputs {names:?}, not `{name}`"))
-    })
-}
-
-fn check_bound(name: &str, tensor: &Tensor, bound: &Bound) -> Result<()> {
-    let bad = tensor.u32s()?.iter().position(|&v| v as usize >= bound.below && Some(v) != bound.except);
-    match bad {
-        None => Ok(()),
-        Some(at) => Err(Error::data(format!(
-            "{}: input `{name}` has {} at position {at}, expected integers below {}",
-            bound.reader,
-            tensor.u32s()?[at],
-            bound.below
-        ))),
-    }
-}
-
-/// Waits for a value on its way from a GPU.
-#[cfg(feature = "gpu")]
-fn arrive(mut reading: gpu::Reading) -> Result<Tensor> {
-    reading.context().block(None)?;
-    reading.take()
-}
-
-enum Pending {
-    Ready(Tensor),
-    #[cfg(feature = "gpu")]
-    Gpu(gpu::Reading),
-}
-
-/// A value on its way from the device.
-pub struct Reading(Pending);
-
-impl Reading {
-    /// Whether [`Self::wait`] would return at once.
-    pub fn is_ready(&mut self) -> bool {
-        match &mut self.0 {
-            Pending::Ready(_) => true,
-            #[cfg(feature = "gpu")]
-            Pending::Gpu(r) => r.is_ready(),
-        }
-    }
-
-    /// The value.
-    pub fn wait(self) -> Result<Tensor> {
-        match self.0 {
-            Pending::Ready(tensor) => Ok(tensor),
-            #[cfg(feature = "gpu")]
-            Pending::Gpu(r) => arrive(r),
-        }
-    }
-}

@@ -25,6 +25,7 @@ pub struct Context {
     pub(super) buffers: Buffers,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
+    memory: Option<u64>,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -145,12 +146,24 @@ impl Context {
             }
         });
         let buffers = Buffers::new(device.clone());
-        Ok(Self { buffers, info: adapter.get_info(), limits, device, queue, failure })
+        let memory = vulkan_memory(&adapter);
+        Ok(Self { memory, buffers, info: adapter.get_info(), limits, device, queue, failure })
     }
 
     /// Whether it is a software rasteriser.
     pub fn is_software(&self) -> bool {
         is_software(&self.info)
+    }
+
+    /// Whether its memory is the host's.
+    pub fn shares_host_memory(&self) -> bool {
+        use wgpu::DeviceType::{Cpu, IntegratedGpu};
+        self.is_software() || matches!(self.info.device_type, Cpu | IntegratedGpu)
+    }
+
+    /// Bytes of its largest heap, where the driver tells.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
     }
 
     /// Its name, backend and driver.
@@ -202,6 +215,26 @@ impl Context {
             .map_err(|e| Error::device(format!("device: waiting failed: {e}")))?;
         self.check()
     }
+}
+
+/// Bytes of the largest heap that is the device's own, as Vulkan tells; nothing on other backends.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "windows")))]
+fn vulkan_memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// Bytes of the largest heap that is the device's own, as Vulkan tells; nothing on other backends.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
+fn vulkan_memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the handles are only read from, and only while `adapter` keeps them alive.
+    let heaps = unsafe {
+        let hal = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = hal.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(hal.raw_physical_device())
+    };
+    let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
+    // DEVICE_LOCAL is the first bit of a heap's flags.
+    heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).max()
 }
 
 /// What is known of every adapter.

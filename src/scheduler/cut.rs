@@ -4,7 +4,7 @@
 //! part to the first, their gradients. What a later stage needs of an earlier one is either stored whole or computed
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
-use super::program::{ProgramValue, Step, Storage};
+use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
 use super::{Capacity, Keep};
 use crate::config::Direction;
@@ -61,9 +61,13 @@ impl Plan {
     fn new(draft: &Draft, cut: Cut) -> Option<Self> {
         let values = &draft.values;
         let row = |v: usize| values[v].shape.axis().is_some();
-        // One time axis, whose order is the batch's; what outlives a run is not cut.
+        // One time axis, whose order is the batch's; what outlives a run does not change in place.
         let other = |v: &ProgramValue| v.shape.axis().is_some_and(|axis| axis != cut.axis || axis != 0);
-        let kept = |v: &ProgramValue| v.shape.axis().is_some() && v.storage == Storage::Persistent;
+        let of_persistent = |v: &ProgramValue| match v.storage {
+            Storage::Of(other) => values[root(values, other)].storage == Storage::Persistent,
+            _ => false,
+        };
+        let kept = |v: &ProgramValue| v.shape.axis().is_some() && of_persistent(v);
         if values.iter().any(|v| other(v) || kept(v)) || !values.iter().any(|v| v.shape.axis().is_some()) {
             return None;
         }

@@ -28,7 +28,8 @@ Examples:
   mnemon bench --only small,med --modes infer --device cpu
   mnemon bench --configs benches/kinds.json --modes train
 
-A line holds milliseconds a call (the median; the least; the first with all it compiles) and GFLOP/s by one count for
+A line holds milliseconds a call (the median; the least; the first with all it compiles), what the program holds and
+what is done to hold no more than --memory, and GFLOP/s by one count for
 everyone: 2*4*B*T*H*(I+H) a layer and direction (the true steps where ragged), three times that for training.";
 
 /// Time LSTMs, one JSON line a configuration and mode
@@ -36,7 +37,7 @@ everyone: 2*4*B*T*H*(I+H) a layer and direction (the true steps where ragged), t
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
     /// A JSON list of {"name", "B", "T", "I", "H", "layers"} instead of the built-in configurations; a row may also have
-    /// "ragged", "direction" and "cell"
+    /// "ragged", "direction", "cell" and "loss" (all or last)
     #[arg(long, value_name = "FILE")]
     configs: Option<PathBuf>,
 
@@ -80,6 +81,18 @@ struct Config {
     /// What a step computes besides the plain cell.
     #[serde(default)]
     cell: Cell,
+    /// What the loss is made of, in training.
+    #[serde(default)]
+    loss: Of,
+}
+
+/// What a loss is made of; the last steps alone need no gradient of x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Of {
+    #[default]
+    All,
+    Last,
 }
 
 impl Config {
@@ -108,7 +121,7 @@ struct Line<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Outcome {
-    Times { ms: f64, gflops: f64, min_ms: f64, iters: usize, first_ms: f64 },
+    Times { ms: f64, gflops: f64, min_ms: f64, iters: usize, first_ms: f64, memory_bytes: u64, plan: String },
     Failed { error: String },
 }
 
@@ -163,6 +176,7 @@ fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<O
     session.wait()?;
     let begin = Instant::now();
     let mut executable = session.load(&graph, &Capacity::exactly(&batch))?;
+    let (held, plan) = (executable.program().memory(), executable.program().measures.to_string());
     let mut call = || call(&mut session, &mut executable, &batch);
     call()?;
     let first = begin.elapsed();
@@ -180,6 +194,8 @@ fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<O
         min_ms: round(times[0], 4),
         iters: times.len(),
         first_ms: round(first.as_secs_f64() * 1e3, 1),
+        memory_bytes: held.bytes(),
+        plan,
     })
 }
 
@@ -202,7 +218,7 @@ fn time(call: &mut impl FnMut() -> Result<Duration>) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// The stack of layers over an x that stays on the device; for training with mean(y²)/2 and its gradients.
+/// The stack of layers over an x that stays on the device; for training with mean(y²)/2, or that of the last h, and its gradients.
 fn build(config: &Config, mode: Mode, rows: usize, session: &mut Session) -> Result<Graph> {
     let lstm = LstmConfig::new(config.I, config.H).layers(config.layers).bias(Bias::Two);
     let lstm = lstm.direction(config.direction).cell(config.cell);
@@ -215,7 +231,7 @@ fn build(config: &Config, mode: Mode, rows: usize, session: &mut Session) -> Res
     let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX)?;
     session.set("x", &Tensor::new(&[rows, config.I], values)?)?;
     let x = graph.persistent("x", [N, config.I.into()])?;
-    let (mut y, mut by) = (x, vec![("x".to_string(), x)]);
+    let (mut y, mut last, mut by) = (x, None, vec![("x".to_string(), x)]);
     for layer in 0..config.layers {
         let weights = parameters(&lstm, layer, session, &mut graph, &mut by)?;
         let random = graph.random_operations(3);
@@ -223,14 +239,21 @@ fn build(config: &Config, mode: Mode, rows: usize, session: &mut Session) -> Res
         let out = graph.lstm_layer(y, None, &op, &weights)?;
         graph.output(&format!("h_n_{layer}"), out.h_n)?;
         graph.output(&format!("c_n_{layer}"), out.c_n)?;
-        y = out.y;
+        (y, last) = (out.y, Some(out.h_n));
     }
-    graph.output("y", y)?;
+    if config.loss == Of::All {
+        graph.output("y", y)?;
+    }
     if mode == Mode::Train {
-        let sum = graph.sum_of_squares(&[y])?;
-        let half_mean = Expr::Input(0) * Expr::Const(0.5 / (rows * d * config.H) as f32);
+        let (of, count) = match config.loss {
+            Of::All => (y, rows * d * config.H),
+            Of::Last => (last.unwrap_or(y), config.B * d * config.H),
+        };
+        let sum = graph.sum_of_squares(&[of])?;
+        let half_mean = Expr::Input(0) * Expr::Const(0.5 / count as f32);
         let loss = graph.elementwise(half_mean, &[sum])?;
         graph.output("loss", loss)?;
+        by.retain(|(name, _)| config.loss == Of::All || name != "x");
         let values: Vec<Value> = by.iter().map(|b| b.1).collect();
         for ((name, _), gradient) in by.iter().zip(graph.gradients(loss, &values)?) {
             graph.output(&format!("d{name}"), gradient)?;

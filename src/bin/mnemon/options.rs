@@ -18,6 +18,32 @@ pub struct DeviceOptions {
     /// Threads of the CPU device [default: as many as the process may use]
     #[arg(long, env = "MNEMON_THREADS", value_name = "N")]
     threads: Option<usize>,
+
+    /// Most memory to hold on the device, as 900MiB or 2GiB [default: the device's, half of the host's where it computes]
+    #[arg(long, env = "MNEMON_MEMORY", value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+}
+
+/// A number of bytes, perhaps with a unit.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "t" | "tib" => 1024f64.powi(4),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        other => return Err(format!("expected a number of bytes, B, KiB, MiB, GiB or TiB, got the unit `{other}`")),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 && number * factor <= 2f64.powi(63) => Ok((number * factor) as u64),
+        _ => Err(format!("expected a positive number of bytes, got `{text}`")),
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -35,7 +61,24 @@ impl DeviceOptions {
             Limits::Adapter => GpuLimits::Adapter,
         };
         let device = Device::parse(&self.device, limits, self.threads)?;
-        log::info!("computing on {}", device.name());
+        let device = self.memory.iter().fold(device, |device, &bytes| device.with_memory(bytes));
+        log::info!("computing on {}, {}", device.name(), device.budget());
         Ok(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn amounts_have_units() {
+        assert_eq!(bytes("256MiB"), Ok(256 << 20));
+        assert_eq!(bytes("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(bytes("2gb"), Ok(2_000_000_000));
+        assert_eq!(bytes("17"), Ok(17));
+        for wrong in ["", "MiB", "0", "-1", "1 parsec", "1e99", "9999999 TiB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,0 +1,393 @@
+//! Sessions: values that outlive runs, on one device, and programs over them.
+
+use super::budget::{Budget, Held};
+use super::{Choice, Device};
+use crate::cpu::{self, Cpu};
+use crate::error::{Error, Result};
+#[cfg(feature = "gpu")]
+use crate::gpu::{self, Gpu};
+use crate::graph::Graph;
+use crate::params::{DType, Tensor, admit};
+use crate::reference::{self, Reference};
+use crate::scheduler::program::{Bound, Storage};
+use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Program, compile};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+enum Backend {
+    Cpu(Cpu),
+    Reference(Reference<f32>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<Gpu>),
+}
+
+enum Prepared {
+    Cpu(cpu::Prepared),
+    Reference(reference::Prepared<f32>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<gpu::Prepared>),
+}
+
+/// A program made ready by one session.
+pub struct Executable {
+    program: Arc<Program>,
+    prepared: Prepared,
+    /// What it takes of the session's budget.
+    _held: Held,
+}
+
+impl Executable {
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}
+
+/// Values that outlive runs, on one device, and the programs over them.
+pub struct Session {
+    device: Device,
+    backend: Backend,
+    registry: BTreeMap<String, (Vec<usize>, DType)>,
+    budget: Budget,
+    held: Held,
+}
+
+/// Calls `$body` with `$b` bound to whichever executor a session has.
+macro_rules! with_backend {
+    ($backend:expr, $b:ident => $body:expr) => {
+        match $backend {
+            Backend::Cpu($b) => $body,
+            Backend::Reference($b) => $body,
+            #[cfg(feature = "gpu")]
+            Backend::Gpu($b) => $body,
+        }
+    };
+}
+
+impl Session {
+    pub(super) fn open(device: &Device) -> Result<Self> {
+        let backend = match &device.choice {
+            Choice::Cpu(threads) => Backend::Cpu(Cpu::new(*threads)?),
+            Choice::Reference => Backend::Reference(Reference::new()),
+            #[cfg(feature = "gpu")]
+            Choice::Gpu(context) => Backend::Gpu(Box::new(Gpu::new(Arc::clone(context))?)),
+        };
+        let (device, budget) = (device.clone(), device.budget());
+        Ok(Self { device, backend, registry: BTreeMap::new(), budget, held: Held::default() })
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The names of all persistent values.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.registry.keys().map(String::as_str)
+    }
+
+    /// Makes the persistent value `name` of zeros, or zeroes it where it exists with that shape.
+    pub fn zero(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
+        if self.registry.get(name) == Some(&(shape.to_vec(), dtype)) {
+            let len = shape.iter().product();
+            let zeros = match dtype {
+                DType::F32 => Tensor::zeros(shape),
+                DType::U32 => Tensor::from_u32(shape, vec![0; len])?,
+            };
+            return with_backend!(&mut self.backend, b => b.write(name, &zeros));
+        }
+        if self.registry.contains_key(name) {
+            return Err(Error::shape(format!("session: `{name}` exists with another shape than {shape:?}")));
+        }
+        self.declare(name, shape, dtype)
+    }
+
+    fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
+        admit(name, shape)?;
+        #[allow(clippy::let_unit_value, reason = "the executors differ in whether declaring can fail")]
+        match &mut self.backend {
+            Backend::Cpu(b) => b.declare(name, shape, dtype),
+            Backend::Reference(b) => b.declare(name, shape, dtype),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => b.declare(name, shape, dtype)?,
+        };
+        self.registry.insert(name.to_string(), (shape.to_vec(), dtype));
+        Ok(())
+    }
+
+    /// Gives the persistent value `name` its contents; makes it where it does not exist. Where it exists it takes a
+    /// tensor of its shape, or one with fewer rows.
+    pub fn set(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        match self.registry.get(name) {
+            None => self.declare(name, tensor.shape(), tensor.dtype())?,
+            Some((shape, dtype)) => {
+                let fits = *dtype == tensor.dtype()
+                    && shape.len() == tensor.shape().len()
+                    && shape.first() >= tensor.shape().first()
+                    && shape.get(1..) == tensor.shape().get(1..);
+                if !fits {
+                    return Err(Error::shape(format!(
+                        "session: `{name}` holds {dtype:?} of {shape:?}, got {:?} of {:?}",
+                        tensor.dtype(),
+                        tensor.shape()
+                    )));
+                }
+            }
+        }
+        with_backend!(&mut self.backend, b => b.write(name, tensor))
+    }
+
+    /// The contents of the persistent value `name`. Waits for the device.
+    pub fn get(&mut self, name: &str) -> Result<Tensor> {
+        self.known(name)?;
+        match &mut self.backend {
+            Backend::Cpu(b) => b.read(name),
+            Backend::Reference(b) => b.read(name),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => arrive(b.begin_read(name)?),
+        }
+    }
+
+    /// [`Self::get`] without blocking.
+    pub async fn get_async(&mut self, name: &str) -> Result<Tensor> {
+        self.known(name)?;
+        match &mut self.backend {
+            Backend::Cpu(b) => b.read(name),
+            Backend::Reference(b) => b.read(name),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => b.begin_read(name)?.await,
+        }
+    }
+
+    /// Begins to read the persistent value `name` as it is after all runs so far, without waiting.
+    pub fn begin_get(&mut self, name: &str) -> Result<Reading> {
+        self.known(name)?;
+        Ok(match &mut self.backend {
+            Backend::Cpu(b) => Reading(Pending::Ready(b.read(name)?)),
+            Backend::Reference(b) => Reading(Pending::Ready(b.read(name)?)),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => Reading(Pending::Gpu(b.begin_read(name)?)),
+        })
+    }
+
+    fn known(&self, name: &str) -> Result<()> {
+        if self.registry.contains_key(name) {
+            return Ok(());
+        }
+        Err(Error::argument(format!("session: there is no value `{name}`")))
+    }
+
+    /// Compiles `graph` for batches up to `capacity` and makes it ready. Persistent values with a batch or row size
+    /// are made of zeros where they do not exist; others must have been [`set`](Self::set).
+    pub fn load(&mut self, graph: &Graph, capacity: &Capacity) -> Result<Executable> {
+        self.load_with(graph, &CompileOptions::new(capacity))
+    }
+
+    /// [`Self::load`] with further options. Without a budget among them the program has what is left of the device's.
+    pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
+        let mut options = options.clone();
+        let target = self.device.target();
+        if options.budget.is_none() && target.executor != Executor::Reference {
+            // Values that the program shares with the session are counted as the program's.
+            let known = |name: &str| graph.find(name).is_some();
+            let others = self.registry.iter().filter(|(name, _)| !known(name)).map(|(_, (shape, _))| bytes_of(shape));
+            let others = others.sum::<u64>() + self.held.others();
+            options.budget = Some(self.budget.bytes.saturating_sub(others));
+        }
+        let program = compile(graph, target, &options).map_err(|e| e.within(&self.budget))?;
+        if program.measures != Measures::default() {
+            log::info!("{}: {}", self.budget, program.measures);
+        }
+        self.load_program(program)
+    }
+
+    /// What the device may hold.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Makes a program ready that was compiled elsewhere for this session's device.
+    pub fn load_program(&mut self, program: Program) -> Result<Executable> {
+        let program = Arc::new(program);
+        for value in program.values.iter().filter(|v| v.storage == Storage::Persistent) {
+            let sizes = program.capacity.resolve(&value.shape)?;
+            let fixed = value.shape.fixed_len().is_some();
+            match self.registry.get(&value.name) {
+                None if fixed => {
+                    return Err(Error::argument(format!("session: `{}` has not been given a value", value.name)));
+                }
+                None => self.declare(&value.name, &sizes, value.dtype)?,
+                Some((shape, dtype)) => {
+                    let rows = if fixed { shape.first() == sizes.first() } else { shape.first() >= sizes.first() };
+                    if !rows || shape.get(1..) != sizes.get(1..) || *dtype != value.dtype {
+                        return Err(Error::shape(format!(
+                            "session: `{}` holds {dtype:?} of {shape:?}, the program needs {:?} of {sizes:?}",
+                            value.name, value.dtype
+                        )));
+                    }
+                }
+            }
+        }
+        if matches!(self.backend, Backend::Cpu(_)) {
+            let bytes = usize::try_from(program.placement.bytes()).unwrap_or(usize::MAX);
+            admit("the program's values", &[bytes.div_ceil(4)])?;
+        }
+        let held = self.held.with(program.placement.bytes());
+        let prepared = match &mut self.backend {
+            Backend::Cpu(b) => Prepared::Cpu(b.prepare(&program)?),
+            Backend::Reference(b) => Prepared::Reference(b.prepare(&program)?),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => Prepared::Gpu(Box::new(b.prepare(&program)?)),
+        };
+        Ok(Executable { program, prepared, _held: held })
+    }
+
+    /// Runs a program over `batch` with its inputs by name, packed as [`Batch::pack`] packs them. Returns as soon as
+    /// the device has what it needs.
+    pub fn run(&mut self, executable: &mut Executable, batch: &Batch, inputs: &[(&str, &Tensor)]) -> Result<()> {
+        let program = &executable.program;
+        program.capacity.admits(batch)?;
+        if let Some((name, _)) = inputs.iter().find(|(n, _)| !program.inputs.iter().any(|(m, _)| m == n)) {
+            let names: Vec<&str> = program.inputs.iter().map(|i| i.0.as_str()).collect();
+            return Err(Error::argument(format!("session: the program has inputs {names:?}, got `{name}`")));
+        }
+        let mut ordered = Vec::with_capacity(program.inputs.len());
+        for (name, value) in &program.inputs {
+            let Some((_, tensor)) = inputs.iter().find(|(n, _)| n == name) else {
+                return Err(Error::argument(format!("session: input `{name}` is missing")));
+            };
+            let wanted = &program.values[*value];
+            let sizes = batch.resolve(&wanted.shape)?;
+            if tensor.shape() != sizes || tensor.dtype() != wanted.dtype {
+                return Err(Error::shape(format!(
+                    "session: input `{name}` must be {:?} of {} = {sizes:?}, got {:?} of {:?}",
+                    wanted.dtype,
+                    wanted.shape,
+                    tensor.dtype(),
+                    tensor.shape()
+                )));
+            }
+            for bound in program.bounds.iter().filter(|b| b.value == *value) {
+                check_bound(name, tensor, bound)?;
+            }
+            ordered.push(*tensor);
+        }
+        match (&mut self.backend, &mut executable.prepared) {
+            (Backend::Cpu(b), Prepared::Cpu(p)) => b.run(p, batch, &ordered),
+            (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
+            #[cfg(feature = "gpu")]
+            (Backend::Gpu(b), Prepared::Gpu(p)) => {
+                b.run(p, batch, &ordered)?;
+                // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
+                while let Some(oldest) = b.crowded() {
+                    b.context().block(Some(oldest))?;
+                }
+                Ok(())
+            }
+            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
+        }
+    }
+
+    /// The output `name` of the program's last run. Waits for the device.
+    pub fn output(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
+        let at = output_index(executable, name)?;
+        match (&mut self.backend, &executable.prepared) {
+            (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
+            (Backend::Reference(b), Prepared::Reference(p)) => b.output(p, at),
+            #[cfg(feature = "gpu")]
+            (Backend::Gpu(b), Prepared::Gpu(p)) => arrive(b.begin_output(p, at)?),
+            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
+        }
+    }
+
+    /// [`Self::output`] without blocking.
+    pub async fn output_async(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
+        let at = output_index(executable, name)?;
+        match (&mut self.backend, &executable.prepared) {
+            (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
+            (Backend::Reference(b), Prepared::Reference(p)) => b.output(p, at),
+            #[cfg(feature = "gpu")]
+            (Backend::Gpu(b), Prepared::Gpu(p)) => b.begin_output(p, at)?.await,
+            _ => Err(Error::argument("session: the program was made ready by a session on another device")),
+        }
+    }
+
+    /// Waits until the device has done all it was given.
+    pub fn wait(&mut self) -> Result<()> {
+        #[cfg(feature = "gpu")]
+        if let Backend::Gpu(b) = &mut self.backend {
+            return b.context().block(None);
+        }
+        Ok(())
+    }
+
+    /// Pipelines, bind groups and buffers made so far, in this order; zeros without a GPU.
+    pub fn created(&self) -> [u64; 3] {
+        #[cfg(feature = "gpu")]
+        if let Backend::Gpu(b) = &self.backend {
+            return b.created();
+        }
+        [0; 3]
+    }
+}
+
+/// Bytes of values of a shape.
+fn bytes_of(shape: &[usize]) -> u64 {
+    4 * shape.iter().product::<usize>() as u64
+}
+
+fn output_index(executable: &Executable, name: &str) -> Result<usize> {
+    executable.program.outputs.iter().position(|(n, _)| n == name).ok_or_else(|| {
+        let names: Vec<&str> = executable.program.outputs.iter().map(|o| o.0.as_str()).collect();
+        Error::argument(format!("session: the program has outputs {names:?}, not `{name}`"))
+    })
+}
+
+fn check_bound(name: &str, tensor: &Tensor, bound: &Bound) -> Result<()> {
+    let bad = tensor.u32s()?.iter().position(|&v| v as usize >= bound.below && Some(v) != bound.except);
+    match bad {
+        None => Ok(()),
+        Some(at) => Err(Error::data(format!(
+            "{}: input `{name}` has {} at position {at}, expected integers below {}",
+            bound.reader,
+            tensor.u32s()?[at],
+            bound.below
+        ))),
+    }
+}
+
+/// Waits for a value on its way from a GPU.
+#[cfg(feature = "gpu")]
+fn arrive(mut reading: gpu::Reading) -> Result<Tensor> {
+    reading.context().block(None)?;
+    reading.take()
+}
+
+enum Pending {
+    Ready(Tensor),
+    #[cfg(feature = "gpu")]
+    Gpu(gpu::Reading),
+}
+
+/// A value on its way from the device.
+pub struct Reading(Pending);
+
+impl Reading {
+    /// Whether [`Self::wait`] would return at once.
+    pub fn is_ready(&mut self) -> bool {
+        match &mut self.0 {
+            Pending::Ready(_) => true,
+            #[cfg(feature = "gpu")]
+            Pending::Gpu(r) => r.is_ready(),
+        }
+    }
+
+    /// The value.
+    pub fn wait(self) -> Result<Tensor> {
+        match self.0 {
+            Pending::Ready(tensor) => Ok(tensor),
+            #[cfg(feature = "gpu")]
+            Pending::Gpu(r) => arrive(r),
+        }
+    }
+}
