@@ -16,8 +16,10 @@ pub enum ErrorKind {
     Data,
     /// A file that cannot be read, written or understood.
     File,
-    /// A device that is missing, lost, or that refuses an allocation.
+    /// A device that is missing or lost.
     Device,
+    /// Memory that a budget does not hold, or that is refused.
+    Memory,
     /// Training stopped because a loss or gradient was not finite.
     NotFinite,
     /// A defect in mnemon itself.
@@ -80,6 +82,10 @@ impl Error {
 
     pub(crate) fn device(message: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Device, message)
+    }
+
+    pub(crate) fn memory(message: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Memory, message)
     }
 
     pub(crate) fn internal(message: impl fmt::Display) -> Self {

@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{assert_close, devices};
+use common::{assert_close, devices, gpus};
 use mnemon::config::{Bias, Cell, LstmConfig, Mask};
-use mnemon::device::Device;
+use mnemon::device::{Device, GpuLimits};
+use mnemon::error::ErrorKind;
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{B, Graph, LstmOp, N, Value};
 use mnemon::params::random::Random;
@@ -230,7 +231,138 @@ fn budgets_are_kept_or_refused() {
         assert_eq!(at(&|m| *m == Measures::default()), 0);
         let (gates, micro) = (at(&keeps(Keep::Outputs)), at(&|m| m.sequences.is_some()));
         assert!(gates > 0 && micro > gates, "{taken:?}");
-        let least = mnemon::scheduler::amount(held + 1);
-        assert!(refused.contains(&format!("needs at least {least}")), "{refused}, after {held}");
+        assert!(refused.contains(&format!("needs at least {} bytes", held + 1)), "{refused}, after {held}");
+    }
+}
+
+/// Sizes as `mnemon bench` has them: B, T, I, H, layers; whether lengths differ; whether gradients are computed.
+struct Sizes(usize, usize, usize, usize, usize, bool, bool);
+
+/// A stack of layers over an x that stays on the device, and the mean of y² with its gradients.
+fn stack(sizes: &Sizes) -> (Graph, BTreeMap<String, Vec<usize>>, Batch) {
+    let &Sizes(b, t, i, h, layers, ragged, train) = sizes;
+    let lengths: Vec<usize> = (0..b).map(|s| if ragged { 1 + s * 7919 % b * t / b } else { t }).collect();
+    let batch = Batch::ragged(&lengths).unwrap();
+    let mut g = Graph::new();
+    let x = g.persistent("x", [N, i.into()]).unwrap();
+    let mut shapes = BTreeMap::from([("x".to_string(), vec![batch.axis(0).unwrap().rows(), i])]);
+    let (mut y, mut by) = (x, vec![x]);
+    let config = LstmConfig::new(i, h).layers(layers).bias(Bias::Two);
+    for layer in 0..layers {
+        let values: Vec<Value> = lstm_parameters(&config, layer)
+            .into_iter()
+            .map(|p| {
+                let value = g.persistent(&p.name, &p.shape).unwrap();
+                shapes.insert(p.name, p.shape);
+                value
+            })
+            .collect();
+        let weights = LstmWeights::new(values[0], values[1]).bias(values.get(2).copied(), values.get(3).copied());
+        y = g.lstm(y, None, &weights).unwrap().y;
+        by.extend(values);
+    }
+    g.output("y", y).unwrap();
+    if train {
+        let loss = g.sum_of_squares(&[y]).unwrap();
+        g.output("loss", loss).unwrap();
+        for (at, gradient) in g.gradients(loss, &by).unwrap().into_iter().enumerate() {
+            g.output(&format!("d{at}"), gradient).unwrap();
+        }
+    }
+    (g, shapes, batch)
+}
+
+/// What a plan says is what is allocated, for the sizes of `mnemon bench` and ragged ones, and a run allocates nothing.
+#[test]
+fn plans_say_what_is_allocated() {
+    let configs: serde_json::Value = serde_json::from_str(include_str!("../benches/configs.json")).unwrap();
+    let number = |config: &serde_json::Value, name: &str| config[name].as_u64().unwrap() as usize;
+    let mut all = Vec::new();
+    for config in configs.as_array().unwrap() {
+        let [b, t, i, h, layers] = ["B", "T", "I", "H", "layers"].map(|name| number(config, name));
+        all.extend([true, false].map(|train| Sizes(b, t, i, h, layers, false, train)));
+    }
+    for n in 0..10 {
+        all.push(Sizes(3 + 7 * n, 20 + 31 * n, 5 + n, 16 + 12 * n, 1 + n % 3, true, n % 3 != 2));
+    }
+    for sizes in &all {
+        let (graph, shapes, batch) = stack(sizes);
+        for device in ["cpu", "software"] {
+            if device == "software" && gpus().is_empty() {
+                continue;
+            }
+            let name = std::env::var("MNEMON_TEST_GPU").unwrap_or("software".to_string());
+            let name = if device == "cpu" { device } else { &name };
+            // A device of its own, whose buffers nobody else's are counted with.
+            let device = Device::parse(name, GpuLimits::Adapter, Some(2)).unwrap();
+            for measures in [Measures::default(), segments(Keep::Nothing, 64)] {
+                let mut session = device.session().unwrap();
+                let options = CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+                let Ok(program) = compile(&graph, device.target(), &options) else { continue };
+                for (name, shape) in &shapes {
+                    session.zero(name, shape, DType::F32).unwrap();
+                }
+                let mut executable = session.load_program(program).unwrap();
+                let small = shapes["x"].iter().product::<usize>() * sizes.3 * sizes.3 < 200_000_000;
+                if small {
+                    session.run(&mut executable, &batch, &[]).unwrap();
+                    session.output(&executable, "y").unwrap();
+                }
+                let planned = executable.program().memory().bytes();
+                let (held, most) = session.allocated();
+                let what = format!("{device:?} {:?} {measures}", (sizes.0, sizes.1, sizes.2, sizes.3, sizes.4, sizes.5));
+                assert!(held <= most && held > 0, "{what}");
+                let error = (most as f64 - planned as f64).abs() / planned as f64;
+                assert!(error < 0.00002, "{what}: planned {planned} bytes, allocated {most}");
+                drop((executable, session));
+                if device.label() == "software" {
+                    break; // the next session's bytes would come on top of what the driver has not freed yet
+                }
+            }
+        }
+    }
+}
+
+/// A device that refuses an allocation gets a smaller plan; where there is none, an error, and nothing is lost.
+#[test]
+fn refused_allocations_lead_to_a_smaller_plan_or_an_error() {
+    let case = case(&[1000; 8], Cell::default(), None, true);
+    let capacity = Capacity::around(&case.batch);
+    for kind in ["cpu", "software"] {
+        let name = std::env::var("MNEMON_TEST_GPU").unwrap_or("software".to_string());
+        if kind == "software" && name == "none" {
+            continue;
+        }
+        let device = Device::parse(if kind == "cpu" { kind } else { &name }, GpuLimits::Adapter, Some(2)).unwrap();
+        let mut session = device.session().unwrap();
+        for (name, tensor) in &case.persistent {
+            session.set(name, tensor).unwrap();
+        }
+        let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let run = |session: &mut mnemon::device::Session| -> mnemon::error::Result<(Vec<f32>, Measures)> {
+            for state in ["h_0", "c_0", "h_1", "c_1"] {
+                session.zero(state, &[8, 10], DType::F32)?;
+            }
+            let mut executable = session.load(&case.graph, &capacity)?;
+            session.run(&mut executable, &case.batch, &inputs)?;
+            let gradient = session.output(&executable, "d lstm_0.weight_hh_l0")?.into_f32s()?;
+            Ok((gradient, executable.program().measures))
+        };
+        let (whole, measures) = run(&mut session).unwrap();
+        assert_eq!(measures, Measures::default());
+        let (held, most) = session.allocated();
+        assert!(most > held);
+        session.refuse_beyond(held + (most - held) / 2);
+        let (smaller, measures) = run(&mut session).unwrap();
+        assert_ne!(measures, Measures::default(), "{kind}");
+        assert_eq!(whole.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), smaller.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        session.refuse_beyond(held + 1000);
+        let error = run(&mut session).unwrap_err();
+        assert!(error.kind() == ErrorKind::Memory && error.to_string().contains("refused"), "{error}");
+        for (name, tensor) in &case.persistent {
+            assert_eq!(&session.get(name).unwrap(), tensor, "{kind}: {name}");
+        }
+        session.refuse_beyond(u64::MAX);
+        assert_eq!(run(&mut session).unwrap().0, whole);
     }
 }

@@ -39,6 +39,11 @@ pub(super) struct Cached {
 }
 
 impl Cached {
+    /// Gives it the room that it needs.
+    pub(super) fn reserve(&mut self, data: Vec<f32>) {
+        self.packed.reserve(data);
+    }
+
     /// The packed operand, made by `pack` unless it was made from contents of the same `version`.
     pub(super) fn get(&mut self, version: Option<u64>, pack: impl FnOnce(&mut Packed)) -> &Packed {
         if version.is_none() || version != self.version {

@@ -12,6 +12,7 @@ use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
+use crate::scheduler::footprint::{Claim, Meter};
 use crate::scheduler::program::{Storage, root};
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::{Action, Batch, Executor, Move, Part, Program, Side, Stage, Step};
@@ -27,6 +28,7 @@ pub struct Cpu {
     names: HashMap<String, usize>,
     persistents: Vec<Persistent>,
     versions: u64,
+    meter: Meter,
 }
 
 /// A program with its memory; runs on the [`Cpu`] that prepared it.
@@ -42,6 +44,7 @@ pub struct Prepared {
     packs: Vec<[Cached; PACKS]>,
     /// The sizes of every value in the last run; empty before the first.
     shapes: Vec<Vec<usize>>,
+    _claims: Vec<Claim>,
 }
 
 impl Cpu {
@@ -54,7 +57,7 @@ impl Cpu {
         let name = |i| format!("mnemon-cpu-{i}");
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
         let pool = pool.map_err(|e| Error::device(format!("cpu: cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool, names: HashMap::new(), persistents: Vec::new(), versions: 0 })
+        Ok(Self { pool, names: HashMap::new(), persistents: Vec::new(), versions: 0, meter: Meter::default() })
     }
 
     /// The number of threads.
@@ -73,9 +76,9 @@ impl Cpu {
     }
 
     /// Makes room for the persistent value `name`, filled by zeros; replaces an older one of that name.
-    pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) {
-        let data = vec![0.0; shape.iter().product()];
-        let value = Persistent { shape: shape.to_vec(), dtype, data, version: self.version() };
+    pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
+        let (data, _claim) = storage::allocate(&self.meter, name, shape.iter().product())?;
+        let value = Persistent { shape: shape.to_vec(), dtype, data, _claim, version: self.version() };
         match self.names.get(name) {
             Some(&at) => self.persistents[at] = value,
             None => {
@@ -83,6 +86,12 @@ impl Cpu {
                 self.persistents.push(value);
             }
         }
+        Ok(())
+    }
+
+    /// Counts the bytes of all values and of what is packed.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Sets the first values of the persistent value `name` to those of `tensor`.
@@ -129,12 +138,24 @@ impl Cpu {
                 },
             });
         }
-        let arenas = program.placement.arenas.iter().map(|b| vec![0.0; (*b as usize).div_ceil(size_of::<f32>())]);
+        let (mut arenas, mut _claims) = (Vec::new(), Vec::new());
+        for &bytes in &program.placement.arenas {
+            let (arena, claim) = storage::allocate(&self.meter, "arena", (bytes as usize).div_ceil(size_of::<f32>()))?;
+            arenas.push(arena);
+            _claims.push(claim);
+        }
         let tapes = |stage: &Stage| stage.body.iter().map(|action| compile(program, action)).collect::<Result<_>>();
         let tapes = program.stages.iter().map(tapes).collect::<Result<_>>()?;
-        let packs = program.steps.iter().map(|_| Default::default()).collect();
+        let mut packs: Vec<[Cached; PACKS]> = program.steps.iter().map(|_| Default::default()).collect();
+        for (packs, sizes) in packs.iter_mut().zip(&program.packs) {
+            for (pack, &len) in packs.iter_mut().zip(sizes).filter(|(_, len)| **len > 0) {
+                let (data, claim) = storage::allocate(&self.meter, "packed", len)?;
+                pack.reserve(data);
+                _claims.push(claim);
+            }
+        }
         let program = Arc::clone(program);
-        Ok(Prepared { arenas: arenas.collect(), program, places, tapes, packs, shapes: Vec::new() })
+        Ok(Prepared { arenas, program, places, tapes, packs, shapes: Vec::new(), _claims })
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.

@@ -5,6 +5,7 @@
 //! rows all do the same, so a row's bits depend on that row and B alone.
 
 use super::rows::{TASK_COST, over_rows};
+use crate::scheduler::strategy::CACHE_LINE;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -18,7 +19,7 @@ const BLOCK_ROWS: usize = 48;
 /// Between the rows of a transposed block of A, so that they do not all fall into the same sets of the cache.
 const SKEW: usize = 16;
 /// Bytes to which packed panels are aligned: a cache line.
-const LINE: usize = 64;
+const LINE: usize = 4 * CACHE_LINE;
 
 struct PanelWidth;
 
@@ -44,6 +45,11 @@ pub(super) struct Packed {
 }
 
 impl Packed {
+    /// Gives it the room that it needs.
+    pub(super) fn reserve(&mut self, data: Vec<f32>) {
+        self.data = data;
+    }
+
     /// Packs the transposes of `weights`, each `[columns, inner]`, side by side.
     pub(super) fn transpose(&mut self, weights: &[&[f32]], inner: usize, columns: usize) {
         let all = columns * weights.len();
@@ -75,6 +81,7 @@ impl Packed {
         let panels = columns.div_ceil(width);
         let len = inner * panels * width;
         if self.data.len() < len + LINE / 4 {
+            debug_assert!(self.data.is_empty(), "planned for {} values, needed are {len}", self.data.len());
             self.data = vec![0.0; len + LINE / 4];
         }
         let start = self.data.as_ptr().align_offset(LINE);

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
+use crate::scheduler::footprint::{Claim, Meter};
 use std::collections::BTreeMap;
 
 /// A value that outlives runs. Unsigned values are kept as the floats of their bits.
@@ -10,8 +11,19 @@ pub(super) struct Persistent {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) data: Vec<f32>,
+    pub(super) _claim: Claim,
     /// Differs after every change, so that what was made from older contents is known to be stale.
     pub(super) version: u64,
+}
+
+/// Zeros for `name`, counted while the claim is kept: the one place where the executor allocates what a plan counts.
+pub(super) fn allocate(meter: &Meter, name: &str, len: usize) -> Result<(Vec<f32>, Claim)> {
+    let bytes = (len as u64).saturating_mul(size_of::<f32>() as u64);
+    let refused = |why: &str| Error::memory(format!("cpu: {bytes} bytes for `{name}` were refused: {why}"));
+    let claim = meter.claim(bytes).ok_or_else(|| refused("beyond the limit"))?;
+    Vec::<f32>::new().try_reserve_exact(len).map_err(|_| refused("the host has no more"))?;
+    // Zeros of an allocator that knows them cost nothing before they are touched.
+    Ok((vec![0.0; len], claim))
 }
 
 /// A piece of memory that is borrowed as a whole, either to read or to write.

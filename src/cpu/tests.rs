@@ -16,7 +16,7 @@ fn prepare(graph: &Graph, batch: &Batch, threads: usize) -> (Cpu, Prepared) {
     let mut cpu = Cpu::new(Some(threads)).unwrap();
     for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind == Kind::Persistent) {
         let shape = options.capacity.resolve(&value.shape).unwrap();
-        cpu.declare(&value.name, &shape, DType::F32);
+        cpu.declare(&value.name, &shape, DType::F32).unwrap();
         cpu.write(&value.name, &numbers(&shape, at as u64)).unwrap();
     }
     let prepared = cpu.prepare(&program).unwrap();
@@ -130,6 +130,6 @@ fn what_does_not_fit_is_an_error() {
     assert!(cpu.write("table", &Tensor::zeros(&[9])).is_err() && cpu.read("other").is_err());
     cpu.run(&mut prepared, &batch, &tokens(vec![3, 0])).unwrap();
     assert_eq!(cpu.output(&prepared, 0).unwrap().shape(), [2, 2]);
-    cpu.declare("table", &[1, 2], DType::F32);
+    cpu.declare("table", &[1, 2], DType::F32).unwrap();
     assert!(cpu.run(&mut prepared, &batch, &tokens(vec![3, 0])).is_err());
 }

@@ -3,14 +3,14 @@
 use super::budget::{Budget, Held};
 use super::{Choice, Device};
 use crate::cpu::{self, Cpu};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
 use crate::graph::Graph;
 use crate::params::{DType, Tensor, admit};
 use crate::reference::{self, Reference};
 use crate::scheduler::program::{Bound, Storage};
-use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Program, compile};
+use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Meter, Program, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -104,13 +104,12 @@ impl Session {
 
     fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
         admit(name, shape)?;
-        #[allow(clippy::let_unit_value, reason = "the executors differ in whether declaring can fail")]
         match &mut self.backend {
-            Backend::Cpu(b) => b.declare(name, shape, dtype),
+            Backend::Cpu(b) => b.declare(name, shape, dtype)?,
             Backend::Reference(b) => b.declare(name, shape, dtype),
             #[cfg(feature = "gpu")]
             Backend::Gpu(b) => b.declare(name, shape, dtype)?,
-        };
+        }
         self.registry.insert(name.to_string(), (shape.to_vec(), dtype));
         Ok(())
     }
@@ -183,22 +182,38 @@ impl Session {
         self.load_with(graph, &CompileOptions::new(capacity))
     }
 
-    /// [`Self::load`] with further options. Without a budget among them the program has what is left of the device's.
+    /// [`Self::load`] with further options. Without a budget among them the program has what is left of the device's, and
+    /// where the device refuses an allocation all the same, less.
     pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
         let mut options = options.clone();
         let target = self.device.target();
-        if options.budget.is_none() && target.executor != Executor::Reference {
+        let chooses = options.budget.is_none() && options.measures.is_none() && target.executor != Executor::Reference;
+        if chooses {
             // Values that the program shares with the session are counted as the program's.
             let known = |name: &str| graph.find(name).is_some();
             let others = self.registry.iter().filter(|(name, _)| !known(name)).map(|(_, (shape, _))| bytes_of(shape));
             let others = others.sum::<u64>() + self.held.others();
             options.budget = Some(self.budget.bytes.saturating_sub(others));
         }
-        let program = compile(graph, target, &options).map_err(|e| e.within(&self.budget))?;
-        if program.measures != Measures::default() {
-            log::info!("{}: {}", self.budget, program.measures);
+        loop {
+            let program = compile(graph, target, &options).map_err(|e| e.within(&self.budget))?;
+            let (measures, planned) = (program.measures, program.memory().bytes());
+            let refused = match self.load_program(program) {
+                Err(e) if e.kind() == ErrorKind::Memory && chooses => e,
+                other => {
+                    if measures != Measures::default() {
+                        log::info!("{}: {measures}", self.budget);
+                    }
+                    return other;
+                }
+            };
+            log::warn!("{refused}; trying a smaller plan");
+            options.budget = Some(planned - planned / 8);
+            // Where no plan is smaller, what was refused says more than that.
+            if compile(graph, target, &options).is_err() {
+                return Err(refused);
+            }
         }
-        self.load_program(program)
     }
 
     /// What the device may hold.
@@ -228,11 +243,8 @@ impl Session {
                 }
             }
         }
-        if matches!(self.backend, Backend::Cpu(_)) {
-            let bytes = usize::try_from(program.placement.bytes()).unwrap_or(usize::MAX);
-            admit("the program's values", &[bytes.div_ceil(4)])?;
-        }
-        let held = self.held.with(program.placement.bytes());
+        let memory = program.memory();
+        let held = self.held.with(memory.bytes() - memory.persistent);
         let prepared = match &mut self.backend {
             Backend::Cpu(b) => Prepared::Cpu(b.prepare(&program)?),
             Backend::Reference(b) => Prepared::Reference(b.prepare(&program)?),
@@ -319,6 +331,26 @@ impl Session {
             return b.context().block(None);
         }
         Ok(())
+    }
+
+    /// Bytes that are allocated on the device, and the most that ever were: values, tables, what is packed and what is on
+    /// its way to the host. Sessions on one GPU are counted together; zeros on the reference.
+    pub fn allocated(&self) -> (u64, u64) {
+        self.meter().map_or((0, 0), Meter::held)
+    }
+
+    /// Refuses allocations beyond `bytes` in all, as a device does that has no more; for tests of what happens then.
+    pub fn refuse_beyond(&self, bytes: u64) {
+        self.meter().into_iter().for_each(|meter| meter.limit(bytes));
+    }
+
+    fn meter(&self) -> Option<&Meter> {
+        match &self.backend {
+            Backend::Cpu(b) => Some(b.meter()),
+            Backend::Reference(_) => None,
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => Some(b.context().buffers.meter()),
+        }
     }
 
     /// Pipelines, bind groups and buffers made so far, in this order; zeros without a GPU.

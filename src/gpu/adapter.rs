@@ -22,7 +22,8 @@ pub enum Wanted {
 pub struct Context {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    pub(super) buffers: Buffers,
+    /// Where all its memory is made.
+    pub buffers: Buffers,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     memory: Option<u64>,
@@ -185,6 +186,8 @@ impl Context {
                 } else {
                     0
                 },
+                // The largest parameters are 32 fields.
+                uniform: u64::from(self.limits.min_uniform_buffer_offset_alignment).max(128),
             },
             software: self.is_software(),
         }
@@ -193,11 +196,6 @@ impl Context {
     /// Workgroups that one dimension of a dispatch may have.
     pub(super) fn workgroups(&self) -> u32 {
         self.limits.max_compute_workgroups_per_dimension
-    }
-
-    /// Bytes from one uniform slot to the next.
-    pub(super) fn uniform_alignment(&self) -> u64 {
-        u64::from(self.limits.min_uniform_buffer_offset_alignment).max(16)
     }
 
     /// The first failure that the device reported, if any.

@@ -1,14 +1,32 @@
 //! The one place that makes buffers: counted, and refused clearly.
 
 use crate::error::{Error, Result};
+use crate::scheduler::footprint::{Claim, Meter};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+
+/// A buffer that is counted while somebody has it.
+#[derive(Debug, Clone)]
+pub(super) struct Buffer {
+    inner: wgpu::Buffer,
+    _claim: Arc<Claim>,
+}
+
+impl Deref for Buffer {
+    type Target = wgpu::Buffer;
+
+    fn deref(&self) -> &wgpu::Buffer {
+        &self.inner
+    }
+}
 
 /// Makes buffers and counts what was made.
 pub struct Buffers {
     device: wgpu::Device,
     made: AtomicU64,
-    bytes: AtomicU64,
+    meter: Meter,
     pipelines: AtomicU64,
     bind_groups: AtomicU64,
 }
@@ -24,30 +42,37 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 impl Buffers {
     pub(super) fn new(device: wgpu::Device) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { device, made: zero(), bytes: zero(), pipelines: zero(), bind_groups: zero() }
+        Self { device, made: zero(), meter: Meter::default(), pipelines: zero(), bind_groups: zero() }
     }
 
     /// A buffer of `bytes` (rounded up to four), or an error where the device refuses it.
-    pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         let size = bytes.max(4).next_multiple_of(4);
+        let refuse = |why: &str| {
+            Error::memory(format!("device: a buffer of {size} bytes for `{label}` was refused: {why}"))
+        };
+        let claim = self.meter.claim(size).ok_or_else(|| refuse("beyond the limit"))?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let buffer = self.device.create_buffer(&descriptor);
         let refused = [ready(validation.pop()), ready(memory.pop())].into_iter().flatten().flatten().next();
         if let Some(error) = refused {
-            let first = error.to_string().lines().next().unwrap_or_default().to_string();
-            return Err(Error::device(format!("device: a buffer of {size} bytes for `{label}` was refused: {first}")));
+            return Err(refuse(error.to_string().lines().next().unwrap_or_default()));
         }
         self.made.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(size, Ordering::Relaxed);
-        Ok(buffer)
+        Ok(Buffer { inner: buffer, _claim: Arc::new(claim) })
     }
 
     /// A buffer that kernels read and write and that can be copied.
-    pub(super) fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+    pub(super) fn storage(&self, label: &str, bytes: u64) -> Result<Buffer> {
         use wgpu::BufferUsages as U;
         self.create(label, bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST)
+    }
+
+    /// Counts the bytes of all buffers.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     pub(super) fn bind_group(&self, descriptor: &wgpu::BindGroupDescriptor<'_>) -> wgpu::BindGroup {

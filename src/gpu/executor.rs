@@ -1,29 +1,28 @@
 //! Persistent values on a GPU, and programs made ready over them.
 
 use super::adapter::Context;
+use super::buffer::Buffer;
 use super::kernels::{self, Runner};
 use super::pipeline::Pipelines;
 use super::reading::{Reading, Staging};
-use super::record::{Recorder, SLOTS, View, slot_bytes};
-use super::upload::{Indices, Layout, take_rows};
+use super::record::{Recorder, View};
+use super::upload::{Indices, take_rows};
 use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
-use crate::scheduler::strategy::row_axis;
+use crate::scheduler::footprint::NOTHING;
+use crate::scheduler::strategy::{PARAMETER_SLOTS, RUN_SCALARS, row_axis};
 use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Scalars that one run may have.
-const SCALARS: usize = 64;
-
 /// Runs that may be under way before the host waits for the oldest.
 const IN_FLIGHT: usize = 3;
 
 struct Persistent {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     shape: Vec<usize>,
     dtype: DType,
     /// Counts changes, so that weights are packed again only after one.
@@ -37,8 +36,8 @@ pub struct Gpu {
     pipelines: Pipelines,
     persistent: BTreeMap<String, Persistent>,
     /// Bound where an operation's optional value is absent: one to be read, one to be written.
-    nothing: [wgpu::Buffer; 2],
-    params: wgpu::Buffer,
+    nothing: [Buffer; 2],
+    params: Buffer,
     under_way: VecDeque<wgpu::SubmissionIndex>,
     submissions: u64,
 }
@@ -49,8 +48,8 @@ pub struct Prepared {
     values: Values,
     /// For each stage its actions; moves need no preparation.
     stages: Vec<Vec<Option<PreparedStep>>>,
-    run_scalars: wgpu::Buffer,
-    table: wgpu::Buffer,
+    run_scalars: Buffer,
+    table: Buffer,
     uploaded_table: RefCell<Vec<u32>>,
     /// Of each stage.
     indices: Vec<Indices>,
@@ -72,9 +71,9 @@ struct Pack {
 impl Gpu {
     /// No values yet.
     pub fn new(context: Arc<Context>) -> Result<Self> {
-        let nothing = [context.buffers.storage("nothing", 256)?, context.buffers.storage("nothing", 256)?];
+        let nothing = [context.buffers.storage("nothing", NOTHING)?, context.buffers.storage("nothing", NOTHING)?];
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = context.buffers.create("params", SLOTS as u64 * slot_bytes(&context), uniform)?;
+        let params = context.buffers.create("params", PARAMETER_SLOTS as u64 * context.target().limits.uniform, uniform)?;
         Ok(Self {
             context,
             staging: Arc::default(),
@@ -92,7 +91,7 @@ impl Gpu {
         let bytes = 4 * shape.iter().product::<usize>() as u64;
         let limits = self.context.target().limits;
         if bytes > limits.binding.min(limits.buffer) {
-            return Err(Error::device(format!(
+            return Err(Error::memory(format!(
                 "session: `{name}` takes {bytes} bytes, the device allows {} in one binding",
                 limits.binding.min(limits.buffer)
             )));
@@ -138,11 +137,12 @@ impl Gpu {
         let arenas: Result<Vec<_>> =
             program.placement.arenas.iter().map(|&bytes| self.context.buffers.storage("arena", bytes)).collect();
         let values = self.values(program, arenas?)?;
-        let table = self.context.buffers.storage("table", 4 * Layout::of(program).words() as u64)?;
+        self.staging.reserve(&self.context, program.staging())?;
+        let table = self.context.buffers.storage("table", 4 * program.table().words() as u64)?;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let run_scalars = self.context.buffers.create("scalars", 4 * SCALARS as u64, uniform)?;
-        if program.scalars.len() > SCALARS {
-            return Err(Error::unsupported(format!("program: more than {SCALARS} scalars")));
+        let run_scalars = self.context.buffers.create("scalars", 4 * RUN_SCALARS as u64, uniform)?;
+        if program.scalars.len() > RUN_SCALARS {
+            return Err(Error::unsupported(format!("program: more than {RUN_SCALARS} scalars")));
         }
         let mut preparer = Preparer {
             context: &self.context,
@@ -174,7 +174,7 @@ impl Gpu {
         })
     }
 
-    fn values(&self, program: &Arc<Program>, arenas: Vec<wgpu::Buffer>) -> Result<Values> {
+    fn values(&self, program: &Arc<Program>, arenas: Vec<Buffer>) -> Result<Values> {
         let mut persistent = BTreeMap::new();
         let mut axis_rows = BTreeMap::new();
         for (at, value) in program.values.iter().enumerate() {
@@ -300,7 +300,7 @@ impl<'a> Recording<'a, '_> {
     fn upload(&self, at: usize, stage: &Stage) -> Result<()> {
         let (prepared, queue) = (self.prepared, &self.out.context().queue);
         let program = &prepared.program;
-        let table = Layout::of(program).fill(self.part.batch)?;
+        let table = program.table().fill(self.part.batch)?;
         let mut uploaded = prepared.uploaded_table.borrow_mut();
         if table != *uploaded {
             queue.write_buffer(&prepared.table, 0, bytemuck::cast_slice(&table));

@@ -1,9 +1,11 @@
 //! Values on their way to the host.
 
 use super::adapter::Context;
+use super::buffer::Buffer;
 use super::record::View;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
+use crate::scheduler::footprint::STAGING;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -16,7 +18,7 @@ struct Mapping {
 
 /// Staging buffers that are read again and again.
 #[derive(Default)]
-pub(super) struct Staging(Mutex<Vec<wgpu::Buffer>>);
+pub(super) struct Staging(Mutex<Vec<Buffer>>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -24,7 +26,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Staging {
     /// A free buffer of at least `bytes`, made if there is none.
-    fn take(&self, context: &Context, bytes: u64) -> Result<wgpu::Buffer> {
+    fn take(&self, context: &Context, bytes: u64) -> Result<Buffer> {
         let mut free = lock(&self.0);
         let fit = (0..free.len()).filter(|&i| free[i].size() >= bytes).min_by_key(|&i| free[i].size());
         if let Some(at) = fit.filter(|&i| free[i].size() <= 4 * bytes.max(4096)) {
@@ -32,10 +34,17 @@ impl Staging {
         }
         drop(free);
         use wgpu::BufferUsages as U;
-        context.buffers.create("staging", bytes.max(256), U::MAP_READ | U::COPY_DST)
+        context.buffers.create("staging", bytes.max(STAGING), U::MAP_READ | U::COPY_DST)
     }
 
-    fn give(&self, buffer: wgpu::Buffer) {
+    /// Makes sure that a buffer of `bytes` is there for when it is needed.
+    pub(super) fn reserve(&self, context: &Context, bytes: u64) -> Result<()> {
+        let buffer = self.take(context, bytes)?;
+        self.give(buffer);
+        Ok(())
+    }
+
+    fn give(&self, buffer: Buffer) {
         let mut free = lock(&self.0);
         if free.len() < 16 {
             free.push(buffer);
@@ -47,7 +56,7 @@ impl Staging {
 pub struct Reading {
     context: Arc<Context>,
     staging: Arc<Staging>,
-    buffer: Option<wgpu::Buffer>,
+    buffer: Option<Buffer>,
     mapping: Arc<Mutex<Mapping>>,
     shape: Vec<usize>,
     dtype: DType,

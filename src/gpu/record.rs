@@ -1,17 +1,17 @@
 //! Recording one run: dispatches with their parameters, copies and clears, encoded into few submissions.
 
 use super::adapter::Context;
+use super::buffer::Buffer;
 use super::pipeline::Pipeline;
 use crate::error::Result;
+use crate::scheduler::strategy::PARAMETER_SLOTS;
 use std::sync::Arc;
 
-/// Parameter slots of one submission; a longer run takes several.
-pub(super) const SLOTS: usize = 4096;
 
 /// A part of a buffer.
 #[derive(Debug, Clone)]
 pub(super) struct View {
-    pub buffer: wgpu::Buffer,
+    pub buffer: Buffer,
     pub offset: u64,
     pub bytes: u64,
 }
@@ -31,7 +31,7 @@ enum Command<'a> {
 /// The commands of one run.
 pub(super) struct Recorder<'a> {
     context: &'a Context,
-    buffer: &'a wgpu::Buffer,
+    buffer: &'a Buffer,
     submitted: (Option<wgpu::SubmissionIndex>, usize),
     commands: Vec<Command<'a>>,
     params: Vec<u8>,
@@ -42,14 +42,14 @@ pub(super) struct Recorder<'a> {
 
 impl<'a> Recorder<'a> {
     /// Parameters go through `buffer`.
-    pub fn new(context: &'a Context, buffer: &'a wgpu::Buffer) -> Self {
+    pub fn new(context: &'a Context, buffer: &'a Buffer) -> Self {
         Self {
             context,
             buffer,
             submitted: (None, 0),
             commands: Vec::new(),
             params: Vec::new(),
-            slot_bytes: slot_bytes(context) as usize,
+            slot_bytes: context.target().limits.uniform as usize,
             slots: 0,
             most: context.workgroups(),
         }
@@ -66,7 +66,7 @@ impl<'a> Recorder<'a> {
         debug_assert_eq!(bytes.len() as u64, launch.pipeline.params);
         self.params.extend_from_slice(bytes);
         self.params.resize((self.slots + 1) * self.slot_bytes, 0);
-        self.commands.push(Command::Dispatch { launch, slot: self.slots % SLOTS, x: x as u32, y: y as u32 });
+        self.commands.push(Command::Dispatch { launch, slot: self.slots % PARAMETER_SLOTS, x: x as u32, y: y as u32 });
         self.slots += 1;
     }
 
@@ -99,12 +99,12 @@ impl<'a> Recorder<'a> {
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
         self.slots = 0;
         let mut rest = commands.as_slice();
-        let mut uniform = params.chunks(SLOTS * self.slot_bytes);
+        let mut uniform = params.chunks(PARAMETER_SLOTS * self.slot_bytes);
         while !rest.is_empty() {
             let mut dispatches = 0;
             let here = rest.iter().position(|c| {
                 dispatches += usize::from(matches!(c, Command::Dispatch { .. }));
-                dispatches > SLOTS
+                dispatches > PARAMETER_SLOTS
             });
             let (now, later) = rest.split_at(here.unwrap_or(rest.len()));
             rest = later;
@@ -117,12 +117,6 @@ impl<'a> Recorder<'a> {
         }
         self.context.check()
     }
-}
-
-/// Bytes of one parameter slot.
-pub(super) fn slot_bytes(context: &Context) -> u64 {
-    // The largest parameters are 32 fields.
-    context.uniform_alignment().max(128)
 }
 
 fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgpu::SubmissionIndex {

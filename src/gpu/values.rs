@@ -1,9 +1,10 @@
 //! Where a program's values are on a GPU, and what launchers see when they are made ready and when they record.
 
 use super::adapter::Context;
+use super::buffer::Buffer;
 use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::record::{Launch, View};
-use super::upload::Layout;
+use crate::scheduler::table::Layout;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Shape};
 use crate::scheduler::stage::Part;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 /// Where the values of a program are.
 pub(super) struct Values {
     pub program: Arc<Program>,
-    pub(super) arenas: Vec<wgpu::Buffer>,
-    pub(super) persistent: BTreeMap<usize, (wgpu::Buffer, u64)>,
+    pub(super) arenas: Vec<Buffer>,
+    pub(super) persistent: BTreeMap<usize, (Buffer, u64)>,
     pub(super) axis_rows: BTreeMap<u8, usize>,
 }
 
@@ -115,23 +116,23 @@ pub(super) struct Preparer<'a> {
     pub context: &'a Context,
     pub values: &'a Values,
     pub(super) pipelines: &'a mut Pipelines,
-    pub(super) nothing: &'a [wgpu::Buffer; 2],
-    pub(super) params: &'a wgpu::Buffer,
-    pub(super) run_scalars: &'a wgpu::Buffer,
-    pub(super) table: &'a wgpu::Buffer,
+    pub(super) nothing: &'a [Buffer; 2],
+    pub(super) params: &'a Buffer,
+    pub(super) run_scalars: &'a Buffer,
+    pub(super) table: &'a Buffer,
 }
 
 impl Preparer<'_> {
     /// What the batch says of `axis`, or of the first: see [`Layout`].
     pub fn table(&self, axis: Option<u8>) -> View {
-        let layout = Layout::of(&self.values.program);
+        let layout = self.values.program.table();
         let (first, words) = layout.region(axis.unwrap_or(0));
         View { buffer: self.table.clone(), offset: 4 * first as u64, bytes: 4 * words as u64 }
     }
 
     /// [`Self::table`] of all axes.
     pub fn tables(&self) -> View {
-        View { buffer: self.table.clone(), offset: 0, bytes: 4 * Layout::of(&self.values.program).words() as u64 }
+        View { buffer: self.table.clone(), offset: 0, bytes: 4 * self.values.program.table().words() as u64 }
     }
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.
@@ -202,24 +203,24 @@ impl Run<'_> {
 
     /// Where the lengths of the sequences on `axis` begin in its table.
     pub fn lengths(&self, axis: u8) -> u32 {
-        Layout::of(&self.values.program).lengths(axis) as u32
+        self.values.program.table().lengths(axis) as u32
     }
 
     /// Where the place of each of the batch's rows on `axis` begins in its table.
     pub fn places(&self, axis: u8) -> u32 {
-        Layout::of(&self.values.program).places(axis) as u32
+        self.values.program.table().places(axis) as u32
     }
 
     /// Where what the table says of each axis lies.
     pub fn layout(&self) -> Layout {
-        Layout::of(&self.values.program)
+        self.values.program.table()
     }
 
     /// The time axis numbered `axis`, T, and where its first rows begin in its table.
     pub fn axis(&self, axis: Option<u8>) -> Result<(Option<&Axis>, u32, u32)> {
         let Some(a) = axis else { return Ok((None, 0, 0)) };
         let here = self.batch.axis(a)?;
-        Ok((Some(here), here.steps() as u32, Layout::of(&self.values.program).offsets() as u32))
+        Ok((Some(here), here.steps() as u32, self.values.program.table().offsets() as u32))
     }
 
     /// The pieces that hold the first `rows` rows: number, first row, one past the last.

@@ -33,7 +33,7 @@ pub fn admit(name: &str, shape: &[usize]) -> Result<usize> {
     let values = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
     let held = values.filter(|&n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
     held.ok_or_else(|| {
-        Error::device(format!("memory: `{name}` of {shape:?} values of 4 bytes does not fit the host's"))
+        Error::memory(format!("memory: `{name}` of {shape:?} values of 4 bytes does not fit the host's"))
     })
 }
 

@@ -2,7 +2,9 @@
 
 use super::batch::Capacity;
 use super::cut::{Draft, cut};
-use super::memory::{self, Measures};
+use super::footprint::amount;
+use super::measures::{self, Measures};
+use super::memory;
 use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource, Step, Storage, root};
 use super::stage::{Action, Side, Stage};
 use super::strategy::{self, Executor, Target};
@@ -22,7 +24,7 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
     let whole = compiler.finish(options, Measures::default());
     let Some(budget) = options.budget.filter(|_| target.executor != Executor::Reference) else { return whole };
     let mut least: Option<Program> = None;
-    for measures in std::iter::once(Measures::default()).chain(memory::measures(&options.capacity)) {
+    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity)) {
         // What a device cannot bind whole it may bind in parts.
         let Ok(program) = compiler.finish(options, measures) else { continue };
         if program.memory().bytes() <= budget {
@@ -33,10 +35,11 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
         }
     }
     match least {
-        Some(least) => Err(Error::device(format!(
-            "memory: the program needs at least {}, the budget is {}",
-            memory::amount(least.memory().bytes()),
-            memory::amount(budget)
+        Some(least) => Err(Error::memory(format!(
+            "memory: the program needs at least {} bytes ({}), the budget is {budget} ({})",
+            least.memory().bytes(),
+            amount(least.memory().bytes()),
+            amount(budget)
         ))),
         None => whole,
     }
@@ -225,7 +228,9 @@ impl<'a> Compiler<'a> {
             all.filter(move |(v, _)| v.kind == kind).filter_map(|(v, at)| Some((v.name.clone(), (*at)?)))
         };
         let outputs = self.graph.outputs().iter().filter_map(|(n, v)| Some((n.clone(), self.at[v.index()]?))).collect();
+        let packs = plan.packs(draft.steps.len())?;
         Ok(Program {
+            packs,
             inputs: named(Kind::Input).collect(),
             outputs,
             scalars: scalars(&self.steps),
@@ -302,6 +307,19 @@ impl Plan<'_> {
                 }
             }
         }
+    }
+
+    /// What the host's processor packs for each of so many steps.
+    fn packs(&self, steps: usize) -> Result<Vec<Vec<usize>>> {
+        let mut all = vec![Vec::new(); steps];
+        for stage in &self.stages {
+            let capacity = stage.cut.map_or_else(|| self.capacity.clone(), |cut| cut.capacity(self.capacity));
+            for step in stage.steps() {
+                let shapes: Vec<Option<&Shape>> = step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
+                all[step.number] = strategy::packs(&step.op, &self.target, &shapes, &capacity)?;
+            }
+        }
+        Ok(all)
     }
 
     fn touch(&mut self, value: usize, first: usize, last: usize) {

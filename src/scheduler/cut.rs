@@ -6,7 +6,8 @@
 
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
-use super::{Capacity, Keep};
+use super::batch::Capacity;
+use super::measures::Keep;
 use crate::config::Direction;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{Dim, Gather, LstmPart, Op, Shape, Symbol};

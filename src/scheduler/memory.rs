@@ -1,8 +1,8 @@
 //! Where values live: arenas shared by values whose lifetimes do not overlap.
 
-use super::batch::{Capacity, GRADIENT_CHUNK};
-use super::program::{Program, ProgramValue, Storage};
-use super::stage::{Action, Cut, Stage};
+use super::batch::Capacity;
+use super::program::{ProgramValue, Storage};
+use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target, row_axis};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,123 +19,6 @@ pub struct Place {
     pub piece_bytes: u64,
     /// Rows of each piece; all rows where there is one piece.
     pub piece_rows: usize,
-}
-
-/// What a cut program stores whole for the stages that come later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// All that they read but what recurrences compute, which is computed again.
-    Outputs,
-    /// Nothing: they compute it again.
-    Nothing,
-}
-
-/// What is done to hold less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Measures {
-    /// What is computed again in the backward pass, in parts of so many timesteps.
-    pub segments: Option<(Keep, usize)>,
-    /// Sequences of a part, where not all.
-    pub sequences: Option<usize>,
-}
-
-impl Measures {
-    /// The parts that the program runs in, and what they keep.
-    pub fn cut(&self) -> Option<(Cut, Keep)> {
-        if self.segments.is_none() && self.sequences.is_none() {
-            return None;
-        }
-        let (keep, steps) = self.segments.unwrap_or((Keep::Nothing, usize::MAX));
-        Some((Cut { axis: 0, steps, sequences: self.sequences.unwrap_or(usize::MAX) }, keep))
-    }
-
-    /// Whether gradients have the bits of a run without any measure.
-    pub fn keeps_bits(&self) -> bool {
-        self.sequences.is_none()
-    }
-}
-
-impl std::fmt::Display for Measures {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut parts = Vec::new();
-        match self.segments {
-            Some((Keep::Outputs, steps)) => parts.push(format!("gates are computed again every {steps} steps")),
-            Some((Keep::Nothing, steps)) => {
-                parts.push(format!("states are kept every {steps} steps, all else is computed again"));
-            }
-            None => {}
-        }
-        if let Some(sequences) = self.sequences {
-            parts.push(format!(
-                "micro-batches of {sequences} sequences, whose gradients are added up in another order"
-            ));
-        }
-        if parts.is_empty() {
-            parts.push("everything is held at once".to_string());
-        }
-        f.write_str(&parts.join("; "))
-    }
-}
-
-/// Measures by how much they cost: gates again, segments again, micro-batches.
-pub(super) fn measures(capacity: &Capacity) -> Vec<Measures> {
-    let longest = capacity.axes.first().map_or(0, |a| a.0);
-    // Near √T, where what is kept for all segments and what one holds are about as much; then less.
-    let mut steps = vec![((longest as f64).sqrt() as usize).next_multiple_of(GRADIENT_CHUNK)];
-    while let Some(&last) = steps.last()
-        && last > GRADIENT_CHUNK
-    {
-        steps.push((last / 2).next_multiple_of(GRADIENT_CHUNK));
-    }
-    steps.retain(|&k| k < longest);
-    let mut all = Vec::new();
-    for keep in [Keep::Outputs, Keep::Nothing] {
-        all.extend(steps.iter().map(|&k| Measures { segments: Some((keep, k)), sequences: None }));
-    }
-    let mut sequences = capacity.sequences;
-    while sequences > 1 {
-        sequences = sequences.div_ceil(2);
-        let segments = steps.iter().map(|&k| Some((Keep::Nothing, k)));
-        all.extend(std::iter::once(None).chain(segments).map(|segments| Measures { segments, sequences: Some(sequences) }));
-    }
-    all
-}
-
-/// A number of bytes for people.
-pub fn amount(bytes: u64) -> String {
-    let (mut size, mut unit) = (bytes as f64, "B");
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if size < 1024.0 {
-            break;
-        }
-        (size, unit) = (size / 1024.0, next);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
-}
-
-/// What a program holds, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Memory {
-    /// Values of one run.
-    pub arenas: u64,
-    /// Parameters, optimiser states and whatever else a session keeps between runs.
-    pub persistent: u64,
-}
-
-impl Memory {
-    /// All of it.
-    pub fn bytes(&self) -> u64 {
-        self.arenas + self.persistent
-    }
-}
-
-impl Program {
-    /// What the program holds on its device.
-    pub fn memory(&self) -> Memory {
-        let persistent = self.values.iter().filter(|v| v.storage == Storage::Persistent);
-        let bytes = |v: &ProgramValue| 4 * v.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64;
-        Memory { arenas: self.placement.bytes(), persistent: persistent.map(bytes).sum() }
-    }
 }
 
 /// Where every value of a program that is not persistent lives.
@@ -184,7 +67,7 @@ fn piece_rows(values: &[ProgramValue], capacity: &Capacity, target: &Target, axi
 }
 
 fn too_large(name: &str, bytes: u64, limit: u64, what: &str) -> Error {
-    Error::device(format!("`{name}`: {what} take {bytes} bytes, the device allows {limit} in one binding"))
+    Error::memory(format!("`{name}`: {what} take {bytes} bytes, the device allows {limit} in one binding"))
 }
 
 /// Places all values, sharing memory between those that are never alive at once; with `fresh` every value has its own, with
@@ -202,7 +85,7 @@ pub(super) fn place(
         if let std::collections::btree_map::Entry::Vacant(entry) = axis_rows.entry(axis) {
             let rows = piece_rows(values, capacity, target, axis)?;
             if whole && rows != usize::MAX {
-                return Err(Error::device(format!("memory: a part exceeds the {} bytes of a binding", target.limits.binding)));
+                return Err(Error::memory(format!("memory: a part exceeds the {} bytes of a binding", target.limits.binding)));
             }
             entry.insert(rows);
         }

@@ -6,16 +6,22 @@
 pub mod batch;
 pub mod compile;
 mod cut;
+mod describe;
+pub mod footprint;
 pub mod gather;
+pub mod measures;
 pub mod memory;
 pub mod program;
 pub mod stage;
 pub mod strategy;
+pub mod table;
 
 pub use batch::{Axis, Batch, Capacity};
 pub use gather::{NOWHERE, sources};
 pub use compile::compile;
-pub use memory::{Keep, Measures, Memory, Place, Placement, amount};
+pub use footprint::{Memory, Meter, amount};
+pub use measures::{Keep, Measures};
+pub use memory::{Place, Placement};
 pub use program::{CompileOptions, Program, ProgramValue, ScalarSource, Step};
 pub use stage::{Action, Cut, Move, Part, Side, Stage};
 pub use strategy::{Executor, Limits, Target};

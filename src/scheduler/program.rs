@@ -1,7 +1,8 @@
 //! A program: operations in order, and how they run: in which stages, with which values where, for capacities and a target.
 
 use super::batch::{Batch, Capacity};
-use super::memory::{Measures, Placement};
+use super::measures::Measures;
+use super::memory::Placement;
 use super::stage::{Cut, Stage};
 use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
@@ -126,6 +127,8 @@ pub struct Program {
     pub target: Target,
     /// Where values live.
     pub placement: Placement,
+    /// Values that the host's processor packs, for each step.
+    pub packs: Vec<Vec<usize>>,
 }
 
 /// How to compile.

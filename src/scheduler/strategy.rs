@@ -1,6 +1,8 @@
 //! Which kernels run a step, and what they need besides its values. For now one fixed table a target.
 
+use super::batch::{Capacity, GRADIENT_CHUNK};
 use crate::config::GATES;
+use crate::error::Result;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{B, Dim, Gather, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
@@ -28,11 +30,14 @@ pub struct Limits {
     pub storage_bindings: usize,
     /// Lanes of the smallest subgroup; 0 where kernels may not use subgroups.
     pub subgroup: usize,
+    /// Bytes from the parameters of one dispatch to those of the next.
+    pub uniform: u64,
 }
 
 impl Limits {
     /// What host memory allows.
-    pub const HOST: Limits = Limits { buffer: u64::MAX, binding: u64::MAX, storage_bindings: usize::MAX, subgroup: 0 };
+    pub const HOST: Limits =
+        Limits { buffer: u64::MAX, binding: u64::MAX, storage_bindings: usize::MAX, subgroup: 0, uniform: 0 };
 }
 
 /// What a program is compiled for.
@@ -85,6 +90,76 @@ pub enum Recurrence {
 
 /// The name of the table of choices below; it is written into checkpoints.
 pub const KERNEL_TABLE: &str = "fixed-2";
+
+/// Dispatches whose parameters a GPU holds at a time.
+pub const PARAMETER_SLOTS: usize = 4096;
+
+/// Scalars that one run may have on a GPU.
+pub const RUN_SCALARS: usize = 64;
+
+/// Columns to which the host's processor pads what it packs: two registers of its widest vectors. The last cache line is
+/// for alignment.
+pub const PANEL: usize = 32;
+
+/// Values that the host's processor packs for `op`, each in a place of its own: for a layer the input weights, then each
+/// direction's recurrent weights, then its projections.
+pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Capacity) -> Result<Vec<usize>> {
+    if target.executor != Executor::Cpu {
+        return Ok(Vec::new());
+    }
+    let packed = |inner: usize, columns: usize| inner * columns.next_multiple_of(PANEL) + CACHE_LINE;
+    let size = |at: usize| inputs.get(at).copied().flatten().map_or((0, 0), |s| (fixed(s, 0), fixed(s, 1)));
+    let both = |d: usize, first: usize, each: usize| {
+        let mut all = vec![0; 2];
+        all[..d].fill(each);
+        (first, all)
+    };
+    Ok(match op {
+        Op::Lstm(lstm) => {
+            let d = lstm.directions();
+            let at = |parameter| size(forward::parameter(0, parameter));
+            let ((four_h, r), (_, i), (r2, h)) = (at(Parameter::WeightHh), at(Parameter::WeightIh), at(Parameter::WeightHr));
+            let ih = if i > 0 { packed(i, d * four_h) } else { 0 };
+            let (ih, hh) = both(d, ih, packed(r, four_h));
+            let (_, hr) = both(d, 0, if h > 0 { packed(h, r2) } else { 0 });
+            [vec![ih], hh, hr].concat()
+        }
+        Op::LstmBackward(lstm) => {
+            let d = lstm.directions();
+            let at = |parameter| size(backward::parameter(0, parameter));
+            let ((four_h, r), (r2, h)) = (at(Parameter::WeightHh), at(Parameter::WeightHr));
+            let (_, hh) = both(d, 0, packed(four_h, r));
+            let (_, hr) = both(d, 0, if h > 0 { packed(r2, h) } else { 0 });
+            [vec![0], hh, hr].concat()
+        }
+        Op::Linear => vec![packed(size(1).1, size(1).0)],
+        Op::MatMul => vec![packed(size(1).0, size(1).1)],
+        Op::LstmInputGradient { directions } if inputs.len() > 1 => vec![packed(directions * size(1).0, size(1).1)],
+        Op::WeightGradient
+        | Op::LstmWeightGradient {
+            part: LstmPart::InputWeights | LstmPart::RecurrentWeights | LstmPart::Projection, ..
+        } => {
+            let columns = match op {
+                Op::LstmWeightGradient { part: LstmPart::InputWeights, .. } | Op::WeightGradient => size(1).1,
+                Op::LstmWeightGradient { lstm, .. } => size(1).1 / lstm.directions(),
+                _ => 0,
+            };
+            // Rows are packed a chunk of timesteps at a time.
+            let rows = match inputs.get(1).copied().flatten().and_then(Shape::rows) {
+                Some(dim @ Dim::Symbol(Symbol::Rows(_))) => {
+                    capacity.size(dim)?.min(GRADIENT_CHUNK.saturating_mul(capacity.sequences))
+                }
+                Some(dim) => capacity.size(dim)?,
+                None => 0,
+            };
+            vec![packed(rows, columns)]
+        }
+        _ => Vec::new(),
+    })
+}
+
+/// Floats of a cache line.
+pub const CACHE_LINE: usize = 16;
 
 /// Values of padding so that kernels may read four at a time.
 pub const QUAD: usize = 4;

@@ -11,6 +11,7 @@ mod mask;
 mod model;
 mod monitor;
 mod pack;
+mod plan;
 mod save;
 mod step;
 mod trainer;
@@ -19,6 +20,7 @@ pub use fit::{Epoch, Fit, History};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
 pub use model::{Model, Named};
+pub use plan::plan;
 pub use trainer::{Progress, TrainOptions, Trainer};
 
 use crate::error::{Error, Result};

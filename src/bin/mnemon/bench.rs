@@ -1,21 +1,17 @@
 //! `mnemon bench`: how fast a device computes LSTMs, as JSON lines.
 
+use crate::configs::{Config, ConfigOptions, Mode};
 use crate::options::DeviceOptions;
 use crate::output::say;
-use clap::{Args, ValueEnum};
-use mnemon::config::{Bias, Cell, Direction, LstmConfig};
+use clap::Args;
 use mnemon::device::{Device, Executable, Session};
 use mnemon::error::{Error, ErrorKind, Result};
-use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{Expr, Graph, LstmOp, N, Value};
-use mnemon::params::{Initializer, Tensor, lstm_parameters};
+use mnemon::params::{Initializer, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use serde::Serialize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const BUILT_IN: &str = include_str!("../../../benches/configs.json");
 /// The timing rule shared with the other implementations: see the fields' uses in [`time`].
 const TIMED_CALLS: usize = 5;
 const TIMED_CALLS_IF_SLOW: usize = 3;
@@ -36,14 +32,8 @@ everyone: 2*4*B*T*H*(I+H) a layer and direction (the true steps where ragged), t
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A JSON list of {"name", "B", "T", "I", "H", "layers"} instead of the built-in configurations; a row may also have
-    /// "ragged", "direction", "cell" and "loss" (all or last)
-    #[arg(long, value_name = "FILE")]
-    configs: Option<PathBuf>,
-
-    /// Names of configurations, with commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    only: Vec<String>,
+    #[command(flatten)]
+    configs: ConfigOptions,
 
     /// What to time: infer is a forward pass, train is loss and gradients of all weights and of the input
     #[arg(long, value_enum, value_delimiter = ',', default_value = "infer,train")]
@@ -55,55 +45,6 @@ pub struct Arguments {
 
     #[command(flatten)]
     device: DeviceOptions,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Mode {
-    Infer,
-    Train,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[allow(non_snake_case, reason = "the sizes have these names in the file")]
-struct Config {
-    name: String,
-    B: usize,
-    T: usize,
-    I: usize,
-    H: usize,
-    layers: usize,
-    /// Whether lengths are spread evenly over 1..=T, in no order, instead of T each.
-    #[serde(default)]
-    ragged: bool,
-    #[serde(default)]
-    direction: Direction,
-    /// What a step computes besides the plain cell.
-    #[serde(default)]
-    cell: Cell,
-    /// What the loss is made of, in training.
-    #[serde(default)]
-    loss: Of,
-}
-
-/// What a loss is made of; the last steps alone need no gradient of x.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Of {
-    #[default]
-    All,
-    Last,
-}
-
-impl Config {
-    fn batch(&self) -> Result<Batch> {
-        if !self.ragged {
-            return Batch::dense(self.T, self.B);
-        }
-        // 7919 is a prime, so every sequence has a place of its own in the spread.
-        let lengths: Vec<usize> = (0..self.B).map(|b| 1 + b * 7919 % self.B * self.T / self.B).collect();
-        Batch::ragged(&lengths)
-    }
 }
 
 #[derive(Serialize)]
@@ -126,7 +67,7 @@ enum Outcome {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let configs = configs(arguments)?;
+    let configs = arguments.configs.read()?;
     let device = arguments.device.open()?;
     let mut failed = false;
     for config in &configs {
@@ -144,20 +85,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn configs(arguments: &Arguments) -> Result<Vec<Config>> {
-    let (text, from) = match &arguments.configs {
-        Some(path) => (crate::read_text(path)?, path.display().to_string()),
-        None => (BUILT_IN.to_string(), "the built-in configurations".to_string()),
-    };
-    let all: Vec<Config> =
-        serde_json::from_str(&text).map_err(|e| Error::new(ErrorKind::File, format!("{from}: {e}")))?;
-    if let Some(name) = arguments.only.iter().find(|n| all.iter().all(|c| c.name != **n)) {
-        let names: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
-        return Err(Error::new(ErrorKind::Argument, format!("bench: {from} hold {}, not `{name}`", names.join(", "))));
-    }
-    Ok(all.into_iter().filter(|c| arguments.only.is_empty() || arguments.only.contains(&c.name)).collect())
-}
-
 /// Floating-point operations of one call over `rows` rows.
 fn operations(config: &Config, mode: Mode, rows: usize) -> f64 {
     let layer = |l: usize| {
@@ -172,7 +99,14 @@ fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<O
     let batch = config.batch()?;
     let rows = batch.axis(0)?.rows();
     let mut session = device.session()?;
-    let graph = build(config, mode, rows, &mut session)?;
+    let (graph, parameters) = config.graph(mode)?;
+    let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX)?;
+    session.set("x", &Tensor::new(&[rows, config.I], values)?)?;
+    for (at, (name, shape)) in parameters.iter().enumerate() {
+        let limit = 1.0 / (config.H as f32).sqrt();
+        let first = Initializer::Uniform(limit).values(shape, 0, at as u64)?;
+        session.set(name, &Tensor::new(shape, first)?)?;
+    }
     session.wait()?;
     let begin = Instant::now();
     let mut executable = session.load(&graph, &Capacity::exactly(&batch))?;
@@ -216,72 +150,4 @@ fn time(call: &mut impl FnMut() -> Result<Duration>) -> Result<Vec<f64>> {
         times.push(call()?.as_secs_f64() * 1e3);
     }
     Ok(times)
-}
-
-/// The stack of layers over an x that stays on the device; for training with mean(y²)/2, or that of the last h, and its gradients.
-fn build(config: &Config, mode: Mode, rows: usize, session: &mut Session) -> Result<Graph> {
-    let lstm = LstmConfig::new(config.I, config.H).layers(config.layers).bias(Bias::Two);
-    let lstm = lstm.direction(config.direction).cell(config.cell);
-    lstm.validate()?;
-    let mut graph = Graph::new();
-    let d = config.direction.count();
-    if rows.saturating_mul(config.I.max(d * config.H)) > u32::MAX as usize {
-        return Err(Error::new(ErrorKind::Argument, "bench: T*B*I and T*B*H must be below 2^32"));
-    }
-    let values = Initializer::Normal(1.0).values(&[rows, config.I], 0, u64::MAX)?;
-    session.set("x", &Tensor::new(&[rows, config.I], values)?)?;
-    let x = graph.persistent("x", [N, config.I.into()])?;
-    let (mut y, mut last, mut by) = (x, None, vec![("x".to_string(), x)]);
-    for layer in 0..config.layers {
-        let weights = parameters(&lstm, layer, session, &mut graph, &mut by)?;
-        let random = graph.random_operations(3);
-        let op = LstmOp { direction: config.direction, cell: config.cell, random: Some(random) };
-        let out = graph.lstm_layer(y, None, &op, &weights)?;
-        graph.output(&format!("h_n_{layer}"), out.h_n)?;
-        graph.output(&format!("c_n_{layer}"), out.c_n)?;
-        (y, last) = (out.y, Some(out.h_n));
-    }
-    if config.loss == Of::All {
-        graph.output("y", y)?;
-    }
-    if mode == Mode::Train {
-        let (of, count) = match config.loss {
-            Of::All => (y, rows * d * config.H),
-            Of::Last => (last.unwrap_or(y), config.B * d * config.H),
-        };
-        let sum = graph.sum_of_squares(&[of])?;
-        let half_mean = Expr::Input(0) * Expr::Const(0.5 / count as f32);
-        let loss = graph.elementwise(half_mean, &[sum])?;
-        graph.output("loss", loss)?;
-        by.retain(|(name, _)| config.loss == Of::All || name != "x");
-        let values: Vec<Value> = by.iter().map(|b| b.1).collect();
-        for ((name, _), gradient) in by.iter().zip(graph.gradients(loss, &values)?) {
-            graph.output(&format!("d{name}"), gradient)?;
-        }
-    }
-    Ok(graph)
-}
-
-fn parameters(
-    config: &LstmConfig,
-    layer: usize,
-    session: &mut Session,
-    graph: &mut Graph,
-    by: &mut Vec<(String, Value)>,
-) -> Result<Vec<LstmWeights>> {
-    let limit = 1.0 / (config.hidden_size as f32).sqrt();
-    let parameters = lstm_parameters(config, layer);
-    let mut values = Vec::new();
-    for (at, parameter) in parameters.iter().enumerate() {
-        let stream = (layer * parameters.len() + at) as u64;
-        let first = Initializer::Uniform(limit).values(&parameter.shape, 0, stream)?;
-        session.set(&parameter.name, &Tensor::new(&parameter.shape, first)?)?;
-        let value = graph.persistent(&parameter.name, &parameter.shape)?;
-        by.push((parameter.name.clone(), value));
-        values.push(value);
-    }
-    let of = |direction: usize, role: &str| {
-        parameters.iter().position(|p| p.direction == direction && p.role == role).map(|at| values[at])
-    };
-    (0..config.direction.count()).map(|d| LstmWeights::by_role(|role| of(d, role))).collect()
 }

@@ -2,10 +2,12 @@
 
 mod bench;
 mod compare;
+mod configs;
 mod devices;
 mod generate;
 mod options;
 mod output;
+mod plan;
 mod progress;
 mod run;
 #[cfg(feature = "gpu")]
@@ -40,6 +42,7 @@ enum Command {
     Compare(compare::Arguments),
     Verify(verify::Arguments),
     Bench(bench::Arguments),
+    Plan(plan::Arguments),
     #[cfg(feature = "gpu")]
     Shaders(shaders::Arguments),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Compare(a) => compare::run(&a),
         Command::Verify(a) => verify::run(&a),
         Command::Bench(a) => bench::run(&a),
+        Command::Plan(a) => plan::run(&a),
         #[cfg(feature = "gpu")]
         Command::Shaders(a) => shaders::run(&a),
     };

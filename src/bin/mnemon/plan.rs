@@ -1,0 +1,111 @@
+//! `mnemon plan`: the program that runs for a model, a batch and a budget of memory.
+
+use crate::configs::{ConfigOptions, Mode};
+use crate::options::DeviceOptions;
+use crate::output::emit;
+use clap::{Args, ValueEnum};
+use mnemon::device::Device;
+use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::io;
+use mnemon::scheduler::{Capacity, CompileOptions, Program, compile};
+use mnemon::train::{self, Loss};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  mnemon plan model.keras --batch 32 --steps 200 --mode train
+  mnemon plan model.safetensors --lengths 300,12,7 --memory 64MiB --device cpu
+  mnemon plan --configs benches/long.json --only long --mode train --memory 256MiB --device cpu
+
+Nothing is allocated. What is printed is what runs: the memory in all and of what, what is done to hold no more than
+--memory, the bytes that live over the program's actions, every action, and every value with its place and lifetime.
+Without a budget that can be kept the command fails and names the least that would do.";
+
+/// Print what would run for a model, a batch and a budget of memory
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// The model's file; without it the configurations of `mnemon bench` are planned
+    #[arg(value_name = "MODEL", conflicts_with_all = ["configs", "only"])]
+    model: Option<PathBuf>,
+
+    #[command(flatten)]
+    configs: ConfigOptions,
+
+    /// Sequences of the batch
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    batch: usize,
+
+    /// Steps of each sequence
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    steps: usize,
+
+    /// Steps of each sequence, with commas, instead of --batch and --steps
+    #[arg(long, value_name = "LENGTHS", value_delimiter = ',', conflicts_with_all = ["batch", "steps"])]
+    lengths: Vec<usize>,
+
+    /// Plan the forward pass, or a training step
+    #[arg(long, value_enum, default_value = "infer")]
+    mode: Mode,
+
+    /// The loss that a model is trained with
+    #[arg(long, value_enum, default_value = "mean-squared-error")]
+    loss: LossName,
+
+    /// Leave out the lists of actions and values
+    #[arg(long)]
+    brief: bool,
+
+    #[command(flatten)]
+    device: DeviceOptions,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LossName {
+    /// Of floats like the output's
+    MeanSquaredError,
+    /// Of classes, from logits
+    CrossEntropy,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let device = arguments.device.open()?;
+    let Some(path) = &arguments.model else {
+        if !arguments.lengths.is_empty() {
+            return Err(Error::new(ErrorKind::Argument, "--lengths need a model: a configuration has its own"));
+        }
+        for config in arguments.configs.read()? {
+            let (graph, _) = config.graph(arguments.mode)?;
+            let capacity = Capacity::exactly(&config.batch()?);
+            let options = CompileOptions { budget: Some(device.budget().bytes), ..CompileOptions::new(&capacity) };
+            let program = compile(&graph, device.target(), &options).map_err(|e| e.within(&config.name))?;
+            print(&config.name, &device, &program, arguments.brief);
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let imported = io::read_model(path, None)?;
+    let lengths = if arguments.lengths.is_empty() {
+        if arguments.batch == 0 || arguments.steps == 0 {
+            return Err(Error::new(ErrorKind::Argument, "--batch and --steps must be at least 1"));
+        }
+        vec![arguments.steps; arguments.batch]
+    } else {
+        arguments.lengths.clone()
+    };
+    let loss = (arguments.mode == Mode::Train).then_some(match arguments.loss {
+        LossName::MeanSquaredError => Loss::MeanSquaredError,
+        LossName::CrossEntropy => Loss::CrossEntropy,
+    });
+    let budget = Some(device.budget().bytes);
+    let program = train::plan(&imported.network, &lengths, loss, device.target(), budget)?;
+    print(&path.display().to_string(), &device, &program, arguments.brief);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(name: &str, device: &Device, program: &Program, brief: bool) {
+    emit(format_args!("{name} on {}, {}\n{}\n{}\n", device.name(), device.budget(), program.summary(), program.chart()));
+    if !brief {
+        emit(format_args!("{}\n{}\n", program.stage_list(), program.value_list()));
+    }
+}

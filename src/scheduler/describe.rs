@@ -1,0 +1,190 @@
+//! A program as text for people: what it holds, what is done for that, what runs, and where values live and for how long.
+
+use super::footprint::amount;
+use super::program::{Program, ProgramValue, Step, Storage};
+use super::stage::{Action, Move, Side, Stage};
+use super::strategy::{self, Executor, KERNEL_TABLE};
+use crate::graph::Op;
+use std::fmt::Write as _;
+
+/// Columns and rows of the chart.
+const CHART: (usize, usize) = (72, 8);
+/// Heights within a character, in eighths.
+const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+impl Program {
+    /// The whole text.
+    pub fn describe(&self) -> String {
+        [self.summary(), self.chart(), self.stage_list(), self.value_list()].join("\n")
+    }
+
+    /// What it is compiled for, what it holds and what is done for that.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        let axes: Vec<String> = self.capacity.axes.iter().map(|(t, n)| format!("T {t}, N {n}")).collect();
+        let executor = format!("{:?}", self.target.executor).to_lowercase();
+        let _ = writeln!(
+            text,
+            "program   {executor}, kernels {KERNEL_TABLE}, for up to B {}, {}",
+            self.capacity.sequences,
+            axes.join("; ")
+        );
+        let memory = self.memory();
+        let parts: Vec<String> = [
+            (memory.arenas, "values of a run"),
+            (memory.persistent, "parameters and states"),
+            (memory.packs, "packed weights"),
+            (memory.tables, "tables and parameters of dispatches"),
+            (memory.staging, "on the way to the host"),
+        ]
+        .into_iter()
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, what)| format!("{} {what}", amount(bytes)))
+        .collect();
+        let _ = writeln!(text, "memory    {}: {}", amount(memory.bytes()), parts.join(", "));
+        let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
+        let _ = writeln!(text, "measures  {}{bits}", self.measures);
+        text
+    }
+
+    fn bytes(&self, value: &ProgramValue) -> u64 {
+        4 * value.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64
+    }
+
+    /// Bytes of the values that live at each action, of the stages one after the other.
+    pub fn resident(&self) -> Vec<u64> {
+        let actions: usize = self.stages.iter().map(|s| s.actions().count()).sum();
+        let mut resident = vec![0; actions.max(1)];
+        for &value in self.placement.places.keys() {
+            let value = &self.values[value];
+            let last = value.last.min(resident.len() - 1);
+            let bytes = self.bytes(value);
+            resident[value.first.min(last)..=last].iter_mut().for_each(|r| *r += bytes);
+        }
+        resident
+    }
+
+    /// The bytes that live over the program's actions, as bars.
+    pub fn chart(&self) -> String {
+        let resident = self.resident();
+        let most = resident.iter().copied().max().unwrap_or(0).max(1);
+        let columns = resident.len().min(CHART.0);
+        let levels: Vec<usize> = (0..columns)
+            .map(|c| {
+                let range = c * resident.len() / columns..((c + 1) * resident.len() / columns).max(c + 1);
+                let highest = resident[range].iter().copied().max().unwrap_or(0);
+                (highest as f64 / most as f64 * (8 * CHART.1) as f64).ceil() as usize
+            })
+            .collect();
+        let mut text = format!("live bytes over {} actions, at most {}\n", resident.len(), amount(most));
+        for row in (0..CHART.1).rev() {
+            let line: String = levels.iter().map(|level| BARS[level.saturating_sub(8 * row).min(8)]).collect();
+            let _ = writeln!(text, "  {}", line.trim_end());
+        }
+        text
+    }
+
+    /// Every stage with its actions.
+    pub fn stage_list(&self) -> String {
+        let (mut text, mut at) = (String::new(), 0);
+        for (number, stage) in self.stages.iter().enumerate() {
+            let _ = writeln!(text, "stage {number}: {}", self.parts(stage));
+            let moves = |all: &[Move]| all.iter().map(|m| Action::Move(*m)).collect::<Vec<_>>();
+            for (when, actions) in
+                [("before", moves(&stage.before)), ("", stage.body.clone()), ("after", moves(&stage.after))]
+            {
+                for action in actions {
+                    let _ = writeln!(text, "{at:>5} {when:<6} {}", self.action(&action));
+                    at += 1;
+                }
+            }
+        }
+        text
+    }
+
+    fn parts(&self, stage: &Stage) -> String {
+        let Some(cut) = stage.cut else { return "once, all rows".to_string() };
+        let steps = if cut.cuts_time() { format!("{} steps", cut.steps) } else { "all steps".to_string() };
+        let sequences = match cut.sequences {
+            usize::MAX => "all sequences".to_string(),
+            n => format!("{n} sequences"),
+        };
+        let way = if stage.backward { "last part first" } else { "first part first" };
+        format!("parts of {steps} of {sequences}, {way}, up to {} parts", cut.slots(&self.capacity))
+    }
+
+    fn action(&self, action: &Action) -> String {
+        let name = |v: usize| self.values[v].name.as_str();
+        match action {
+            Action::Move(m) => {
+                let side = |side: Side| match side {
+                    Side::Zero => "zeros".to_string(),
+                    Side::Input(at) => format!("the part's rows of input {}", self.inputs[at].0),
+                    Side::Whole(v) => name(v).to_string(),
+                    Side::Part(v) => format!("the part's rows of {}", name(v)),
+                    Side::Slot(v) => format!("the part's slot of {}", name(v)),
+                };
+                format!("copy {} to {}", side(m.from), side(m.to))
+            }
+            Action::Step(step) => {
+                let list = |all: &[Option<usize>]| {
+                    let names: Vec<&str> = all.iter().flatten().map(|&v| name(v)).collect();
+                    names.join(", ")
+                };
+                let sums = if step.accumulates { " (sums go on from part to part)" } else { "" };
+                let strategy = self.strategy(step);
+                format!("{}{strategy}: {} -> {}{sums}", step.op.name(), list(&step.inputs), list(&step.outputs))
+            }
+        }
+    }
+
+    /// How a step with a choice runs.
+    fn strategy(&self, step: &Step) -> &'static str {
+        let products = matches!(
+            step.op,
+            Op::Linear | Op::MatMul | Op::WeightGradient | Op::LstmInputGradient { .. } | Op::LstmWeightGradient { .. }
+        );
+        let recurrent = matches!(step.op, Op::Lstm(_) | Op::LstmBackward(_));
+        match self.target.executor {
+            Executor::Reference => "",
+            Executor::Cpu if recurrent => " [sequences over threads]",
+            Executor::Cpu => "",
+            Executor::Gpu => match (recurrent, products, strategy::broadcast(&self.target)) {
+                (true, _, strategy::Broadcast::Memory) => " [step]",
+                (true, _, strategy::Broadcast::Subgroup) => " [step, subgroup broadcasts]",
+                (_, true, strategy::Broadcast::Subgroup) => " [subgroup broadcasts]",
+                _ => "",
+            },
+        }
+    }
+
+    /// Every value that has memory: its size, where it lives and during which actions.
+    pub fn value_list(&self) -> String {
+        let mut text = String::from("values\n");
+        for (at, value) in self.values.iter().enumerate() {
+            let place = match (value.storage, self.placement.places.get(&at)) {
+                (Storage::Persistent, _) => "kept by the session".to_string(),
+                (Storage::Of(other), _) if self.has_place(other) => {
+                    format!("in the place of {}", self.values[other].name)
+                }
+                (Storage::Own, Some(p)) => {
+                    let pieces: Vec<String> = p.pieces.iter().map(|(a, offset)| format!("arena {a} at {offset}")).collect();
+                    format!("{}, actions {} to {}", pieces.join(" and "), value.first, value.last)
+                }
+                _ => continue,
+            };
+            let kind = format!("{:?}", value.dtype).to_lowercase();
+            let bytes = amount(self.bytes(value));
+            let _ = writeln!(text, "  {bytes:>10}  {} {kind} {}: {place}", value.name, value.shape);
+        }
+        for (at, bytes) in self.placement.arenas.iter().enumerate() {
+            let _ = writeln!(text, "  {:>10}  arena {at}", amount(*bytes));
+        }
+        text
+    }
+
+    fn has_place(&self, value: usize) -> bool {
+        let root = self.root(value);
+        self.values[root].storage == Storage::Persistent || self.placement.places.contains_key(&root)
+    }
+}

@@ -1,0 +1,127 @@
+//! What a program holds, to the byte: the same sums as at the places that allocate.
+
+use super::program::{Program, ProgramValue, Storage};
+use super::strategy::{Executor, PARAMETER_SLOTS, RUN_SCALARS};
+use super::table::Layout;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The least that a buffer takes for values on their way to the host.
+pub const STAGING: u64 = 256;
+/// Bytes that stand for an absent value.
+pub const NOTHING: u64 = 256;
+
+/// What a program holds, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Values of one run.
+    pub arenas: u64,
+    /// Parameters, optimiser states and whatever else a session keeps between runs.
+    pub persistent: u64,
+    /// Weights packed for the host's processor.
+    pub packs: u64,
+    /// What a GPU is told of a run: the batch's table, scalars, parameters of dispatches.
+    pub tables: u64,
+    /// Values on their way from a GPU to the host.
+    pub staging: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.arenas + self.persistent + self.packs + self.tables + self.staging
+    }
+}
+
+impl Program {
+    /// Where the table of its batches holds what.
+    pub fn table(&self) -> Layout {
+        Layout::new(&self.capacity, self.measures.cut().map(|(cut, _)| cut))
+    }
+
+    /// What the program holds on its device, with what the device's session holds for all its programs.
+    pub fn memory(&self) -> Memory {
+        let bytes = |v: &ProgramValue| 4 * v.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64;
+        let persistent = self.values.iter().filter(|v| v.storage == Storage::Persistent).map(bytes).sum();
+        let arenas = self.placement.bytes();
+        let packs = 4 * self.packs.iter().flatten().sum::<usize>() as u64;
+        if self.target.executor != Executor::Gpu {
+            return Memory { arenas, persistent, packs, ..Memory::default() };
+        }
+        let parameters = PARAMETER_SLOTS as u64 * self.target.limits.uniform;
+        let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 2 * NOTHING;
+        Memory { arenas, persistent, packs, tables, staging: self.staging() }
+    }
+
+    /// Bytes of its largest output.
+    pub fn staging(&self) -> u64 {
+        let bytes = |v: &ProgramValue| 4 * v.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64;
+        self.outputs.iter().map(|o| bytes(&self.values[o.1])).max().unwrap_or(0).max(STAGING)
+    }
+}
+
+/// Counts bytes at a place that allocates, and refuses what is beyond a limit.
+#[derive(Debug, Clone, Default)]
+pub struct Meter(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    held: AtomicU64,
+    most: AtomicU64,
+    limit: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self { held: AtomicU64::new(0), most: AtomicU64::new(0), limit: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Meter {
+    /// Counts `bytes` until the claim is dropped; nothing where they are beyond the limit.
+    pub fn claim(&self, bytes: u64) -> Option<Claim> {
+        let counts = &self.0;
+        let held = counts.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let claim = Claim { bytes, counts: Arc::clone(counts) };
+        if held > counts.limit.load(Ordering::Relaxed) {
+            return None;
+        }
+        counts.most.fetch_max(held, Ordering::Relaxed);
+        Some(claim)
+    }
+
+    /// Bytes that are held, and the most that ever were.
+    pub fn held(&self) -> (u64, u64) {
+        (self.0.held.load(Ordering::Relaxed), self.0.most.load(Ordering::Relaxed))
+    }
+
+    /// Refuses from now on what is beyond `bytes` in all.
+    pub fn limit(&self, bytes: u64) {
+        self.0.limit.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are held.
+#[derive(Debug)]
+pub struct Claim {
+    bytes: u64,
+    counts: Arc<Counts>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.counts.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A number of bytes for people.
+pub fn amount(bytes: u64) -> String {
+    let (mut size, mut unit) = (bytes as f64, "B");
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if size < 1024.0 {
+            break;
+        }
+        (size, unit) = (size / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
+}

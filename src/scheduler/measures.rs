@@ -1,0 +1,84 @@
+//! What is done to hold less: gates or segments computed again, micro-batches.
+
+use super::batch::{Capacity, GRADIENT_CHUNK};
+use super::stage::Cut;
+
+/// What a cut program stores whole for the stages that come later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// All that they read but what recurrences compute, which is computed again.
+    Outputs,
+    /// Nothing: they compute it again.
+    Nothing,
+}
+
+/// What is done to hold less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Measures {
+    /// What is computed again in the backward pass, in parts of so many timesteps.
+    pub segments: Option<(Keep, usize)>,
+    /// Sequences of a part, where not all.
+    pub sequences: Option<usize>,
+}
+
+impl Measures {
+    /// The parts that the program runs in, and what they keep.
+    pub fn cut(&self) -> Option<(Cut, Keep)> {
+        if self.segments.is_none() && self.sequences.is_none() {
+            return None;
+        }
+        let (keep, steps) = self.segments.unwrap_or((Keep::Nothing, usize::MAX));
+        Some((Cut { axis: 0, steps, sequences: self.sequences.unwrap_or(usize::MAX) }, keep))
+    }
+
+    /// Whether gradients have the bits of a run without any measure.
+    pub fn keeps_bits(&self) -> bool {
+        self.sequences.is_none()
+    }
+}
+
+impl std::fmt::Display for Measures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        match self.segments {
+            Some((Keep::Outputs, steps)) => parts.push(format!("gates are computed again every {steps} steps")),
+            Some((Keep::Nothing, steps)) => {
+                parts.push(format!("states are kept every {steps} steps, all else is computed again"));
+            }
+            None => {}
+        }
+        if let Some(sequences) = self.sequences {
+            parts.push(format!(
+                "micro-batches of {sequences} sequences, whose gradients are added up in another order"
+            ));
+        }
+        if parts.is_empty() {
+            parts.push("everything is held at once".to_string());
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// Measures by how much they cost: gates again, segments again, micro-batches.
+pub(super) fn all(capacity: &Capacity) -> Vec<Measures> {
+    let longest = capacity.axes.first().map_or(0, |a| a.0);
+    // Near √T, where what is kept for all segments and what one holds are about as much; then less.
+    let mut steps = vec![((longest as f64).sqrt() as usize).next_multiple_of(GRADIENT_CHUNK)];
+    while let Some(&last) = steps.last()
+        && last > GRADIENT_CHUNK
+    {
+        steps.push((last / 2).next_multiple_of(GRADIENT_CHUNK));
+    }
+    steps.retain(|&k| k < longest);
+    let mut all = Vec::new();
+    for keep in [Keep::Outputs, Keep::Nothing] {
+        all.extend(steps.iter().map(|&k| Measures { segments: Some((keep, k)), sequences: None }));
+    }
+    let mut sequences = capacity.sequences;
+    while sequences > 1 {
+        sequences = sequences.div_ceil(2);
+        let segments = steps.iter().map(|&k| Some((Keep::Nothing, k)));
+        all.extend(std::iter::once(None).chain(segments).map(|segments| Measures { segments, sequences: Some(sequences) }));
+    }
+    all
+}
