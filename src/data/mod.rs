@@ -5,3 +5,4 @@ pub mod text;
 
 pub use series::{AIR_PASSENGERS, Scaler, windows};
 pub use text::{Corpus, Vocabulary, read_corpus, split};
+pub use crate::scheduler::sampler::{Batching, Cost, Sampler};

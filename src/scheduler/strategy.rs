@@ -73,11 +73,19 @@ pub fn broadcast(target: &Target) -> Broadcast {
 
 /// Sequences of one thread of a fused step under [`Broadcast::Subgroup`], for batches of up to `sequences`: more of them
 /// share what is read of the weights, and those beyond the batch are computed for nothing.
-pub fn step_rows(sequences: usize) -> usize {
+fn step_rows(sequences: usize) -> usize {
     match sequences {
         0..=1 => 1,
         2..=8 => 8,
         _ => 16,
+    }
+}
+
+/// Sequences that a fused step computes together, of which those past the last are computed for nothing.
+pub fn row_tile(target: &Target, sequences: usize) -> usize {
+    match broadcast(target) {
+        Broadcast::Memory => 8,
+        Broadcast::Subgroup => step_rows(sequences),
     }
 }
 

@@ -105,6 +105,13 @@ impl Dataset {
         Ok(Capacity::exactly(&mask::batch(&self.network, &given, size)?))
     }
 
+    /// The steps of every sample on the first time axis; 1 each where there is none.
+    pub(super) fn lengths(&self) -> Result<Vec<usize>> {
+        let given: Vec<(&str, Input, &Tensor)> = self.inputs.iter().map(|(n, i, t)| (n.as_str(), *i, t)).collect();
+        let kept = mask::kept(&self.network, &given, self.lengths.as_ref())?;
+        Ok(kept.first().map_or_else(|| vec![1; self.samples], mask::Kept::lengths))
+    }
+
     /// The steps of an output, where it has any.
     pub(super) fn steps_of(&self, signal: Signal) -> Result<Option<usize>> {
         let steps = self.steps()?;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::nn::{GraphOptions, Input, Layer, Network, Sequential};
 use crate::optim::Optimizer;
+use crate::scheduler::{Batching, Cost};
 use ndarray::{ArrayBase, ArrayD, ArrayViewD, Data, Dimension, IxDyn};
 use std::ops::ControlFlow;
 
@@ -21,8 +22,12 @@ pub(super) const BATCH: usize = 32;
 pub struct Fit {
     /// Times to read all samples.
     pub epochs: usize,
-    /// Samples a step; the last batch of an epoch may be smaller.
+    /// Samples a step, at most; some batches of an epoch may be smaller.
     pub batch_size: usize,
+    /// Which samples share a batch. With lengths or a mask that tells them, sorting saves steps at which few run.
+    pub batching: Batching,
+    /// The most steps to take in this call. The next call goes on where this one stopped, in the middle of an epoch too.
+    pub steps: Option<usize>,
     /// Whether each epoch reads the samples in another order.
     pub shuffle: bool,
     /// For shuffling and dropout.
@@ -35,7 +40,16 @@ pub struct Fit {
 
 impl Default for Fit {
     fn default() -> Self {
-        Self { epochs: 1, batch_size: BATCH, shuffle: true, seed: 0, validation_split: 0.0, clip_norm: None }
+        Self {
+            epochs: 1,
+            batch_size: BATCH,
+            batching: Batching::Plain,
+            steps: None,
+            shuffle: true,
+            seed: 0,
+            validation_split: 0.0,
+            clip_norm: None,
+        }
     }
 }
 
@@ -62,6 +76,10 @@ pub struct Epoch {
     pub val_loss: Option<f32>,
     /// How long it took.
     pub seconds: f64,
+    /// How long the device waited for batches to be made ready.
+    pub waited: f64,
+    /// The steps of its batches: real, computed, and as many as padding would compute.
+    pub cost: Cost,
 }
 
 /// The losses of all epochs.
@@ -82,6 +100,8 @@ pub(super) struct Compiled {
     pub(super) step: u32,
     /// Epochs so far.
     pub(super) epoch: u32,
+    /// Batches of the next epoch that were trained on already.
+    pub(super) batch: u32,
 }
 
 impl Sequential {
@@ -93,7 +113,7 @@ impl Sequential {
         if let Ok(session) = self.session() {
             clear_optimizer(session)?;
         }
-        self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0 }));
+        self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0 }));
         Ok(())
     }
 
@@ -261,8 +281,9 @@ pub(super) fn check_stateful(network: &Network, samples: usize, batch: usize, sh
     let stateful = network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful));
     if stateful && (shuffle || !samples.is_multiple_of(batch.max(1))) {
         return Err(Error::argument(format!(
-            "a stateful lstm needs `shuffle: false` and full batches, got shuffle {shuffle} and {samples} samples in \
-             batches of {batch}"
+            "a stateful lstm needs `shuffle: false`, plain batching and full batches, got {} and {samples} samples in \
+             batches of {batch}",
+            if shuffle { "another order" } else { "the data's order" }
         )));
     }
     Ok(())

@@ -4,16 +4,14 @@ use super::Objective;
 use super::dataset::Dataset;
 use super::fit::{Compiled, Epoch, Fit, History, check_stateful};
 use super::monitor::{Monitor, not_finite};
+use super::prefetch::Prefetch;
 use super::step::{EVALUATE, TRAIN, evaluation_graph, training_graph, training_scalars, zero_slots};
 use crate::device::{Executable, Session};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::Network;
-use crate::params::random::Random;
+use crate::scheduler::{Batching, Cost, Sampler};
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
-
-/// The stream of random numbers that shuffles; parameters count theirs from 0.
-const SHUFFLE: u64 = 1 << 32;
 
 /// Makes a program on a session.
 pub(super) type Make<'a> = &'a dyn Fn(&mut Session) -> Result<Executable>;
@@ -54,7 +52,7 @@ pub(super) fn fit(
     let cut = data.samples - (data.samples as f64 * fit.validation_split) as usize;
     let size = fit.batch_size.min(cut);
     let network = learner.network()?;
-    check_stateful(&network, cut, size, fit.shuffle)?;
+    check_stateful(&network, cut, size, fit.shuffle || fit.batching != Batching::Plain)?;
     if cut < data.samples {
         check_stateful(&network, data.samples - cut, size.min(data.samples - cut), false)?;
     }
@@ -62,16 +60,20 @@ pub(super) fn fit(
     let session = learner.session()?;
     let missing: Vec<_> = slots.into_iter().filter(|(slot, _)| !session.names().any(|n| n == slot)).collect();
     zero_slots(session, &missing)?;
-    let mut run = TrainingRun { data, network, fit, cut, size, monitor: Monitor::default() };
+    let mut lengths = data.lengths()?;
+    lengths.truncate(cut);
+    let sampler = Sampler::new(lengths, size, fit.batching, fit.shuffle.then_some(fit.seed))?;
+    let left = fit.steps.unwrap_or(usize::MAX);
+    let mut run = TrainingRun { data, network, fit, sampler, size, left, monitor: Monitor::default() };
     let mut history = History::default();
     for _ in 0..fit.epochs {
         let start = Instant::now();
-        let loss = run.epoch(learner)?;
+        let Some(Trained { loss, waited, cost }) = run.epoch(learner)? else { break };
         let val_loss = (cut < data.samples).then(|| evaluate(learner, data, cut..data.samples, size)).transpose()?;
         history.loss.push(loss);
         history.val_loss.extend(val_loss);
         let epoch = learner.compiled()?.epoch as usize;
-        let epoch = Epoch { epoch, loss, val_loss, seconds: start.elapsed().as_secs_f64() };
+        let epoch = Epoch { epoch, loss, val_loss, seconds: start.elapsed().as_secs_f64(), waited, cost };
         if on_epoch(&epoch).is_break() {
             break;
         }
@@ -98,11 +100,14 @@ pub(super) fn evaluate(
     })?;
     EVALUATE.zero(session)?;
     let rows: Vec<usize> = rows.collect();
-    for chunk in rows.chunks(size) {
-        let packed = data.batch(chunk)?;
-        session.run(program, &packed.batch, &packed.named(program))?;
-    }
-    EVALUATE.mean(session)
+    std::thread::scope(|scope| {
+        let mut batches = Prefetch::begin(scope, rows.chunks(size).map(|chunk| data.batch(chunk)))?;
+        while let Some(packed) = batches.next() {
+            let packed = packed?;
+            session.run(program, &packed.batch, &packed.named(program))?;
+        }
+        EVALUATE.mean(session)
+    })
 }
 
 /// One call of `fit`.
@@ -110,52 +115,79 @@ struct TrainingRun<'a> {
     data: &'a Dataset,
     network: Network,
     fit: &'a Fit,
-    /// Samples before this one are trained on.
-    cut: usize,
+    sampler: Sampler,
     size: usize,
+    /// Steps that may still be taken.
+    left: usize,
     monitor: Monitor,
 }
 
+/// What an epoch came to.
+struct Trained {
+    loss: f32,
+    waited: f64,
+    cost: Cost,
+}
+
 impl TrainingRun<'_> {
-    fn epoch(&mut self, learner: &mut dyn Learner) -> Result<f32> {
+    /// Trains to the end of the epoch; nothing where the steps that may be taken end before it.
+    fn epoch(&mut self, learner: &mut dyn Learner) -> Result<Option<Trained>> {
         let compiled = learner.compiled()?;
-        let Compiled { optimizer, step: first, epoch, .. } = compiled;
-        let order = match self.fit.shuffle {
-            true => Random::new(self.fit.seed, SHUFFLE + u64::from(epoch)).permutation(self.cut),
-            false => (0..self.cut).collect(),
-        };
+        let Compiled { optimizer, step: first, epoch, batch: met, .. } = compiled;
+        let order = self.sampler.epoch(epoch);
+        let order = &order[(met as usize).min(order.len())..];
+        let (now, whole) = (order.len().min(self.left), order.len() <= self.left);
+        self.left -= now;
         let (size, clip) = (self.size, self.fit.clip_norm);
         let objectives: Vec<Objective> = self.data.objectives();
-        let key = format!("train {optimizer:?} {objectives:?} {clip:?} {size} {}", self.data.key()?);
+        let mut capacity = self.data.capacity(size)?;
+        if let Some(axis) = capacity.axes.first_mut() {
+            axis.1 = axis.1.min(self.sampler.most_steps());
+        }
+        let key = format!("train {optimizer:?} {objectives:?} {clip:?} {capacity:?}");
+        let session = learner.session()?;
+        if met == 0 || !session.names().any(|name| TRAIN.names().contains(&name)) {
+            TRAIN.zero(session)?;
+        }
         let (session, program) = learner.program(&key, &|session| {
             let graph = training_graph(&self.network, &objectives, &optimizer, clip, &format!("train.{size}."))?;
-            session.load(&graph, &self.data.capacity(size)?)
+            session.load(&graph, &capacity)
         })?;
-        TRAIN.zero(session)?;
-        let mut step = first;
-        let mut bad = None;
-        for rows in order.chunks(size) {
-            let packed = self.data.batch(rows)?;
-            let mut batch = packed.batch.clone().at_step(self.fit.seed, step);
-            for (name, value) in training_scalars(&optimizer, step, optimizer.learning_rate()) {
-                batch.set_scalar(name, value);
+        let (mut step, mut bad, mut cost) = (first, None, Cost::default());
+        let target = session.device().target();
+        let waited = std::thread::scope(|scope| {
+            let data = self.data;
+            let mut batches = Prefetch::begin(scope, order[..now].iter().map(|rows| data.batch(rows)))?;
+            while let Some(packed) = batches.next() {
+                let packed = packed?;
+                let mut batch = packed.batch.clone().at_step(self.fit.seed, step);
+                for (name, value) in training_scalars(&optimizer, step, optimizer.learning_rate()) {
+                    batch.set_scalar(name, value);
+                }
+                session.run(program, &batch, &packed.named(program))?;
+                cost.add(Cost::of(&batch, &target, capacity.sequences));
+                step += 1;
+                bad = self.monitor.after_step(session)?;
+                if bad.is_some() {
+                    break;
+                }
             }
-            session.run(program, &batch, &packed.named(program))?;
-            step += 1;
-            bad = self.monitor.after_step(session)?;
-            if bad.is_some() {
-                break;
-            }
-        }
+            Ok::<_, Error>(batches.waited().as_secs_f64())
+        })?;
         if bad.is_none() {
             bad = self.monitor.now(session)?;
         }
         if let Some(bad) = bad {
-            learner.keep(Compiled { step: bad, ..compiled });
+            let batch = met + bad.saturating_sub(first);
+            learner.keep(Compiled { step: bad, batch, ..compiled });
             return Err(not_finite(bad));
         }
-        let mean = TRAIN.mean(session)?;
-        learner.keep(Compiled { step, epoch: epoch + 1, ..compiled });
-        Ok(mean)
+        if !whole {
+            learner.keep(Compiled { step, batch: met + now as u32, ..compiled });
+            return Ok(None);
+        }
+        let loss = TRAIN.mean(session)?;
+        learner.keep(Compiled { step, epoch: epoch + 1, batch: 0, ..compiled });
+        Ok(Some(Trained { loss, waited, cost }))
     }
 }

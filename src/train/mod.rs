@@ -12,11 +12,13 @@ mod model;
 mod monitor;
 mod pack;
 mod plan;
+mod prefetch;
 mod save;
 mod step;
 mod trainer;
 
 pub use fit::{Epoch, Fit, History};
+pub use crate::scheduler::{Batching, Cost};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
 pub use model::{Model, Named};

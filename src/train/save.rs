@@ -2,6 +2,7 @@
 
 use super::Loss;
 use super::fit::Compiled;
+use super::step::TRAIN;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
@@ -19,6 +20,8 @@ struct Training {
     loss: Loss,
     step: u32,
     epoch: u32,
+    #[serde(default)]
+    batch: u32,
 }
 
 impl Sequential {
@@ -63,9 +66,12 @@ impl Sequential {
         let path = path.as_ref();
         let mut file = self.model_file()?;
         if let Ok(c) = self.compiled() {
-            let training = Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch };
+            let training = Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch, batch: c.batch };
             file.metadata["training"] = json!(training);
-            for (name, _) in c.optimizer.slots(&self.parameters()) {
+            let slots = c.optimizer.slots(&self.parameters()).into_iter().map(|(name, _)| name);
+            // In the middle of an epoch its loss so far belongs to it.
+            let totals = TRAIN.names().map(String::from).into_iter().filter(|_| c.batch > 0);
+            for name in slots.chain(totals) {
                 let session = self.session()?;
                 if session.names().any(|n| n == name) {
                     file.tensors.insert(name.clone(), session.get(&name)?);
@@ -91,8 +97,14 @@ impl Sequential {
                     model.session()?.set(&name, slot)?;
                 }
             }
-            let Training { optimizer, loss, step, epoch } = training;
-            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch }));
+            for name in TRAIN.names() {
+                if let Some(total) = file.tensors.get(name) {
+                    check_shape(name, total.shape(), &[1])?;
+                    model.session()?.set(name, total)?;
+                }
+            }
+            let Training { optimizer, loss, step, epoch, batch } = training;
+            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch, batch }));
             Ok(model)
         };
         load().map_err(|e: Error| e.within(path.display()))

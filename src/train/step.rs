@@ -27,8 +27,12 @@ pub(super) struct Totals {
 }
 
 impl Totals {
+    pub(super) fn names(self) -> [&'static str; 2] {
+        [self.sum, self.count]
+    }
+
     pub(super) fn zero(self, session: &mut Session) -> Result<()> {
-        [self.sum, self.count].into_iter().try_for_each(|name| session.zero(name, &[1], DType::F32))
+        self.names().into_iter().try_for_each(|name| session.zero(name, &[1], DType::F32))
     }
 
     /// The mean over all rows so far; NaN where there is none. Waits for the device.
@@ -216,9 +220,8 @@ pub(super) fn zero_states(session: &mut Session, executable: &Executable) -> Res
     states(executable)?.iter().try_for_each(|(name, shape)| session.zero(name, shape, DType::F32))
 }
 
-/// Zeroes what a training program keeps besides parameters and states: the latch, the totals, the optimiser's slots.
+/// Zeroes what a training program keeps besides parameters and states: the latch, the optimiser's slots.
 pub(super) fn zero_slots(session: &mut Session, model_slots: &[(String, Vec<usize>)]) -> Result<()> {
     session.set(LATCH, &Tensor::scalar(0.0))?;
-    TRAIN.zero(session)?;
     model_slots.iter().try_for_each(|(name, shape)| session.zero(name, shape, DType::F32))
 }

@@ -188,6 +188,7 @@ impl Trainer {
         let slots = optimizer.slots(&model.model.parameters());
         let session = model.model.session()?;
         zero_slots(session, &slots)?;
+        TRAIN.zero(session)?;
         let executable = session.load(&graph, &train.capacity()?)?;
         zero_states(session, &executable)?;
         let validation = Self::validation(&mut model, valid_tokens, &options)?;

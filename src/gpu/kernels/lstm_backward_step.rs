@@ -12,7 +12,7 @@ use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, step_rows};
+use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, row_tile};
 use crate::scheduler::{Axis, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,7 +110,8 @@ impl LstmBackward {
         let peepholes = op.cell.peepholes.then(|| values.view(peepholes, 0)).transpose()?;
         let piece = |value: Option<usize>, p: usize| value.map(|v| values.view(v, p)).transpose();
         let axis = row_axis(values.shape(gates));
-        let (target, rows) = (&values.program.target, step_rows(values.program.capacity.sequences));
+        let target = &values.program.target;
+        let rows = row_tile(target, values.program.capacity.sequences);
         let mut constants = lstm_constants(op);
         let norm_constants = constants.clone();
         let finish = match step.outputs[at::DH0] {
@@ -124,7 +125,7 @@ impl LstmBackward {
             None => None,
         };
         let (kernels, block) = match broadcast(target) {
-            Broadcast::Memory => (&STEP, [8, 64]),
+            Broadcast::Memory => (&STEP, [rows, 64]),
             Broadcast::Subgroup => {
                 constants.push(("ROWS", rows as f32));
                 (&SUBGROUP, [rows, 4 * 32])

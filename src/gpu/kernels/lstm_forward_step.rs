@@ -13,7 +13,7 @@ use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, step_rows};
+use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, row_tile};
 use crate::scheduler::{Axis, Step};
 use std::collections::BTreeSet;
 
@@ -156,12 +156,12 @@ impl LstmForward {
         } else if projects {
             constants.push(("PROJECTS", 1.0));
         }
-        let rows = step_rows(values.program.capacity.sequences);
-        let (kernel, block) = match broadcast(&values.program.target) {
-            Broadcast::Memory => (&KERNEL, 8),
+        let block = row_tile(&values.program.target, values.program.capacity.sequences);
+        let kernel = match broadcast(&values.program.target) {
+            Broadcast::Memory => &KERNEL,
             Broadcast::Subgroup => {
-                constants.push(("ROWS", rows as f32));
-                (&SUBGROUP, rows)
+                constants.push(("ROWS", block as f32));
+                &SUBGROUP
             }
         };
         for p in 0..values.pieces(axis) {
