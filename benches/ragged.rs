@@ -119,11 +119,14 @@ fn main() -> Result<()> {
             }
             for padded in [false, true] {
                 let line = measure(&device, &lengths, &batches, padded, options.epochs)?;
-                println!("{}", serde_json::json!({
-                    "data": data, "device": device.label(), "batching": kind, "padded": padded,
-                    "seconds": line.0, "batches": batches.len(), "tokens": line.1.real,
-                    "real/computed": line.1.efficiency(), "real/padded": line.1.efficiency_padded(),
-                }));
+                println!(
+                    "{}",
+                    serde_json::json!({
+                        "data": data, "device": device.label(), "batching": kind, "padded": padded,
+                        "seconds": line.0, "batches": batches.len(), "tokens": line.1.real,
+                        "real/computed": line.1.efficiency(), "real/padded": line.1.efficiency_padded(),
+                    })
+                );
             }
         }
     }
@@ -146,10 +149,8 @@ fn measure(
         .collect::<Result<_>>()?;
     let most = |of: &dyn Fn(&Batch) -> usize| all.iter().map(|b| of(&b.0)).max().unwrap_or(1);
     let axis = |b: &Batch| b.axes().first().map_or((0, 0), |a| (a.steps(), a.rows()));
-    let capacity = Capacity {
-        sequences: most(&Batch::sequences),
-        axes: vec![(most(&|b| axis(b).0), most(&|b| axis(b).1))],
-    };
+    let capacity =
+        Capacity { sequences: most(&Batch::sequences), axes: vec![(most(&|b| axis(b).0), most(&|b| axis(b).1))] };
     let mut executable = session.load(&graph, &capacity)?;
     let mut cost = Cost::default();
     for (batch, ..) in &all {

@@ -260,4 +260,3 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         }
     }
 }
-

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&str; 8] = ["devices", "train", "generate", "summary", "run", "compare", "verify", "bench"];
+const SUBCOMMANDS: [&str; 9] = ["devices", "train", "generate", "summary", "run", "compare", "verify", "bench", "plan"];
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models");
 const CONFORMANCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/conformance");
 
 fn mnemon(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mnemon"));
-    ["MNEMON_DEVICE", "MNEMON_GPU_LIMITS", "MNEMON_THREADS", "MNEMON_LOG"].iter().for_each(|v| {
+    ["MNEMON_DEVICE", "MNEMON_GPU_LIMITS", "MNEMON_THREADS", "MNEMON_MEMORY", "MNEMON_LOG"].iter().for_each(|v| {
         command.env_remove(v);
     });
     command.env("RUST_BACKTRACE", "1").args(arguments).output().unwrap()
@@ -202,8 +202,10 @@ fn bench_prints_nothing_but_lines_of_results() {
         assert_eq!([text("version"), text("device")], [env!("CARGO_PKG_VERSION"), "cpu"]);
         assert!(text("adapter").starts_with("cpu"));
         let number = |key: &str| line[key].as_f64().unwrap();
-        assert!(["ms", "gflops", "min_ms", "first_ms"].iter().all(|k| number(k) > 0.0) && number("iters") >= 5.0);
-        assert_eq!(line.as_object().unwrap().len(), 11);
+        let positive = ["ms", "gflops", "min_ms", "first_ms", "memory_bytes"];
+        assert!(positive.iter().all(|k| number(k) > 0.0) && number("iters") >= 5.0);
+        assert_eq!(text("plan"), "everything is held at once");
+        assert_eq!(line.as_object().unwrap().len(), 13);
     }
 }
 
@@ -439,4 +441,46 @@ fn models_from_elsewhere_are_summarised_run_and_compared() {
     refused(&["compare", &at("average.keras"), &at("tagger.safetensors")], &[2], &["x: expected floats [3, T, 4]"]);
     refused(&["run", &at("average.keras"), "--input", &at("translate.safetensors")], &[2], &["expected the inputs"]);
     refused(&["summary", &at("cases.json")], &[1], &["cases.json", "whole safetensors"]);
+}
+
+#[test]
+fn plans_are_printed_and_budgets_that_cannot_be_kept_are_refused() {
+    let model = format!("{MODELS}/tagger.keras");
+    let whole = mnemon(&["plan", &model, "--device", "cpu", "--mode", "train", "--loss", "cross-entropy"]);
+    assert_eq!(code(&whole), 0, "{}", err(&whole));
+    for wanted in ["everything is held at once", "half of the host's memory", "lstm_backward", "arena 0", "live bytes"]
+    {
+        assert!(out(&whole).contains(wanted), "{wanted} in {}", out(&whole));
+    }
+    let long = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/long.json");
+    let plan = |memory: &str| {
+        mnemon(&["plan", "--configs", long, "--only", "long", "--mode", "train", "--memory", memory, "--device", "cpu"])
+    };
+    let parts = plan("256MiB");
+    assert!(code(&parts) == 0 && out(&parts).contains("gates are computed again every 320 steps"), "{}", out(&parts));
+    let refused_plan = plan("1MiB");
+    let needed = err(&refused_plan);
+    assert!(code(&refused_plan) == 1 && needed.contains("needs at least"), "{needed}");
+    // What the error names does.
+    let bytes = needed.split("needs at least ").nth(1).and_then(|t| t.split(' ').next()).unwrap().to_string();
+    assert_eq!(code(&plan(&bytes)), 0, "{bytes}");
+    refused(&["plan", &model, "--steps", "0"], &[2], &["--steps"]);
+    refused(&["plan", &model, "--memory", "much"], &[2], &["much"]);
+    refused(&["plan", "missing.keras"], &[1], &["missing.keras"]);
+    refused(&["plan", "--lengths", "3,4"], &[2], &["--lengths"]);
+    let ragged = mnemon(&["plan", &model, "--lengths", "9,3,5", "--device", "cpu", "--brief"]);
+    assert!(code(&ragged) == 0 && out(&ragged).contains("N 18"), "{} {}", out(&ragged), err(&ragged));
+}
+
+#[test]
+fn training_says_what_a_budget_does_not_hold() {
+    let folder = folder("budget");
+    let source = folder.join("a.txt");
+    std::fs::write(&source, "to be or not to be, that is the question. ".repeat(90)).unwrap();
+    let output = folder.join("m.safetensors");
+    let train = ["train", text(&source), "--steps", "2", "--output", text(&output), "--device", "cpu"];
+    refused(&[&train[..], &["--memory", "100KB"]].concat(), &[1], &["needs at least", "as asked"]);
+    assert!(!output.exists());
+    let trained = mnemon(&[&train[..], &["--memory", "64MiB"]].concat());
+    assert!(code(&trained) == 0 && err(&trained).contains("the device waited"), "{}", err(&trained));
 }

@@ -354,43 +354,46 @@ impl Run<'_> {
         let (buffer, offset) = self.places[target].ok_or_else(|| Error::internal("cpu: a move leads nowhere"))?;
         let whole = Place { buffer, offset, len: 0 };
         let mut taken = self.memory.take(&[Some(whole)]);
-        let result = taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
-            let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
-            match m.from {
-                Side::Zero => targets.for_each(|r| data[r].fill(0.0)),
-                Side::Input(at) => {
-                    let columns = self.inputs[at].len() / self.inputs[at].shape().first().copied().unwrap_or(1).max(1);
-                    let rows = part.rows(&self.program.values[self.program.inputs[at].1].shape)?;
-                    let mut to = targets.next().unwrap_or(0..0).start;
-                    for rows in rows {
-                        let n = rows.len() * columns;
-                        storage::store(self.inputs[at], rows.start * columns, &mut data[to..to + n])?;
-                        to += n;
+        let result =
+            taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
+                let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
+                match m.from {
+                    Side::Zero => targets.for_each(|r| data[r].fill(0.0)),
+                    Side::Input(at) => {
+                        let columns =
+                            self.inputs[at].len() / self.inputs[at].shape().first().copied().unwrap_or(1).max(1);
+                        let rows = part.rows(&self.program.values[self.program.inputs[at].1].shape)?;
+                        let mut to = targets.next().unwrap_or(0..0).start;
+                        for rows in rows {
+                            let n = rows.len() * columns;
+                            storage::store(self.inputs[at], rows.start * columns, &mut data[to..to + n])?;
+                            to += n;
+                        }
                     }
-                }
-                Side::Whole(source) | Side::Part(source) | Side::Slot(source) => {
-                    let (from, start) = self.places[source].ok_or_else(|| Error::internal("cpu: a move from nowhere"))?;
-                    let ranges = self.ranges(m.from, part)?.into_iter();
-                    let place = |r: Range<usize>| Place { buffer: from, offset: start + r.start, len: r.len() };
-                    let mut sources = ranges.map(|r| self.memory.read(place(r)));
-                    let mut values: &[f32] = &[];
-                    for range in targets {
-                        let mut target = &mut data[range];
-                        while !target.is_empty() {
-                            if values.is_empty() {
-                                let short = || Err(Error::internal("cpu: a move has too few values"));
-                                values = sources.next().unwrap_or_else(short)?;
+                    Side::Whole(source) | Side::Part(source) | Side::Slot(source) => {
+                        let (from, start) =
+                            self.places[source].ok_or_else(|| Error::internal("cpu: a move from nowhere"))?;
+                        let ranges = self.ranges(m.from, part)?.into_iter();
+                        let place = |r: Range<usize>| Place { buffer: from, offset: start + r.start, len: r.len() };
+                        let mut sources = ranges.map(|r| self.memory.read(place(r)));
+                        let mut values: &[f32] = &[];
+                        for range in targets {
+                            let mut target = &mut data[range];
+                            while !target.is_empty() {
+                                if values.is_empty() {
+                                    let short = || Err(Error::internal("cpu: a move has too few values"));
+                                    values = sources.next().unwrap_or_else(short)?;
+                                }
+                                let n = target.len().min(values.len());
+                                let (now, later) = std::mem::take(&mut target).split_at_mut(n);
+                                now.copy_from_slice(&values[..n]);
+                                (target, values) = (later, &values[n..]);
                             }
-                            let n = target.len().min(values.len());
-                            let (now, later) = std::mem::take(&mut target).split_at_mut(n);
-                            now.copy_from_slice(&values[..n]);
-                            (target, values) = (later, &values[n..]);
                         }
                     }
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
         self.memory.put(taken);
         result
     }

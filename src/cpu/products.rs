@@ -83,7 +83,12 @@ pub(super) fn weight_gradient(call: &mut Call<'_>) -> Result<()> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (stride, inputs) = (call.operand(0)?.columns(), call.operand(1)?.columns());
     let (chunks, out) = (call.chunks(0)?, call.output(0)?);
-    accumulate(&Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
+    accumulate(
+        &Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs },
+        &chunks,
+        &mut call.packs[0],
+        begin(out, call.continues),
+    );
     Ok(())
 }
 
@@ -102,12 +107,22 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
         LstmPart::InputWeights => {
             let inputs = call.operand(1)?.columns();
             let b = rows_of(call.input(1)?, inputs);
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
+            accumulate(
+                &Operands { a, stride, first, b: &b, inputs },
+                &chunks,
+                &mut call.packs[0],
+                begin(out, call.continues),
+            );
         }
         LstmPart::Projection => {
             let inputs = columns(1)?;
             let b: Vec<&[f32]> = own_rows(call.input(1)?, d, directions, inputs).collect();
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
+            accumulate(
+                &Operands { a, stride, first, b: &b, inputs },
+                &chunks,
+                &mut call.packs[0],
+                begin(out, call.continues),
+            );
         }
         LstmPart::RecurrentWeights => {
             let inputs = columns(1)?;
@@ -119,7 +134,12 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             if let Some(masked) = &masked {
                 b = rows_of(masked, inputs);
             }
-            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], begin(out, call.continues));
+            accumulate(
+                &Operands { a, stride, first, b: &b, inputs },
+                &chunks,
+                &mut call.packs[0],
+                begin(out, call.continues),
+            );
         }
         LstmPart::Peepholes => {
             let hidden = columns(1)?;
@@ -127,7 +147,12 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             let cells = call.input(1)?;
             let states = States { axis, of: cells, initial: call.maybe_input(2)?, columns: hidden, zero: &zero };
             let now: Vec<&[f32]> = own_rows(cells, d, directions, hidden).collect();
-            peepholes(&Operands { a, stride, first, b: &now, inputs: hidden }, &states.before(d, op), &chunks, begin(out, call.continues));
+            peepholes(
+                &Operands { a, stride, first, b: &now, inputs: hidden },
+                &states.before(d, op),
+                &chunks,
+                begin(out, call.continues),
+            );
         }
     }
     Ok(())

@@ -196,13 +196,13 @@ impl Session {
             options.budget = Some(self.budget.bytes.saturating_sub(others));
         }
         loop {
-            let program = compile(graph, target, &options).map_err(|e| e.within(&self.budget))?;
+            let program = compile(graph, target, &options).map_err(|e| e.within(self.budget))?;
             let (measures, planned) = (program.measures, program.memory().bytes());
             let refused = match self.load_program(program) {
                 Err(e) if e.kind() == ErrorKind::Memory && chooses => e,
                 other => {
                     if measures != Measures::default() {
-                        log::info!("{}: {measures}", self.budget);
+                        log::warn!("{}: {measures}", self.budget);
                     }
                     return other;
                 }
@@ -289,7 +289,11 @@ impl Session {
             (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
             #[cfg(feature = "gpu")]
             (Backend::Gpu(b), Prepared::Gpu(p)) => {
-                b.run(p, batch, &ordered)?;
+                let mut next = b.run(p, batch, &ordered, 0)?;
+                while let Some(stage) = next {
+                    b.context().block(None)?;
+                    next = b.run(p, batch, &ordered, stage)?;
+                }
                 // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
                 while let Some(oldest) = b.crowded() {
                     b.context().block(Some(oldest))?;

@@ -27,6 +27,8 @@ pub struct Buffers {
     device: wgpu::Device,
     made: AtomicU64,
     meter: Meter,
+    /// Of buffers in the host's memory that no kernel sees.
+    host: Meter,
     pipelines: AtomicU64,
     bind_groups: AtomicU64,
 }
@@ -42,16 +44,32 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 impl Buffers {
     pub(super) fn new(device: wgpu::Device) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { device, made: zero(), meter: Meter::default(), pipelines: zero(), bind_groups: zero() }
+        Self {
+            device,
+            made: zero(),
+            meter: Meter::default(),
+            host: Meter::default(),
+            pipelines: zero(),
+            bind_groups: zero(),
+        }
     }
 
     /// A buffer of `bytes` (rounded up to four), or an error where the device refuses it.
     pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
+        self.counted(label, bytes, usage, &self.meter)
+    }
+
+    /// A buffer in the host's memory, that a device writes and the host reads.
+    pub(super) fn on_host(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        self.counted(label, bytes, U::MAP_READ | U::COPY_DST, &self.host)
+    }
+
+    fn counted(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, meter: &Meter) -> Result<Buffer> {
         let size = bytes.max(4).next_multiple_of(4);
-        let refuse = |why: &str| {
-            Error::memory(format!("device: a buffer of {size} bytes for `{label}` was refused: {why}"))
-        };
-        let claim = self.meter.claim(size).ok_or_else(|| refuse("beyond the limit"))?;
+        let refuse =
+            |why: &str| Error::memory(format!("device: a buffer of {size} bytes for `{label}` was refused: {why}"));
+        let claim = meter.claim(size).ok_or_else(|| refuse("beyond the limit"))?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };

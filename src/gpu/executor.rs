@@ -3,6 +3,7 @@
 use super::adapter::Context;
 use super::buffer::Buffer;
 use super::kernels::{self, Runner};
+use super::offload::Offloaded;
 use super::pipeline::Pipelines;
 use super::reading::{Reading, Staging};
 use super::record::{Recorder, View};
@@ -10,8 +11,8 @@ use super::upload::{Indices, take_rows};
 use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::program::Storage;
 use crate::scheduler::footprint::NOTHING;
+use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::{PARAMETER_SLOTS, RUN_SCALARS, row_axis};
 use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
 use std::cell::RefCell;
@@ -53,6 +54,7 @@ pub struct Prepared {
     uploaded_table: RefCell<Vec<u32>>,
     /// Of each stage.
     indices: Vec<Indices>,
+    offloaded: Offloaded,
     last: Option<Batch>,
 }
 
@@ -73,7 +75,8 @@ impl Gpu {
     pub fn new(context: Arc<Context>) -> Result<Self> {
         let nothing = [context.buffers.storage("nothing", NOTHING)?, context.buffers.storage("nothing", NOTHING)?];
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = context.buffers.create("params", PARAMETER_SLOTS as u64 * context.target().limits.uniform, uniform)?;
+        let params =
+            context.buffers.create("params", PARAMETER_SLOTS as u64 * context.target().limits.uniform, uniform)?;
         Ok(Self {
             context,
             staging: Arc::default(),
@@ -155,15 +158,14 @@ impl Gpu {
         };
         let mut prepare = |action: &Action| match action {
             Action::Move(_) => Ok(None),
-            Action::Step(step) => {
-                prepare_step(&mut preparer, step).map(Some).map_err(|e| e.within(step.op.name()))
-            }
+            Action::Step(step) => prepare_step(&mut preparer, step).map(Some).map_err(|e| e.within(step.op.name())),
         };
         let stages: Result<Vec<Vec<_>>> =
             program.stages.iter().map(|stage| stage.body.iter().map(&mut prepare).collect()).collect();
         let stages = stages?;
         Ok(Prepared {
             indices: program.stages.iter().map(|stage| Indices::of(program, stage)).collect::<Result<_>>()?,
+            offloaded: Offloaded::of(program, &self.context.buffers)?,
             program: Arc::clone(program),
             values,
             stages,
@@ -191,14 +193,31 @@ impl Gpu {
         Ok(Values { program: Arc::clone(program), arenas, persistent, axis_rows })
     }
 
-    /// Uploads what the run needs, records it and submits it.
-    pub fn run(&mut self, prepared: &mut Prepared, batch: &Batch, inputs: &[&Tensor]) -> Result<()> {
+    /// Uploads what the run needs, records it and submits it, from stage number `first` on. Gives the number of a stage
+    /// that needs what the device has not written yet: the caller waits for the device and goes on from there.
+    pub fn run(
+        &mut self,
+        prepared: &mut Prepared,
+        batch: &Batch,
+        inputs: &[&Tensor],
+        first: usize,
+    ) -> Result<Option<usize>> {
         self.context.check()?;
         let program = Arc::clone(&prepared.program);
-        self.upload(prepared, batch, inputs)?;
+        if first == 0 {
+            self.upload(prepared, batch, inputs)?;
+            prepared.offloaded.clear();
+        } else {
+            prepared.offloaded.take()?;
+        }
         let versions: BTreeMap<&str, u64> = self.persistent.iter().map(|(n, p)| (n.as_str(), p.version)).collect();
         let mut recorder = Recorder::new(&self.context, &self.params);
-        for (at, stage) in program.stages.iter().enumerate() {
+        for (at, stage) in program.stages.iter().enumerate().skip(first) {
+            if prepared.offloaded.awaited(stage) {
+                recorder.submit()?;
+                prepared.offloaded.begin();
+                return Ok(Some(at));
+            }
             stage.for_parts(batch, |part| {
                 let mut recording = Recording { prepared, versions: &versions, inputs, part, out: &mut recorder };
                 recording.part(at, stage)
@@ -220,7 +239,7 @@ impl Gpu {
             }
         }
         prepared.last = Some(batch.clone());
-        Ok(())
+        Ok(None)
     }
 
     /// Uploads the inputs that are held whole, and the run's scalars.
@@ -316,9 +335,18 @@ impl<'a> Recording<'a, '_> {
             }
         }
         for action in &stage.body {
-            let Action::Move(Move { from: Side::Input(input), to }) = action else { continue };
-            let rows = self.part.rows(&program.values[program.inputs[*input].1].shape)?;
-            let bytes = take_rows(self.inputs[*input], &rows)?;
+            let Action::Move(Move { from, to }) = action else { continue };
+            let bytes = match from {
+                Side::Input(input) => {
+                    let rows = self.part.rows(&program.values[program.inputs[*input].1].shape)?;
+                    take_rows(self.inputs[*input], &rows)?
+                }
+                Side::Slot(value) => match prepared.offloaded.bytes(*value, self.part) {
+                    Some(bytes) => bytes.to_vec(),
+                    None => continue,
+                },
+                _ => continue,
+            };
             for view in prepared.values.side(*to, self.part)? {
                 queue.write_buffer(&view.buffer, view.offset, &bytes[..view.bytes as usize]);
             }
@@ -342,10 +370,17 @@ impl<'a> Recording<'a, '_> {
     }
 
     fn transfer(&mut self, m: &Move) -> Result<()> {
-        if matches!(m.from, Side::Input(_)) {
+        let offloaded = |side: Side| match side {
+            Side::Slot(value) => self.prepared.offloaded.slot(value, self.part),
+            _ => None,
+        };
+        if matches!(m.from, Side::Input(_)) || offloaded(m.from).is_some() {
             return Ok(()); // uploaded when the part began
         }
-        let to = self.prepared.values.side(m.to, self.part)?;
+        let to = match offloaded(m.to) {
+            Some(view) => vec![view],
+            None => self.prepared.values.side(m.to, self.part)?,
+        };
         if m.from == Side::Zero {
             to.into_iter().for_each(|view| self.out.clear(view));
             return Ok(());
@@ -353,7 +388,8 @@ impl<'a> Recording<'a, '_> {
         // One of the two is in one range.
         let from = self.prepared.values.side(m.from, self.part)?;
         let (mut read, mut written) = (0, 0);
-        let cut = |view: &View, at: u64, bytes: u64| View { buffer: view.buffer.clone(), offset: view.offset + at, bytes };
+        let cut =
+            |view: &View, at: u64, bytes: u64| View { buffer: view.buffer.clone(), offset: view.offset + at, bytes };
         if let [whole] = to.as_slice() {
             for view in from {
                 self.out.copy(view.clone(), cut(whole, written, view.bytes));

@@ -8,6 +8,7 @@ mod adapter;
 mod buffer;
 mod executor;
 mod kernels;
+mod offload;
 mod pipeline;
 mod reading;
 mod record;

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::scheduler::strategy::PARAMETER_SLOTS;
 use std::sync::Arc;
 
-
 /// A part of a buffer.
 #[derive(Debug, Clone)]
 pub(super) struct View {

@@ -4,11 +4,11 @@ use super::adapter::Context;
 use super::buffer::Buffer;
 use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::record::{Launch, View};
-use crate::scheduler::table::Layout;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Shape};
 use crate::scheduler::stage::Part;
 use crate::scheduler::strategy::row_axis;
+use crate::scheduler::table::Layout;
 use crate::scheduler::{Axis, Batch, Program, Side};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -233,4 +233,3 @@ impl Run<'_> {
         (0..rows.div_ceil(piece)).map(move |p| (p, p * piece, ((p + 1) * piece).min(rows)))
     }
 }
-

@@ -2,7 +2,7 @@
 
 use super::{GraphOptions, Input, Layer, Network};
 use crate::device::{Device, Executable, Session};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Graph, Value};
 use crate::params::{ParameterSpec, Tensor};
 use serde::{Deserialize, Serialize};
@@ -127,17 +127,27 @@ impl Sequential {
         self.built.as_mut().map(|b| &mut b.session).ok_or_else(not_built)
     }
 
-    /// The session, and the program kept under `key`, which `graph` makes where there is none.
+    /// The session, and the program kept under `key`, which `make` makes where there is none; where memory does not hold it
+    /// beside the others, without them.
     pub(crate) fn program(
         &mut self,
         key: &str,
-        make: impl FnOnce(&mut Self) -> Result<Executable>,
+        make: impl Fn(&mut Self) -> Result<Executable>,
     ) -> Result<(&mut Session, &mut Executable)> {
         let kept = |s: &Self| s.built.as_ref().and_then(|b| b.programs.iter().position(|p| p.0 == key));
         let at = match kept(self) {
             Some(at) => at,
             None => {
-                let executable = make(self)?;
+                let executable = match make(self) {
+                    Err(e)
+                        if e.kind() == ErrorKind::Memory
+                            && self.built.as_ref().is_some_and(|b| !b.programs.is_empty()) =>
+                    {
+                        self.built.as_mut().ok_or_else(not_built)?.programs.clear();
+                        make(self)?
+                    }
+                    made => made?,
+                };
                 let programs = &mut self.built.as_mut().ok_or_else(not_built)?.programs;
                 if programs.len() >= PROGRAMS {
                     programs.remove(0);

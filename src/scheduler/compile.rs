@@ -24,7 +24,7 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
     let whole = compiler.finish(options, Measures::default());
     let Some(budget) = options.budget.filter(|_| target.executor != Executor::Reference) else { return whole };
     let mut least: Option<Program> = None;
-    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity)) {
+    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity, target.executor)) {
         // What a device cannot bind whole it may bind in parts.
         let Ok(program) = compiler.finish(options, measures) else { continue };
         if program.memory().bytes() <= budget {
@@ -85,6 +85,7 @@ impl<'a> Compiler<'a> {
             first: usize::MAX,
             last: 0,
             cut: None,
+            offloaded: false,
         });
         let at = self.values.len() - 1;
         self.at[value.index()] = Some(at);
@@ -208,21 +209,30 @@ impl<'a> Compiler<'a> {
 
     /// The program under `measures`.
     fn finish(&self, options: &CompileOptions, measures: Measures) -> Result<Program> {
+        if measures.offload && self.target.executor != Executor::Gpu {
+            return Err(Error::unsupported("memory: only a device with memory of its own can offload to the host's"));
+        }
         let draft = self.draft();
         let (values, stages) = match measures.cut() {
             None => {
                 let body = draft.steps.iter().cloned().map(Action::Step).collect();
                 (draft.values.clone(), vec![Stage { body, ..Stage::default() }])
             }
-            Some((parts, keep)) => cut(&draft, parts, keep, self.capacity)
+            Some((parts, keep)) => cut(&draft, parts, (keep, measures.offload), self.capacity)
                 .ok_or_else(|| Error::unsupported("memory: the program has operations that cannot run in parts"))?,
         };
         let mut plan = Plan { target: self.target, capacity: self.capacity, values, stages };
         plan.check_updates()?;
         plan.workspaces();
         plan.lifetimes(&draft);
-        let placement =
-            memory::place(&plan.values, &plan.stages, self.capacity, &self.target, options.fresh, measures.cut().is_some())?;
+        let placement = memory::place(
+            &plan.values,
+            &plan.stages,
+            self.capacity,
+            &self.target,
+            options.fresh,
+            measures.cut().is_some(),
+        )?;
         let named = |kind: Kind| {
             let all = self.graph.values().iter().zip(&self.at);
             all.filter(move |(v, _)| v.kind == kind).filter_map(|(v, at)| Some((v.name.clone(), (*at)?)))
@@ -265,7 +275,9 @@ impl Plan<'_> {
             if let Some(&v) = read {
                 return Err(Error::unsupported(format!("memory: `{}` would change too early", self.values[v].name)));
             }
-            let written = step.outputs.iter().flatten().filter(|&&v| self.values[v].storage != Storage::Own);
+            // A view of a persistent value shares its storage too and changes nothing.
+            let changes = matches!(step.op, Op::Elementwise { .. });
+            let written = step.outputs.iter().flatten().filter(|&&v| changes && self.values[v].storage != Storage::Own);
             let roots = written.map(|&v| root(&self.values, v));
             changed.extend(roots.filter(|&r| self.values[r].storage == Storage::Persistent).collect::<Vec<_>>());
         }
@@ -278,7 +290,8 @@ impl Plan<'_> {
             for action in &mut stage.body {
                 let Action::Step(step) = action else { continue };
                 let capacity = stage.cut.map_or_else(|| self.capacity.clone(), |cut| cut.capacity(self.capacity));
-                let shapes: Vec<Option<&Shape>> = step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
+                let shapes: Vec<Option<&Shape>> =
+                    step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
                 let len = |s: &Shape| capacity.resolve(s).map_or(0, |s| s.iter().product());
                 for (at, need) in strategy::workspace(&step.op, &self.target, &shapes, &len).into_iter().enumerate() {
                     let kept = !need.packs.is_empty();
@@ -315,7 +328,8 @@ impl Plan<'_> {
         for stage in &self.stages {
             let capacity = stage.cut.map_or_else(|| self.capacity.clone(), |cut| cut.capacity(self.capacity));
             for step in stage.steps() {
-                let shapes: Vec<Option<&Shape>> = step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
+                let shapes: Vec<Option<&Shape>> =
+                    step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
                 all[step.number] = strategy::packs(&step.op, &self.target, &shapes, &capacity)?;
             }
         }
@@ -382,7 +396,8 @@ impl Plan<'_> {
                 }
             }
         }
-        let whole: Vec<usize> = draft.inputs.iter().copied().filter(|&v| self.values[root(&self.values, v)].first != usize::MAX).collect();
+        let whole: Vec<usize> =
+            draft.inputs.iter().copied().filter(|&v| self.values[root(&self.values, v)].first != usize::MAX).collect();
         whole.into_iter().for_each(|v| self.touch(v, 0, 0));
         draft.ends.iter().for_each(|&v| self.touch(v, at, at));
         self.values.iter_mut().for_each(|v| v.last = v.last.min(at));
@@ -446,4 +461,3 @@ fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
     }
     all
 }
-

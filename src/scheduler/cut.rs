@@ -4,10 +4,10 @@
 //! part to the first, their gradients. What a later stage needs of an earlier one is either stored whole or computed
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
-use super::program::{ProgramValue, Step, Storage, root};
-use super::stage::{Action, Cut, Move, Side, Stage};
 use super::batch::Capacity;
 use super::measures::Keep;
+use super::program::{ProgramValue, Step, Storage, root};
+use super::stage::{Action, Cut, Move, Side, Stage};
 use crate::config::Direction;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{Dim, Gather, LstmPart, Op, Shape, Symbol};
@@ -42,9 +42,14 @@ fn on_batch(shape: &Shape) -> bool {
 }
 
 /// The stages of `draft` under `cut`, with the values that they need; nothing where it has a part that cannot be cut.
-pub(super) fn cut(draft: &Draft, cut: Cut, keep: Keep, capacity: &Capacity) -> Option<(Vec<ProgramValue>, Vec<Stage>)> {
+pub(super) fn cut(
+    draft: &Draft,
+    cut: Cut,
+    (keep, offload): (Keep, bool),
+    capacity: &Capacity,
+) -> Option<(Vec<ProgramValue>, Vec<Stage>)> {
     let plan = Plan::new(draft, cut)?;
-    Some(plan.stages(draft, cut, keep, capacity))
+    Some(plan.stages(draft, cut, (keep, offload), capacity))
 }
 
 /// Which stage each step belongs to.
@@ -82,7 +87,9 @@ impl Plan {
             let mut own = step.inputs.iter().flatten().map(|&v| at[v]).max().unwrap_or(0);
             let on_rows = all().any(|&v| row(v));
             if on_rows {
-                if cut.cuts_time() && !cuts_time(&step.op) {
+                // A table with a row a sequence is read by numbers that count all sequences.
+                let table = step.inputs.first().copied().flatten().filter(|_| matches!(step.op, Op::Embedding));
+                if (cut.cuts_time() && !cuts_time(&step.op)) || table.is_some_and(|t| on_batch(&values[t].shape)) {
                     return None;
                 }
                 match step.op {
@@ -114,7 +121,7 @@ impl Plan {
         &self,
         draft: &Draft,
         cut: Cut,
-        keep: Keep,
+        (keep, offload): (Keep, bool),
         capacity: &Capacity,
     ) -> (Vec<ProgramValue>, Vec<Stage>) {
         let contents: Vec<Contents> = (0..self.stages).map(|s| self.contents(draft, s, keep)).collect();
@@ -127,6 +134,7 @@ impl Plan {
             draft,
             plan: self,
             cut,
+            offload,
             slots: cut.slots(capacity),
             sequences: cut.capacity(capacity).sequences,
             values: draft.values.clone(),
@@ -184,6 +192,8 @@ struct Writer<'a> {
     draft: &'a Draft,
     plan: &'a Plan,
     cut: Cut,
+    /// Whether the states between parts wait in the host's memory.
+    offload: bool,
     slots: usize,
     /// Sequences of the largest part.
     sequences: usize,
@@ -202,7 +212,7 @@ struct Writer<'a> {
 struct Open {
     stage: Stage,
     twins: BTreeMap<usize, usize>,
-    /// Inputs' rows come first: a device may have them before it begins the part.
+    /// What comes from the host is first: a device may have it before it begins the part.
     loads: Vec<Action>,
     /// What the stage reads, by the program's values.
     reads: BTreeSet<usize>,
@@ -350,16 +360,20 @@ impl Writer<'_> {
                     let shape = self.values[border].shape.clone();
                     let shape = Shape(vec![Dim::Symbol(Symbol::Batch), shape.0[2].clone()]);
                     let value = self.new_value(format!("{} (restored)", self.values[border].name), shape, true, None);
-                    open.stage.body.push(Action::Move(Move { from: Side::Slot(border), to: Side::Whole(value) }));
+                    let restores = Action::Move(Move { from: Side::Slot(border), to: Side::Whole(value) });
+                    if self.offload {
+                        open.loads.push(restores)
+                    } else {
+                        open.stage.body.push(restores)
+                    }
                     value
                 });
                 open.states.insert(n, begins);
                 let [h, c] = begins;
-                vec![State { input: forward::H0, value: h, output: None }, State {
-                    input: forward::C0,
-                    value: c,
-                    output: None,
-                }]
+                vec![
+                    State { input: forward::H0, value: h, output: None },
+                    State { input: forward::C0, value: c, output: None },
+                ]
             }
             Op::LstmBackward(_) => {
                 let mut states: Vec<State> = [(backward::DH_N, backward::DH0), (backward::DC_N, backward::DC0)]
@@ -424,7 +438,9 @@ impl Writer<'_> {
     fn border(&mut self, state: usize) -> usize {
         let width = self.values[state].shape.columns().unwrap_or(0);
         let shape = Shape::from([self.slots, self.sequences, width]);
-        self.new_value(format!("{} (each part)", self.values[state].name), shape, false, None)
+        let border = self.new_value(format!("{} (each part)", self.values[state].name), shape, false, None);
+        self.values[border].offloaded = self.offload;
+        border
     }
 }
 

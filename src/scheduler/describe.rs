@@ -42,6 +42,9 @@ impl Program {
         .map(|(bytes, what)| format!("{} {what}", amount(bytes)))
         .collect();
         let _ = writeln!(text, "memory    {}: {}", amount(memory.bytes()), parts.join(", "));
+        if memory.offloaded > 0 {
+            let _ = writeln!(text, "host      {} states between segments", amount(memory.offloaded));
+        }
         let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
         let _ = writeln!(text, "measures  {}{bits}", self.measures);
         text
@@ -164,11 +167,13 @@ impl Program {
         for (at, value) in self.values.iter().enumerate() {
             let place = match (value.storage, self.placement.places.get(&at)) {
                 (Storage::Persistent, _) => "kept by the session".to_string(),
+                _ if value.offloaded => "in the host's memory".to_string(),
                 (Storage::Of(other), _) if self.has_place(other) => {
                     format!("in the place of {}", self.values[other].name)
                 }
                 (Storage::Own, Some(p)) => {
-                    let pieces: Vec<String> = p.pieces.iter().map(|(a, offset)| format!("arena {a} at {offset}")).collect();
+                    let pieces: Vec<String> =
+                        p.pieces.iter().map(|(a, offset)| format!("arena {a} at {offset}")).collect();
                     format!("{}, actions {} to {}", pieces.join(" and "), value.first, value.last)
                 }
                 _ => continue,

@@ -24,10 +24,12 @@ pub struct Memory {
     pub tables: u64,
     /// Values on their way from a GPU to the host.
     pub staging: u64,
+    /// States of segments in the host's memory, which is not the device's and not counted with it.
+    pub offloaded: u64,
 }
 
 impl Memory {
-    /// All of it.
+    /// All that is on the device.
     pub fn bytes(&self) -> u64 {
         self.arenas + self.persistent + self.packs + self.tables + self.staging
     }
@@ -50,7 +52,8 @@ impl Program {
         }
         let parameters = PARAMETER_SLOTS as u64 * self.target.limits.uniform;
         let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 2 * NOTHING;
-        Memory { arenas, persistent, packs, tables, staging: self.staging() }
+        let offloaded = self.values.iter().filter(|v| v.offloaded).map(bytes).sum();
+        Memory { arenas, persistent, packs, tables, staging: self.staging(), offloaded }
     }
 
     /// Bytes of its largest output.

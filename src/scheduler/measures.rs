@@ -2,6 +2,7 @@
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::stage::Cut;
+use super::strategy::Executor;
 
 /// What a cut program stores whole for the stages that come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Measures {
     pub segments: Option<(Keep, usize)>,
     /// Sequences of a part, where not all.
     pub sequences: Option<usize>,
+    /// Whether the states between segments wait in the host's memory, away from the device.
+    pub offload: bool,
 }
 
 impl Measures {
@@ -48,9 +51,11 @@ impl std::fmt::Display for Measures {
             None => {}
         }
         if let Some(sequences) = self.sequences {
-            parts.push(format!(
-                "micro-batches of {sequences} sequences, whose gradients are added up in another order"
-            ));
+            parts
+                .push(format!("micro-batches of {sequences} sequences, whose gradients are added up in another order"));
+        }
+        if self.offload {
+            parts.push("states wait in the host's memory".to_string());
         }
         if parts.is_empty() {
             parts.push("everything is held at once".to_string());
@@ -59,8 +64,9 @@ impl std::fmt::Display for Measures {
     }
 }
 
-/// Measures by how much they cost: gates again, segments again, micro-batches.
-pub(super) fn all(capacity: &Capacity) -> Vec<Measures> {
+/// Measures by how much they cost: gates again, segments again, micro-batches, and on a device with memory of its own the
+/// host's.
+pub(super) fn all(capacity: &Capacity, executor: Executor) -> Vec<Measures> {
     let longest = capacity.axes.first().map_or(0, |a| a.0);
     // Near √T, where what is kept for all segments and what one holds are about as much; then less.
     let mut steps = vec![((longest as f64).sqrt() as usize).next_multiple_of(GRADIENT_CHUNK)];
@@ -72,13 +78,22 @@ pub(super) fn all(capacity: &Capacity) -> Vec<Measures> {
     steps.retain(|&k| k < longest);
     let mut all = Vec::new();
     for keep in [Keep::Outputs, Keep::Nothing] {
-        all.extend(steps.iter().map(|&k| Measures { segments: Some((keep, k)), sequences: None }));
+        all.extend(steps.iter().map(|&k| Measures { segments: Some((keep, k)), ..Measures::default() }));
     }
     let mut sequences = capacity.sequences;
     while sequences > 1 {
         sequences = sequences.div_ceil(2);
         let segments = steps.iter().map(|&k| Some((Keep::Nothing, k)));
-        all.extend(std::iter::once(None).chain(segments).map(|segments| Measures { segments, sequences: Some(sequences) }));
+        all.extend(std::iter::once(None).chain(segments).map(|segments| Measures {
+            segments,
+            sequences: Some(sequences),
+            offload: false,
+        }));
+    }
+    if executor == Executor::Gpu {
+        let segments = |m: &&Measures| matches!(m.segments, Some((Keep::Nothing, _)));
+        let offloaded: Vec<Measures> = all.iter().filter(segments).map(|&m| Measures { offload: true, ..m }).collect();
+        all.extend(offloaded);
     }
     all
 }

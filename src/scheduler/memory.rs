@@ -85,14 +85,17 @@ pub(super) fn place(
         if let std::collections::btree_map::Entry::Vacant(entry) = axis_rows.entry(axis) {
             let rows = piece_rows(values, capacity, target, axis)?;
             if whole && rows != usize::MAX {
-                return Err(Error::memory(format!("memory: a part exceeds the {} bytes of a binding", target.limits.binding)));
+                return Err(Error::memory(format!(
+                    "memory: a part exceeds the {} bytes of a binding",
+                    target.limits.binding
+                )));
             }
             entry.insert(rows);
         }
     }
     let mut items = Vec::new();
     for (at, value) in values.iter().enumerate() {
-        if value.storage != Storage::Own || value.first == usize::MAX {
+        if value.storage != Storage::Own || value.first == usize::MAX || value.offloaded {
             continue;
         }
         let sizes = value.sizes(capacity)?;

@@ -18,9 +18,9 @@ pub mod strategy;
 pub mod table;
 
 pub use batch::{Axis, Batch, Capacity};
-pub use gather::{NOWHERE, sources};
 pub use compile::compile;
 pub use footprint::{Memory, Meter, amount};
+pub use gather::{NOWHERE, sources};
 pub use measures::{Keep, Measures};
 pub use memory::{Place, Placement};
 pub use program::{CompileOptions, Program, ProgramValue, ScalarSource, Step};

@@ -39,13 +39,15 @@ pub struct ProgramValue {
     pub last: usize,
     /// The parts that it exists for; none where it holds everything.
     pub cut: Option<Cut>,
+    /// Whether it waits in the host's memory, away from the device.
+    pub offloaded: bool,
 }
 
 impl ProgramValue {
     /// Floats with storage of their own, which nothing touches yet.
     pub(super) fn own(name: String, shape: Shape) -> Self {
         let (dtype, layout, storage) = (DType::F32, Layout::Rows, Storage::Own);
-        Self { name, shape, dtype, layout, storage, first: usize::MAX, last: 0, cut: None }
+        Self { name, shape, dtype, layout, storage, first: usize::MAX, last: 0, cut: None, offloaded: false }
     }
 
     /// The sizes of the largest batch that it holds values of, where the program's is `whole`.

@@ -126,7 +126,8 @@ pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Cap
         Op::Lstm(lstm) => {
             let d = lstm.directions();
             let at = |parameter| size(forward::parameter(0, parameter));
-            let ((four_h, r), (_, i), (r2, h)) = (at(Parameter::WeightHh), at(Parameter::WeightIh), at(Parameter::WeightHr));
+            let ((four_h, r), (_, i), (r2, h)) =
+                (at(Parameter::WeightHh), at(Parameter::WeightIh), at(Parameter::WeightHr));
             let ih = if i > 0 { packed(i, d * four_h) } else { 0 };
             let (ih, hh) = both(d, ih, packed(r, four_h));
             let (_, hr) = both(d, 0, if h > 0 { packed(h, r2) } else { 0 });
@@ -145,7 +146,8 @@ pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Cap
         Op::LstmInputGradient { directions } if inputs.len() > 1 => vec![packed(directions * size(1).0, size(1).1)],
         Op::WeightGradient
         | Op::LstmWeightGradient {
-            part: LstmPart::InputWeights | LstmPart::RecurrentWeights | LstmPart::Projection, ..
+            part: LstmPart::InputWeights | LstmPart::RecurrentWeights | LstmPart::Projection,
+            ..
         } => {
             let columns = match op {
                 Op::LstmWeightGradient { part: LstmPart::InputWeights, .. } | Op::WeightGradient => size(1).1,

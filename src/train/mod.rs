@@ -17,8 +17,8 @@ mod save;
 mod step;
 mod trainer;
 
-pub use fit::{Epoch, Fit, History};
 pub use crate::scheduler::{Batching, Cost};
+pub use fit::{Epoch, Fit, History};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
 pub use model::{Model, Named};

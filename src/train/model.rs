@@ -8,7 +8,7 @@ use super::pack::{Given, Packed, check_inputs, pack};
 use super::save::check_shape;
 use super::step::zero_states;
 use crate::device::{Device, Executable, Session};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Dim, Graph, Symbol, Value};
 use crate::nn::{Direction, GraphOptions, Input, Layer, Network, Signal};
 use crate::params::{DType, ParameterSpec, Tensor};
@@ -77,11 +77,22 @@ impl Model {
         let at = match self.programs.iter().position(|p| p.0 == key) {
             Some(at) => at,
             None => {
-                let executable = make(&mut self.session)?;
+                let executable = self.load(make)?;
                 self.keep_program(key.to_string(), executable)
             }
         };
         Ok((&mut self.session, &mut self.programs[at].1))
+    }
+
+    /// A new program; where memory does not hold it beside the others, without them.
+    fn load(&mut self, make: Make<'_>) -> Result<Executable> {
+        match make(&mut self.session) {
+            Err(e) if e.kind() == ErrorKind::Memory && !self.programs.is_empty() => {
+                self.programs.clear();
+                make(&mut self.session)
+            }
+            made => made,
+        }
     }
 
     /// The number of the one output called `name`.
@@ -272,7 +283,7 @@ impl Model {
             return Ok(at);
         }
         let graph = self.graph(task)?;
-        let executable = self.session.load(&graph, &capacity)?;
+        let executable = self.load(&|session| session.load(&graph, &capacity))?;
         Ok(self.keep_program(key, executable))
     }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::Scope;
+use std::thread::{Builder, Scope};
 use std::time::{Duration, Instant};
 
 /// Batches that may be ready and waiting.
@@ -22,6 +22,23 @@ impl<T: Send> Prefetch<T> {
         I: Iterator<Item = Result<T>> + Send + 'scope,
         T: 'scope,
     {
+        let (work, prefetch) = Self::new(all);
+        thread().spawn_scoped(scope, work).map_err(no_thread)?;
+        Ok(prefetch)
+    }
+
+    /// [`Self::begin`] on a thread that nobody joins; it too ends when nobody asks any more.
+    pub(super) fn spawn<I>(all: I) -> Result<Self>
+    where
+        I: Iterator<Item = Result<T>> + Send + 'static,
+        T: 'static,
+    {
+        let (work, prefetch) = Self::new(all);
+        thread().spawn(work).map_err(no_thread)?;
+        Ok(prefetch)
+    }
+
+    fn new<I: Iterator<Item = Result<T>> + Send>(all: I) -> (impl FnOnce() + Send + use<I, T>, Self) {
         let (send, made) = sync_channel(READY);
         let work = move || {
             for one in all {
@@ -31,11 +48,7 @@ impl<T: Send> Prefetch<T> {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("mnemon-batches".to_string())
-            .spawn_scoped(scope, work)
-            .map_err(|e| Error::device(format!("batches: cannot start a thread: {e}")))?;
-        Ok(Self { made, waited: Duration::ZERO })
+        (work, Self { made, waited: Duration::ZERO })
     }
 
     /// The next, once it is ready; `None` after the last.
@@ -52,6 +65,14 @@ impl<T: Send> Prefetch<T> {
     }
 }
 
+fn thread() -> Builder {
+    Builder::new().name("mnemon-batches".to_string())
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::device(format!("batches: cannot start a thread: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,7 +81,10 @@ mod tests {
     fn batches_come_in_order_and_an_error_ends_them() {
         std::thread::scope(|scope| {
             let mut all = Prefetch::begin(scope, (0..100).map(Ok)).unwrap();
-            assert_eq!((0..100).map(|_| all.next().unwrap().unwrap()).collect::<Vec<i32>>(), (0..100).collect::<Vec<_>>());
+            assert_eq!(
+                (0..100).map(|_| all.next().unwrap().unwrap()).collect::<Vec<i32>>(),
+                (0..100).collect::<Vec<_>>()
+            );
             assert!(all.next().is_none());
             let some = (0..).map(|n| if n < 3 { Ok(n) } else { Err(Error::data("the fourth")) });
             let mut some = Prefetch::begin(scope, some).unwrap();

@@ -66,7 +66,8 @@ impl Sequential {
         let path = path.as_ref();
         let mut file = self.model_file()?;
         if let Ok(c) = self.compiled() {
-            let training = Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch, batch: c.batch };
+            let training =
+                Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch, batch: c.batch };
             file.metadata["training"] = json!(training);
             let slots = c.optimizer.slots(&self.parameters()).into_iter().map(|(name, _)| name);
             // In the middle of an epoch its loss so far belongs to it.

@@ -5,6 +5,7 @@
 
 use super::language::LanguageModel;
 use super::monitor::{Monitor, not_finite};
+use super::prefetch::Prefetch;
 use super::save::check_shape;
 use super::step::{
     EVALUATE, LATCH, TRAIN, evaluation_graph, states, training_graph, training_scalars, zero_slots, zero_states,
@@ -20,6 +21,8 @@ use crate::scheduler::{Batch, Capacity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How to train a language model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -76,6 +79,9 @@ pub struct Progress {
     pub characters: u64,
 }
 
+/// A batch, its characters and those that follow them.
+type Window = (Batch, Tensor, Tensor);
+
 /// A text as streams.
 struct Streams {
     tokens: Vec<u32>,
@@ -91,7 +97,7 @@ impl Streams {
     }
 
     /// The window that begins at `start`: its batch, characters and the characters that follow them, `[T, B]`.
-    fn window(&self, start: usize) -> Result<(Batch, Tensor, Tensor)> {
+    fn window(&self, start: usize) -> Result<Window> {
         let steps = self.sequence.min(self.length - start);
         let shifted = |by: usize| {
             let at = |t: usize, b: usize| self.tokens[b * self.length + start + t + by];
@@ -125,7 +131,8 @@ pub struct Trainer {
     model: LanguageModel,
     options: TrainOptions,
     optimizer: Optimizer,
-    train: Streams,
+    train: Arc<Streams>,
+    windows: Option<Prefetch<Window>>,
     executable: Executable,
     validation: Option<Validation>,
     monitor: Monitor,
@@ -186,14 +193,27 @@ impl Trainer {
             "train.",
         )?;
         let slots = optimizer.slots(&model.model.parameters());
+        zero_slots(model.model.session()?, &slots)?;
+        // Before the training step, which takes of the memory what it can use.
+        let validation = Self::validation(&mut model, valid_tokens, &options)?;
         let session = model.model.session()?;
-        zero_slots(session, &slots)?;
         TRAIN.zero(session)?;
         let executable = session.load(&graph, &train.capacity()?)?;
         zero_states(session, &executable)?;
-        let validation = Self::validation(&mut model, valid_tokens, &options)?;
         let monitor = Monitor::default();
-        Ok(Self { model, options, optimizer, train, executable, validation, monitor, step: 0, failed: None, text })
+        Ok(Self {
+            model,
+            options,
+            optimizer,
+            train: Arc::new(train),
+            windows: None,
+            executable,
+            validation,
+            monitor,
+            step: 0,
+            failed: None,
+            text,
+        })
     }
 
     fn validation(model: &mut LanguageModel, tokens: Vec<u32>, options: &TrainOptions) -> Result<Option<Validation>> {
@@ -310,7 +330,7 @@ impl Trainer {
             TRAIN.zero(session)?;
             zero_states(session, &self.executable)?;
         }
-        let (batch, x, y) = self.train.window(window as usize * self.train.sequence)?;
+        let (batch, x, y) = self.next_window()?;
         let mut batch = batch.at_step(self.options.seed, self.step);
         let rate = self.options.learning_rate * self.options.decay.powf(f64::from(epoch));
         for (name, value) in training_scalars(&self.optimizer, self.step, rate) {
@@ -325,9 +345,29 @@ impl Trainer {
         self.healthy(false)
     }
 
+    /// The window of this step, made ready on another thread while the device computed the last.
+    fn next_window(&mut self) -> Result<Window> {
+        let windows = match &mut self.windows {
+            Some(windows) => windows,
+            None => {
+                // Which window a step reads follows from its number.
+                let (streams, count) = (Arc::clone(&self.train), self.train.windows() as u32);
+                let all = (self.step..).map(move |step| streams.window((step % count) as usize * streams.sequence));
+                self.windows.insert(Prefetch::spawn(all)?)
+            }
+        };
+        windows.next().unwrap_or_else(|| Err(Error::internal("training: there are no more windows")))
+    }
+
+    /// How long the device has waited for windows of the text to be made ready.
+    pub fn waited(&self) -> Duration {
+        self.windows.as_ref().map_or(Duration::ZERO, Prefetch::waited)
+    }
+
     fn fail(&mut self, bad: u32) {
         self.failed = Some(bad);
         self.step = bad;
+        self.windows = None;
     }
 
     /// Refuses to go on after a step that was not finite; waits for the device to know if `now`.

@@ -430,7 +430,7 @@ fn several_time_axes() {
 /// reference's numbers.
 #[test]
 fn replays_create_nothing() {
-    let parts = Measures { segments: None, sequences: Some(2) };
+    let parts = Measures { sequences: Some(2), ..Measures::default() };
     for (device, (rounds, measures)) in
         common::gpus().iter().flat_map(|d| [(1000, None), (100, Some(parts))].map(|case| (d, case)))
     {

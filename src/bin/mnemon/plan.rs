@@ -104,7 +104,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn print(name: &str, device: &Device, program: &Program, brief: bool) {
-    emit(format_args!("{name} on {}, {}\n{}\n{}\n", device.name(), device.budget(), program.summary(), program.chart()));
+    emit(format_args!(
+        "{name} on {}, {}\n{}\n{}\n",
+        device.name(),
+        device.budget(),
+        program.summary(),
+        program.chart()
+    ));
     if !brief {
         emit(format_args!("{}\n{}\n", program.stage_list(), program.value_list()));
     }

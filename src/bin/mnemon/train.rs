@@ -149,6 +149,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     outcome?;
     trainer.checkpoint(&output)?;
+    eprintln!("the device waited {:.3} s for text to be made ready", trainer.waited().as_secs_f64());
     if !trainer.finished() {
         let paths: Vec<String> = arguments.paths.iter().map(|p| p.display().to_string()).collect();
         let (step, file) = (trainer.progress().step, output.display());
@@ -156,7 +157,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("  mnemon train {} --resume {file}{}", paths.join(" "), limits(arguments));
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    say!("{}\n", sample(trainer.model(), u64::MAX)?);
+    let mut model = trainer.into_model();
+    say!("{}\n", sample(&mut model, u64::MAX)?);
     say!("saved to {}; for more: mnemon generate --model {}", output.display(), output.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -260,8 +262,12 @@ fn train(trainer: &mut Trainer, output: &Path, stop: &AtomicBool, display: &mut 
             trainer.checkpoint(output)?;
             if display.is_live() && !trainer.finished() {
                 let step = trainer.progress().step;
-                let text = sample(trainer.model(), u64::from(step))?;
-                display.print(&format!("{text}\n"));
+                match sample(trainer.model(), u64::from(step)) {
+                    Ok(text) => display.print(&format!("{text}\n")),
+                    // A budget that holds the training need not hold this beside it.
+                    Err(e) if e.kind() == ErrorKind::Memory => log::warn!("no sample: {e}"),
+                    Err(e) => return Err(e),
+                }
             }
             display.start_clock(&trainer.progress());
         }

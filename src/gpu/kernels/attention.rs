@@ -2,9 +2,9 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::attention::{backward, forward};
 use crate::graph::{AttentionPart, Op, Score};
 use crate::scheduler::Step;

@@ -3,9 +3,9 @@
 use super::{Runner, input, kernel, output, params, word};
 use crate::config::Mask;
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::{Dim, Symbol};
 use crate::params::random::{drop_threshold, threefry};
 use crate::scheduler::Step;

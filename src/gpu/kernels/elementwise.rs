@@ -2,9 +2,9 @@
 
 use super::{Runner, input, kernel, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::{Binding, Kernel};
 use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::{Binary, Broadcast, Expr, Shape, Unary, broadcast};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::row_axis;

@@ -7,9 +7,9 @@ use super::{
     lstm_norm_backward_gates, output, params, reverse_bits, word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::values::{Preparer, Run, Values};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
+use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, row_tile};

@@ -8,9 +8,9 @@ use super::{
     reverse_bits, word,
 };
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, row_tile};

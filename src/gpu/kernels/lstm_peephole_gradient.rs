@@ -3,9 +3,9 @@
 use super::lstm_previous::LstmPrevious;
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::LstmOp;
 use crate::scheduler::Step;
 use crate::scheduler::strategy::row_axis;

@@ -2,9 +2,9 @@
 
 use super::{Runner, kernel, lstm_constants, lstm_keys, params, word};
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::LstmOp;
 use crate::scheduler::strategy::row_axis;
 

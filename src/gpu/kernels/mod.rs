@@ -33,9 +33,9 @@ mod reduce_rows;
 mod softmax;
 mod weight_gradient;
 
-use super::values::{Preparer, Run};
 use super::pipeline::{Constants, Kernel, assemble};
 use super::record::Recorder;
+use super::values::{Preparer, Run};
 use crate::config::{Cell, Mask};
 use crate::error::{Error, Result};
 use crate::graph::{LstmOp, LstmPart, Op, Over};

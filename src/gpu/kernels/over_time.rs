@@ -2,9 +2,9 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::TimeKind;
 use crate::scheduler::Step;
 use crate::scheduler::strategy::row_axis;

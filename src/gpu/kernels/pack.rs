@@ -2,9 +2,9 @@
 
 use super::{Runner, input, kernel, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder, View};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
 use crate::scheduler::Step;

@@ -2,9 +2,9 @@
 
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::values::{Preparer, Run};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::values::{Preparer, Run};
 use crate::graph::ReduceKind;
 use crate::scheduler::Step;
 use crate::scheduler::strategy::{REDUCE_BLOCK, row_axis};
@@ -51,7 +51,11 @@ impl Runner for ReduceAll {
                 offset += len.div_ceil(REDUCE_BLOCK);
             }
         }
-        out.dispatch(&self.total, &Params { len: word(offset), offset: 0, square: 0, accumulate: u32::from(run.continues) }, 1);
+        out.dispatch(
+            &self.total,
+            &Params { len: word(offset), offset: 0, square: 0, accumulate: u32::from(run.continues) },
+            1,
+        );
         Ok(())
     }
 }
