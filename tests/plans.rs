@@ -383,3 +383,46 @@ fn refused_allocations_lead_to_a_smaller_plan_or_an_error() {
         assert_eq!(run(&mut session).unwrap().0, whole);
     }
 }
+
+/// A long sequence in segments has the bits of one that is kept whole. `MNEMON_LONG=1` takes 20,000 steps of H = 256, which
+/// whole take a gigabyte.
+#[test]
+fn long_sequences_keep_the_bits() {
+    let long = std::env::var("MNEMON_LONG").is_ok_and(|v| v == "1");
+    let sizes = if long { (8, 20_000, 16, 256) } else { (3, 2_000, 4, 16) };
+    let (b, t, i, h) = sizes;
+    let batch = Batch::dense(t, b).unwrap();
+    let mut g = Graph::new();
+    let x = g.input("x", [N, i.into()], DType::F32).unwrap();
+    let config = LstmConfig::new(i, h);
+    let parameters = lstm_parameters(&config, 0);
+    let values: Vec<Value> = parameters.iter().map(|p| g.persistent(&p.name, &p.shape).unwrap()).collect();
+    let weights = LstmWeights::new(values[0], values[1]).bias(values.get(2).copied(), values.get(3).copied());
+    let last = g.lstm(x, None, &weights).unwrap().h_n;
+    let loss = g.sum_of_squares(&[last]).unwrap();
+    for (parameter, gradient) in parameters.iter().zip(g.gradients(loss, &values).unwrap()) {
+        g.output(&parameter.name, gradient).unwrap();
+    }
+    let input = random(&[b * t, i], 1);
+    let run = |measures: Measures| {
+        let mut session = Device::cpu_with_threads(2).unwrap().session().unwrap();
+        for (at, parameter) in parameters.iter().enumerate() {
+            session.set(&parameter.name, &random(&parameter.shape, 2 + at as u64)).unwrap();
+        }
+        let options = CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+        let mut executable = session.load_with(&g, &options).unwrap();
+        session.run(&mut executable, &batch, &[("x", &input)]).unwrap();
+        let all: Vec<Vec<u32>> = parameters
+            .iter()
+            .map(|p| {
+                session.output(&executable, &p.name).unwrap().f32s().unwrap().iter().map(|v| v.to_bits()).collect()
+            })
+            .collect();
+        (all, session.allocated().1)
+    };
+    let (whole, held) = run(Measures::default());
+    let (parts, less) = run(segments(Keep::Nothing, 128));
+    assert!(whole == parts, "the bits differ");
+    assert!(less * 4 < held, "{less} bytes in segments, {held} whole");
+    assert!(whole[1].iter().any(|&bits| f32::from_bits(bits) != 0.0));
+}

@@ -357,10 +357,12 @@ impl Plan<'_> {
                 let reads: Vec<usize> = action.reads().iter().map(|&v| root(&self.values, v)).collect();
                 carried.extend(reads.iter().filter(|v| !written.contains(*v)));
                 let writes: Vec<usize> = action.writes().iter().map(|&v| root(&self.values, v)).collect();
-                if matches!(action, Action::Step(step) if step.accumulates)
-                    || matches!(action, Action::Move(m) if !matches!(m.to, Side::Whole(_)))
-                {
-                    carried.extend(writes.iter().copied());
+                match action {
+                    Action::Step(step) if step.accumulates => {
+                        carried.extend(step.outputs.iter().flatten().map(|&v| root(&self.values, v)));
+                    }
+                    Action::Move(m) if !matches!(m.to, Side::Whole(_)) => carried.extend(writes.iter().copied()),
+                    _ => {}
                 }
                 for v in reads.into_iter().chain(writes.iter().copied()) {
                     if *within.entry(v).or_insert(number) != number {
