@@ -154,7 +154,7 @@ fn measure(
     let mut executable = session.load(&graph, &capacity)?;
     let mut cost = Cost::default();
     for (batch, ..) in &all {
-        cost.add(Cost::of(batch, &device.target(), capacity.sequences));
+        cost.add(Cost::of(batch, &device.target()));
     }
     let mut seconds = Vec::new();
     for _ in 0..=epochs {

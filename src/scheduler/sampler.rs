@@ -55,13 +55,16 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// What `batch` costs on a device that is `target`, in a program for up to `sequences` sequences.
-    pub fn of(batch: &Batch, target: &Target, sequences: usize) -> Self {
-        let tile = if target.executor == Executor::Gpu { strategy::row_tile(target, sequences) } else { 1 };
+    /// What `batch` costs on a device that is `target`.
+    pub fn of(batch: &Batch, target: &Target) -> Self {
+        let tile = |running: usize| match target.executor {
+            Executor::Gpu => strategy::row_tile(target, running),
+            _ => 1,
+        };
         let mut cost = Self::default();
         for axis in batch.axes() {
             cost.real += axis.rows() as u64;
-            let rows = (0..axis.steps()).map(|t| axis.rows_at(t).next_multiple_of(tile) as u64);
+            let rows = (0..axis.steps()).map(|t| axis.rows_at(t).next_multiple_of(tile(axis.rows_at(t))) as u64);
             cost.computed += rows.sum::<u64>();
             cost.padded += (axis.steps() * batch.sequences()) as u64;
         }
@@ -210,7 +213,7 @@ mod tests {
             let mut cost = Cost::default();
             for batch in Sampler::new(own.clone(), 16, batching, Some(1)).unwrap().epoch(0) {
                 let batch = Batch::ragged(&batch.iter().map(|&s| own[s]).collect::<Vec<_>>()).unwrap();
-                cost.add(Cost::of(&batch, &Target::CPU, 16));
+                cost.add(Cost::of(&batch, &Target::CPU));
             }
             assert_eq!(cost.real, own.iter().sum::<usize>() as u64);
             assert_eq!(cost.efficiency(), 1.0, "packed");

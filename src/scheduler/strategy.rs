@@ -7,6 +7,7 @@ use crate::graph::lstm::{backward, forward};
 use crate::graph::{B, Dim, Gather, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The executors a program can be compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +82,18 @@ fn step_rows(sequences: usize) -> usize {
     }
 }
 
-/// Sequences that a fused step computes together, of which those past the last are computed for nothing.
+/// Sequences that a fused step of so many computes together, of which those past the last are computed for nothing.
 pub fn row_tile(target: &Target, sequences: usize) -> usize {
     match broadcast(target) {
         Broadcast::Memory => 8,
         Broadcast::Subgroup => step_rows(sequences),
     }
+}
+
+/// All tiles that steps of up to `sequences` sequences may take: a step at which few still run takes a small one. A row's
+/// bits are the same in each.
+pub fn row_tiles(target: &Target, sequences: usize) -> BTreeSet<usize> {
+    (1..=sequences.clamp(1, 16)).map(|running| row_tile(target, running)).collect()
 }
 
 /// The recurrence's strategy; see the architecture's three. Only the first exists for now.

@@ -165,7 +165,7 @@ impl TrainingRun<'_> {
                     batch.set_scalar(name, value);
                 }
                 session.run(program, &batch, &packed.named(program))?;
-                cost.add(Cost::of(&batch, &target, capacity.sequences));
+                cost.add(Cost::of(&batch, &target));
                 step += 1;
                 bad = self.monitor.after_step(session)?;
                 if bad.is_some() {

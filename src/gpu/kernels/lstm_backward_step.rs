@@ -7,12 +7,12 @@ use super::{
     lstm_norm_backward_gates, output, params, reverse_bits, word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, row_tile};
+use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, row_tile, row_tiles};
 use crate::scheduler::{Axis, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,18 +72,19 @@ pub(super) fn pieces_away(values: &Values, axis: Option<u8>) -> usize {
 /// A layer's backward pass by the *step* strategy.
 pub(super) struct LstmBackward {
     op: LstmOp,
-    /// By piece of this step's rows and piece of the rows of the step before; `None` at the first step.
-    launches: BTreeMap<(usize, Option<usize>), Launch>,
-    /// By piece, where h is projected or the cell normalised.
-    arrive: Vec<Launch>,
-    /// As the launches, where the cell is normalised.
+    /// By sequences of one workgroup, piece of this step's rows and piece of the rows of the step before; `None` at the first
+    /// step.
+    launches: BTreeMap<(usize, usize, Option<usize>), Launch>,
+    /// By sequences of one workgroup and piece, where h is projected or the cell normalised.
+    arrive: BTreeMap<(usize, usize), Launch>,
+    /// By pieces, where the cell is normalised.
     norm_cells: BTreeMap<(usize, Option<usize>), Launch>,
     /// By piece, where the cell is normalised.
     norm_gates: Vec<Launch>,
     projects: bool,
     finish: Option<Launch>,
-    /// Sequences and columns of one workgroup.
-    block: [usize; 2],
+    /// Columns of one workgroup.
+    block: usize,
     axis: Option<u8>,
     hidden: usize,
     output: usize,
@@ -111,7 +112,6 @@ impl LstmBackward {
         let piece = |value: Option<usize>, p: usize| value.map(|v| values.view(v, p)).transpose();
         let axis = row_axis(values.shape(gates));
         let target = &values.program.target;
-        let rows = row_tile(target, values.program.capacity.sequences);
         let mut constants = lstm_constants(op);
         let norm_constants = constants.clone();
         let finish = match step.outputs[at::DH0] {
@@ -125,11 +125,14 @@ impl LstmBackward {
             None => None,
         };
         let (kernels, block) = match broadcast(target) {
-            Broadcast::Memory => (&STEP, [rows, 64]),
-            Broadcast::Subgroup => {
-                constants.push(("ROWS", rows as f32));
-                (&SUBGROUP, [rows, 4 * 32])
-            }
+            Broadcast::Memory => (&STEP, 64),
+            Broadcast::Subgroup => (&SUBGROUP, 4 * 32),
+        };
+        // For each number of sequences of one workgroup the constants that choose it.
+        let tiles = |constants: &Constants| -> Vec<(usize, Constants)> {
+            let all = row_tiles(target, values.program.capacity.sequences).into_iter();
+            let own = |tile: usize| (broadcast(target) == Broadcast::Subgroup).then_some(("ROWS", tile as f32));
+            all.map(|tile| (tile, constants.iter().copied().chain(own(tile)).collect())).collect()
         };
         let columns = backward_columns(target, r);
         let strides = match broadcast(target) {
@@ -139,7 +142,8 @@ impl LstmBackward {
         let away = pieces_away(values, axis);
         let normed = op.cell.layer_norm.is_some();
         constants.extend(normed.then_some(("NORMED", 1.0)));
-        let (mut launches, mut arrive) = (BTreeMap::new(), Vec::new());
+        let tiles = tiles(&constants);
+        let (mut launches, mut arrive) = (BTreeMap::new(), BTreeMap::new());
         let (mut norm_cells, mut norm_gates) = (BTreeMap::new(), Vec::new());
         for p in 0..values.pieces(axis) {
             let (table, dy) = (Some(preparer.table(axis)), piece(step.inputs[at::DY], p)?);
@@ -149,7 +153,9 @@ impl LstmBackward {
                 let dprojected = Some(values.view(arrives, p)?);
                 let weights = Some(values.view(packed, 0)?);
                 let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
-                arrive.push(preparer.launch_with(&kernels[1], "", None, &constants, &views)?);
+                for (tile, constants) in &tiles {
+                    arrive.insert((*tile, p), preparer.launch_with(&kernels[1], "", None, constants, &views)?);
+                }
             }
             let nearby = p.saturating_sub(away)..(p + away + 1).min(values.pieces(axis));
             for q in nearby.map(Some).chain([None]) {
@@ -172,14 +178,15 @@ impl LstmBackward {
                 if normed && (!projects || q.is_some_and(|q| q != p)) {
                     continue; // one launch a piece unprojects
                 }
-                let launch = if projects {
-                    let views = [weights, state, gates, previous, carry, table.clone(), peepholes.clone(), dcell];
-                    preparer.launch_with(&kernels[2], "", None, &constants, &views)?
+                let (kernel, views) = if projects {
+                    (&kernels[2], [weights, state, gates, previous, carry, table.clone(), peepholes.clone(), dcell])
                 } else {
-                    let views = [weights, state, gates, previous, dy.clone(), carry, table.clone(), peepholes.clone()];
-                    preparer.launch_with(&kernels[0], "", None, &constants, &views)?
+                    let dy = dy.clone();
+                    (&kernels[0], [weights, state, gates, previous, dy, carry, table.clone(), peepholes.clone()])
                 };
-                launches.insert((p, q), launch);
+                for (tile, constants) in &tiles {
+                    launches.insert((*tile, p, q), preparer.launch_with(kernel, "", None, constants, &views)?);
+                }
             }
         }
         for p in 0..if normed { values.pieces(axis) } else { 0 } {
@@ -325,10 +332,12 @@ impl Runner for LstmBackward {
         let [dropout, zoneout_h, zoneout_c] = lstm_keys(&self.op, run);
         let rows = run.values.piece_rows(self.axis);
         let slot = directions * sequences * hidden;
+        let missing = || Error::internal("no kernel for this step's sequences and pieces");
         for s in (0..steps).rev() {
             let active = axis.rows_at(s);
             let (operand, result) = ((steps - 1 - s) % 2 * slot, (steps - s) % 2 * slot);
-            let row_blocks = active.div_ceil(self.block[0]);
+            let tile = row_tile(&run.values.program.target, active);
+            let row_blocks = active.div_ceil(tile);
             let mut params = Params {
                 hidden: word(hidden),
                 output: word(r),
@@ -346,7 +355,7 @@ impl Runner for LstmBackward {
                 sequences: word(sequences),
                 operand: word(operand),
                 result: word(result),
-                unit_blocks: word(r.div_ceil(self.block[1])),
+                unit_blocks: word(r.div_ceil(self.block)),
                 row_blocks: word(row_blocks),
                 directions: word(directions),
                 reverse: reverse_bits(&self.op),
@@ -368,7 +377,8 @@ impl Runner for LstmBackward {
                 for piece in pieces_of_step(axis, &self.op, s, rows) {
                     let (piece_start, piece_end) = bounds(piece, rows);
                     let params = Params { piece_start, piece_end, ..arrive };
-                    out.dispatch(&self.arrive[piece], &params, directions * row_blocks * params.unit_blocks as usize);
+                    let launch = self.arrive.get(&(tile, piece)).ok_or_else(missing)?;
+                    out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
                 }
                 let inner = word(quads(r) / 4);
                 params = Params {
@@ -377,7 +387,7 @@ impl Runner for LstmBackward {
                     weight_rows: inner,
                     ongoing: word(active),
                     operand: word(below),
-                    unit_blocks: word(hidden.div_ceil(self.block[1])),
+                    unit_blocks: word(hidden.div_ceil(self.block)),
                     ..params
                 };
             }
@@ -386,16 +396,14 @@ impl Runner for LstmBackward {
                 let pieces = pieces_of_step(axis, &self.op, s, rows);
                 for &p in pieces.iter().filter(|_| projects) {
                     (params.piece_start, params.piece_end) = bounds(p, rows);
-                    let launch =
-                        self.launches.get(&(p, Some(p))).ok_or_else(|| Error::internal("a piece is missing"))?;
+                    let launch = self.launches.get(&(tile, p, Some(p))).ok_or_else(missing)?;
                     out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
                 }
                 self.record_norm(run, out, (s, active, result), (&pairs, &pieces))?;
                 continue;
             }
             for (p, q) in pairs {
-                let launch = self.launches.get(&(p, q));
-                let launch = launch.ok_or_else(|| Error::internal("a step before lies too far away"))?;
+                let launch = self.launches.get(&(tile, p, q)).ok_or_else(missing)?;
                 (params.piece_start, params.piece_end) = bounds(p, rows);
                 (params.previous_start, params.previous_end) = q.map_or((0, 0), |q| bounds(q, rows));
                 out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);

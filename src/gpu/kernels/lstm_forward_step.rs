@@ -7,15 +7,15 @@ use super::{
     Runner, kernel, lstm_begin, lstm_constants, lstm_keys, lstm_norm_forward, lstm_project, output, params,
     reverse_bits, word,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, row_tile};
+use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, row_tile, row_tiles};
 use crate::scheduler::{Axis, Step};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 params!(Params {
     hidden: u32,
@@ -63,13 +63,12 @@ pub(super) struct LstmForward {
     /// W_ih x, or its products as they are given, into the gates.
     input: Box<dyn Runner>,
     begin: Launch,
-    pieces: Vec<Launch>,
+    /// By sequences of one workgroup, then by piece.
+    pieces: BTreeMap<usize, Vec<Launch>>,
     /// What normalises the step's product and goes on from there, where the cell is normalised.
     norm: Vec<Launch>,
     /// What makes h of what the step leaves, where it is projected or normalised.
     project: Vec<Launch>,
-    /// Sequences of one workgroup.
-    block: usize,
     axis: Option<u8>,
     hidden: usize,
     output: usize,
@@ -119,7 +118,7 @@ impl LstmForward {
         let mut constants = lstm_constants(op);
         let begin_views = [h0, c0, state.clone(), c.clone(), h_n.clone(), table.clone()];
         let begin = preparer.launch_with(&lstm_begin::KERNEL, "", None, &constants, &begin_views)?;
-        let (mut pieces, mut project) = (Vec::new(), Vec::new());
+        let (mut pieces, mut project) = (BTreeMap::new(), Vec::new());
         let hiddens = if projects { output(step, forward::HIDDEN)? } else { y };
         let normed = op.cell.layer_norm.is_some();
         if projects || normed {
@@ -156,31 +155,36 @@ impl LstmForward {
         } else if projects {
             constants.push(("PROJECTS", 1.0));
         }
-        let block = row_tile(&values.program.target, values.program.capacity.sequences);
-        let kernel = match broadcast(&values.program.target) {
-            Broadcast::Memory => &KERNEL,
-            Broadcast::Subgroup => {
-                constants.push(("ROWS", block as f32));
-                &SUBGROUP
+        let target = &values.program.target;
+        for tile in row_tiles(target, values.program.capacity.sequences) {
+            let mut constants = constants.clone();
+            let kernel = match broadcast(target) {
+                Broadcast::Memory => &KERNEL,
+                Broadcast::Subgroup => {
+                    constants.push(("ROWS", tile as f32));
+                    &SUBGROUP
+                }
+            };
+            let mut own = Vec::new();
+            for p in 0..values.pieces(axis) {
+                let views = [
+                    Some(values.view(packed_hh, 0)?),
+                    state.clone(),
+                    Some(values.view(gates, p)?),
+                    Some(values.view(if normed { output(step, forward::PRODUCT)? } else { hiddens }, p)?),
+                    c.clone(),
+                    step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
+                    h_n.clone(),
+                    table.clone(),
+                ];
+                own.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
             }
-        };
-        for p in 0..values.pieces(axis) {
-            let views = [
-                Some(values.view(packed_hh, 0)?),
-                state.clone(),
-                Some(values.view(gates, p)?),
-                Some(values.view(if normed { output(step, forward::PRODUCT)? } else { hiddens }, p)?),
-                c.clone(),
-                step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
-                h_n.clone(),
-                table.clone(),
-            ];
-            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
+            pieces.insert(tile, own);
         }
         let read = |value: usize| values.program.stage_steps().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
-        Ok(Self { op, input, begin, pieces, norm, project, block, axis, hidden, output: r, has_h0, has_c0, save })
+        Ok(Self { op, input, begin, pieces, norm, project, axis, hidden, output: r, has_h0, has_c0, save })
     }
 }
 
@@ -214,7 +218,11 @@ impl Runner for LstmForward {
         let piece_rows = run.values.piece_rows(self.axis);
         for s in 0..steps as usize {
             let active = axis.rows_at(s);
-            let row_blocks = active.div_ceil(self.block);
+            let tile = row_tile(&run.values.program.target, active);
+            let Some(launches) = self.pieces.get(&tile) else {
+                return Err(Error::internal(format!("no kernel computes {tile} sequences together")));
+            };
+            let row_blocks = active.div_ceil(tile);
             let mut params = Params {
                 hidden: word(self.hidden),
                 output: word(self.output),
@@ -245,7 +253,7 @@ impl Runner for LstmForward {
             let pieces = pieces_of_step(axis, &self.op, s, piece_rows);
             for &piece in &pieces {
                 (params.piece_start, params.piece_end) = bounds(piece, piece_rows);
-                out.dispatch(&self.pieces[piece], &params, directions * row_blocks * unit_blocks);
+                out.dispatch(&launches[piece], &params, directions * row_blocks * unit_blocks);
             }
             for &piece in pieces.iter().filter(|_| !self.norm.is_empty()) {
                 let (piece_start, piece_end) = bounds(piece, piece_rows);
