@@ -68,7 +68,7 @@ pub struct Step {
     pub inputs: Vec<Option<usize>>,
     /// Values written; `None` where nobody wants them.
     pub outputs: Vec<Option<usize>>,
-    /// Values that the kernels need, in the order of [`strategy::workspace`].
+    /// Values that the kernels need, in the order of [`super::strategy::workspace`].
     pub workspace: Vec<usize>,
     /// For each workspace, the input positions it is packed from; nothing where another step packs it.
     pub packs: Vec<Vec<usize>>,
