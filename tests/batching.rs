@@ -5,7 +5,7 @@ mod common;
 use common::devices;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
-use mnemon::nn::{Dense, Embedding, Input, Lstm, Network, Sequential};
+use mnemon::nn::{Dense, Embedding, Input, Lstm, Network, RepeatVector, Sequential};
 use mnemon::optim::Adam;
 use mnemon::params::Tensor;
 use mnemon::train::{Batching, Fit, History, Loss, Model, Named};
@@ -144,4 +144,40 @@ fn training_keeps_a_budget_with_the_same_bits() {
         assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
         assert!(error.to_string().contains("needs at least"), "{error}");
     }
+}
+
+/// A model whose only time axis is made by a layer trains too.
+#[test]
+fn steps_that_a_layer_makes_are_trained() {
+    let device = Device::cpu_with_threads(2).unwrap();
+    let mut network = Network::default();
+    let x = network.input("x", Input::Rows(3));
+    let repeated = network.add(RepeatVector::new(5), &[x]).unwrap();
+    let read = network.add(Lstm::new(4).return_sequences(true), &repeated).unwrap();
+    let y = network.add(Dense::new(1), &read).unwrap();
+    network.output("y", y[0]);
+    let mut model = Model::initialized(&device, &network, 1).unwrap();
+    model.compile(Adam::default().learning_rate(0.02), &[("y", Loss::MeanSquaredError)]).unwrap();
+    let value = |at: usize| (at as f32 * 0.7).sin();
+    let inputs = Named::from([("x".to_string(), Tensor::new(&[9, 3], (0..27).map(value).collect()).unwrap())]);
+    let targets = Named::from([("y".to_string(), Tensor::new(&[9, 5, 1], (0..45).map(value).collect()).unwrap())]);
+    let history = model.fit(&inputs, &targets, &Fit { epochs: 10, batch_size: 4, ..Fit::default() }).unwrap();
+    assert!(history.loss[9] < history.loss[0], "{history:?}");
+}
+
+/// A position in an epoch is one among these batches: with others the epoch begins anew.
+#[test]
+fn other_batches_begin_the_epoch_anew() {
+    let (inputs, targets) = sentences();
+    let device = Device::cpu_with_threads(2).unwrap();
+    let mut model = classifier(&device);
+    let some = Fit { batch_size: 8, steps: Some(5), ..Fit::default() };
+    assert!(model.fit(&inputs, &targets, &some).unwrap().loss.is_empty());
+    let mut met = 0;
+    let other = Fit { batch_size: 20, ..Fit::default() };
+    let history = model.fit_with(&inputs, &targets, &other, |epoch| {
+        met = epoch.cost.real as usize;
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!((history.unwrap().loss.len(), met), (1, lengths().iter().sum()));
 }

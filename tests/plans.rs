@@ -7,7 +7,7 @@ use mnemon::config::{Bias, Cell, LstmConfig, Mask};
 use mnemon::device::{Device, GpuLimits};
 use mnemon::error::ErrorKind;
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Graph, LstmOp, N, Value};
+use mnemon::graph::{B, Expr, Graph, LstmOp, N, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::scheduler::{Batch, Capacity, CompileOptions, Keep, Measures, compile};
@@ -425,4 +425,124 @@ fn long_sequences_keep_the_bits() {
     assert!(whole == parts, "the bits differ");
     assert!(less * 4 < held, "{less} bytes in segments, {held} whole");
     assert!(whole[1].iter().any(|&bits| f32::from_bits(bits) != 0.0));
+}
+
+/// Two layers over one time axis, the second beginning from the states that the first ends with: four stages, of which the
+/// last needs gradients that only the one before can compute.
+#[test]
+fn states_that_go_from_layer_to_layer_keep_their_gradients() {
+    let (i, h) = (3, 6);
+    let batch = Batch::ragged(&[200, 64, 130, 1, 200]).unwrap();
+    let rows = batch.axis(0).unwrap().rows();
+    let mut g = Graph::new();
+    let x = g.input("x", [N, i.into()], DType::F32).unwrap();
+    let (mut all, mut values) = (Vec::new(), Vec::new());
+    let mut layer = |g: &mut Graph, x: Value, width: usize, state: Option<(Value, Value)>, name: &str| {
+        let own: Vec<Value> = lstm_parameters(&LstmConfig::new(width, h), 0)
+            .into_iter()
+            .map(|p| {
+                let value = g.persistent(&format!("{name}.{}", p.name), &p.shape).unwrap();
+                all.push((format!("{name}.{}", p.name), p.shape));
+                values.push(value);
+                value
+            })
+            .collect();
+        let weights = LstmWeights::new(own[0], own[1]).bias(own.get(2).copied(), own.get(3).copied());
+        g.lstm(x, state, &weights).unwrap()
+    };
+    let first = layer(&mut g, x, i, None, "first");
+    let second = layer(&mut g, first.y, h, Some((first.h_n, first.c_n)), "second");
+    let ends = g.add(second.h_n, first.c_n).unwrap();
+    let losses = [g.sum_of_squares(&[ends]).unwrap(), g.sum_of_squares(&[second.y]).unwrap()];
+    let loss = g.sum(&losses).unwrap();
+    values.push(x);
+    for (at, gradient) in g.gradients(loss, &values).unwrap().into_iter().enumerate() {
+        g.output(&format!("d{at}"), gradient).unwrap();
+    }
+    let input = random(&[rows, i], 3);
+    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+        let run = |measures: Measures| {
+            let mut session = device.session().unwrap();
+            for (at, (name, shape)) in all.iter().enumerate() {
+                session.set(name, &random(shape, 10 + at as u64)).unwrap();
+            }
+            let options =
+                CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+            let mut executable = session.load_with(&g, &options).unwrap();
+            let mut bits = Vec::new();
+            for _ in 0..2 {
+                session.run(&mut executable, &batch, &[("x", &input)]).unwrap();
+                bits = (0..values.len()).map(|at| session.output(&executable, &format!("d{at}")).unwrap()).collect();
+            }
+            bits
+        };
+        let whole = run(Measures::default());
+        for keep in [Keep::Outputs, Keep::Nothing] {
+            assert_eq!(run(segments(keep, 64)), whole, "{device:?} {keep:?}");
+        }
+        if device.label() != "cpu" {
+            let offloaded = Measures { offload: true, ..segments(Keep::Nothing, 64) };
+            assert_eq!(run(offloaded), whole, "{device:?} offloaded");
+        }
+    }
+}
+
+/// What cannot run in parts is refused where parts are asked for, and runs whole otherwise.
+#[test]
+fn what_cannot_run_in_parts_is_refused() {
+    let batch = Batch::dense(200, 2).unwrap();
+    let mut g = Graph::new();
+    let x = g.input("x", [N, 3.into()], DType::F32).unwrap();
+    let w = g.persistent("w", [3, 3]).unwrap();
+    let y = g.linear(x, w, None).unwrap();
+    let loss = g.sum_of_squares(&[y, w]).unwrap();
+    g.output("loss", loss).unwrap();
+    let cpu = Device::cpu_with_threads(1).unwrap();
+    let options =
+        |measures| CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+    let plan = |measures| compile(&g, cpu.target(), &options(measures));
+    assert!(plan(Measures::default()).is_ok());
+    assert_eq!(plan(segments(Keep::Nothing, 64)).unwrap_err().kind(), ErrorKind::Unsupported);
+    for wrong in [
+        segments(Keep::Nothing, 0),
+        segments(Keep::Outputs, 100),
+        Measures { sequences: Some(0), ..Measures::default() },
+    ] {
+        assert_eq!(plan(wrong).unwrap_err().kind(), ErrorKind::Argument, "{wrong:?}");
+    }
+    let offloads = Measures { offload: true, ..segments(Keep::Nothing, 64) };
+    assert_eq!(plan(offloads).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// A persistent value that another takes is read before it changes; an input that is also an output or an update stays what
+/// it was.
+#[test]
+fn updates_read_what_was_there_before() {
+    let batch = Batch::dense(3, 2).unwrap();
+    let mut g = Graph::new();
+    let (p, q) = (g.persistent("p", [3]).unwrap(), g.persistent("q", [3]).unwrap());
+    let kept = g.persistent("kept", [3]).unwrap();
+    let x = g.input("x", [3], DType::F32).unwrap();
+    let product = g.elementwise(Expr::Input(0) * Expr::Input(1), &[p, x]).unwrap();
+    let doubled = g.add(product, product).unwrap();
+    g.update(p, doubled).unwrap();
+    g.update(q, p).unwrap();
+    g.update(kept, x).unwrap();
+    let sum = g.sum(&[doubled]).unwrap();
+    g.output("sum", sum).unwrap();
+    for device in devices() {
+        let mut session = device.session().unwrap();
+        let tensor = |values: [f32; 3]| Tensor::new(&[3], values.to_vec()).unwrap();
+        session.set("p", &tensor([1.0, 2.0, 3.0])).unwrap();
+        session.zero("q", &[3], DType::F32).unwrap();
+        session.zero("kept", &[3], DType::F32).unwrap();
+        let mut executable = session.load(&g, &Capacity::exactly(&batch)).unwrap();
+        session.run(&mut executable, &batch, &[("x", &tensor([2.0, 3.0, 4.0]))]).unwrap();
+        assert_eq!(session.get("p").unwrap(), tensor([4.0, 12.0, 24.0]), "{device:?}");
+        assert_eq!(session.get("q").unwrap(), tensor([1.0, 2.0, 3.0]), "{device:?}");
+        assert_eq!(session.get("kept").unwrap(), tensor([2.0, 3.0, 4.0]), "{device:?}");
+        // A program is its session's.
+        let error = device.session().unwrap().run(&mut executable, &batch, &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Argument);
+    }
 }

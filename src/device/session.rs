@@ -13,6 +13,7 @@ use crate::scheduler::program::{Bound, Storage};
 use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Meter, Program, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 enum Backend {
     Cpu(Cpu),
@@ -32,6 +33,8 @@ enum Prepared {
 pub struct Executable {
     program: Arc<Program>,
     prepared: Prepared,
+    /// Of the session that made it ready.
+    session: u64,
     /// What it takes of the session's budget.
     _held: Held,
 }
@@ -40,6 +43,11 @@ impl Executable {
     /// The program.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Whether anything is done for it to hold less.
+    pub fn holds_less(&self) -> bool {
+        self.program.measures != Measures::default()
     }
 }
 
@@ -50,7 +58,11 @@ pub struct Session {
     registry: BTreeMap<String, (Vec<usize>, DType)>,
     budget: Budget,
     held: Held,
+    id: u64,
 }
+
+/// Sessions so far.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Calls `$body` with `$b` bound to whichever executor a session has.
 macro_rules! with_backend {
@@ -73,7 +85,8 @@ impl Session {
             Choice::Gpu(context) => Backend::Gpu(Box::new(Gpu::new(Arc::clone(context))?)),
         };
         let (device, budget) = (device.clone(), device.budget());
-        Ok(Self { device, backend, registry: BTreeMap::new(), budget, held: Held::default() })
+        let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { device, backend, registry: BTreeMap::new(), budget, held: Held::default(), id })
     }
 
     /// The device it runs on.
@@ -251,12 +264,13 @@ impl Session {
             #[cfg(feature = "gpu")]
             Backend::Gpu(b) => Prepared::Gpu(Box::new(b.prepare(&program)?)),
         };
-        Ok(Executable { program, prepared, _held: held })
+        Ok(Executable { program, prepared, session: self.id, _held: held })
     }
 
     /// Runs a program over `batch` with its inputs by name, packed as [`Batch::pack`] packs them. Returns as soon as
     /// the device has what it needs.
     pub fn run(&mut self, executable: &mut Executable, batch: &Batch, inputs: &[(&str, &Tensor)]) -> Result<()> {
+        self.own(executable)?;
         let program = &executable.program;
         program.capacity.admits(batch)?;
         if let Some((name, _)) = inputs.iter().find(|(n, _)| !program.inputs.iter().any(|(m, _)| m == n)) {
@@ -306,6 +320,7 @@ impl Session {
 
     /// The output `name` of the program's last run. Waits for the device.
     pub fn output(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
+        self.own(executable)?;
         let at = output_index(executable, name)?;
         match (&mut self.backend, &executable.prepared) {
             (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
@@ -318,6 +333,7 @@ impl Session {
 
     /// [`Self::output`] without blocking.
     pub async fn output_async(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
+        self.own(executable)?;
         let at = output_index(executable, name)?;
         match (&mut self.backend, &executable.prepared) {
             (Backend::Cpu(b), Prepared::Cpu(p)) => b.output(p, at),
@@ -326,6 +342,13 @@ impl Session {
             (Backend::Gpu(b), Prepared::Gpu(p)) => b.begin_output(p, at)?.await,
             _ => Err(Error::argument("session: the program was made ready by a session on another device")),
         }
+    }
+
+    fn own(&self, executable: &Executable) -> Result<()> {
+        if executable.session == self.id {
+            return Ok(());
+        }
+        Err(Error::argument("session: the program was made ready by another session"))
     }
 
     /// Waits until the device has done all it was given.

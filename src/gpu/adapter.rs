@@ -190,6 +190,7 @@ impl Context {
                 uniform: u64::from(self.limits.min_uniform_buffer_offset_alignment).max(128),
             },
             software: self.is_software(),
+            unified: self.shares_host_memory(),
         }
     }
 

@@ -215,7 +215,7 @@ impl Gpu {
         for (at, stage) in program.stages.iter().enumerate().skip(first) {
             if prepared.offloaded.awaited(stage) {
                 recorder.submit()?;
-                prepared.offloaded.begin();
+                prepared.offloaded.begin(stage);
                 return Ok(Some(at));
             }
             stage.for_parts(batch, |part| {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 const UNMAPPED: u8 = 0;
 const MAPPED: u8 = 1;
 const FAILED: u8 = 2;
+const PENDING: u8 = 3;
 
 /// One value with a slot for each part.
 struct Slots {
@@ -48,9 +49,15 @@ impl Offloaded {
         })
     }
 
-    /// Begins to give the host what the device has written; the device must have been told to write it.
-    pub fn begin(&self) {
-        for slots in self.0.values() {
+    /// Begins to give the host what the device has written and `stage` reads; the device must have been told to write it.
+    pub fn begin(&self, stage: &Stage) {
+        for (value, slots) in &self.0 {
+            let reads =
+                |action: &Action| matches!(action, Action::Move(Move { from: Side::Slot(v), .. }) if v == value);
+            if !slots.bytes.is_empty() || !stage.body.iter().any(reads) {
+                continue;
+            }
+            slots.mapped.store(PENDING, Ordering::Release);
             let mapped = Arc::clone(&slots.mapped);
             slots.buffer.map_async(wgpu::MapMode::Read, .., move |result| {
                 mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
@@ -60,7 +67,7 @@ impl Offloaded {
 
     /// Takes what the device has written, after the device is done.
     pub fn take(&mut self) -> Result<()> {
-        for slots in self.0.values_mut() {
+        for slots in self.0.values_mut().filter(|slots| slots.mapped.load(Ordering::Acquire) != UNMAPPED) {
             if slots.mapped.swap(UNMAPPED, Ordering::AcqRel) != MAPPED {
                 return Err(Error::device("device: states that wait in the host's memory cannot be read"));
             }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::STAGING;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -18,7 +19,11 @@ struct Mapping {
 
 /// Staging buffers that are read again and again.
 #[derive(Default)]
-pub(super) struct Staging(Mutex<Vec<Buffer>>);
+pub(super) struct Staging {
+    free: Mutex<Vec<Buffer>>,
+    /// The largest that programs have reserved; larger ones are not kept.
+    largest: AtomicU64,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,7 +32,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Staging {
     /// A free buffer of at least `bytes`, made if there is none.
     fn take(&self, context: &Context, bytes: u64) -> Result<Buffer> {
-        let mut free = lock(&self.0);
+        let mut free = lock(&self.free);
         let fit = (0..free.len()).filter(|&i| free[i].size() >= bytes).min_by_key(|&i| free[i].size());
         if let Some(at) = fit.filter(|&i| free[i].size() <= 4 * bytes.max(4096)) {
             return Ok(free.swap_remove(at));
@@ -39,14 +44,15 @@ impl Staging {
 
     /// Makes sure that a buffer of `bytes` is there for when it is needed.
     pub(super) fn reserve(&self, context: &Context, bytes: u64) -> Result<()> {
+        self.largest.fetch_max(bytes.max(STAGING), Ordering::Relaxed);
         let buffer = self.take(context, bytes)?;
         self.give(buffer);
         Ok(())
     }
 
     fn give(&self, buffer: Buffer) {
-        let mut free = lock(&self.0);
-        if free.len() < 16 {
+        let mut free = lock(&self.free);
+        if free.len() < 16 && buffer.size() <= self.largest.load(Ordering::Relaxed).max(4096) {
             free.push(buffer);
         }
     }

@@ -138,15 +138,16 @@ impl Sequential {
         let at = match kept(self) {
             Some(at) => at,
             None => {
+                let alone = |s: &Self| s.built.as_ref().is_none_or(|b| b.programs.is_empty());
                 let executable = match make(self) {
-                    Err(e)
-                        if e.kind() == ErrorKind::Memory
-                            && self.built.as_ref().is_some_and(|b| !b.programs.is_empty()) =>
-                    {
+                    // With the memory of the others it may need no measures, and plans do not depend on what ran before.
+                    Ok(made) if !made.holds_less() || alone(self) => made,
+                    Err(e) if e.kind() != ErrorKind::Memory || alone(self) => return Err(e),
+                    made => {
+                        drop(made);
                         self.built.as_mut().ok_or_else(not_built)?.programs.clear();
                         make(self)?
                     }
-                    made => made?,
                 };
                 let programs = &mut self.built.as_mut().ok_or_else(not_built)?.programs;
                 if programs.len() >= PROGRAMS {

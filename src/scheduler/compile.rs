@@ -1,6 +1,6 @@
 //! Compiling: a graph's live operations in order, what shares storage, and the stages that hold little enough.
 
-use super::batch::Capacity;
+use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::cut::{Draft, cut};
 use super::footprint::amount;
 use super::measures::{self, Measures};
@@ -24,7 +24,7 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
     let whole = compiler.finish(options, Measures::default());
     let Some(budget) = options.budget.filter(|_| target.executor != Executor::Reference) else { return whole };
     let mut least: Option<Program> = None;
-    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity, target.executor)) {
+    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity, target.unified)) {
         // What a device cannot bind whole it may bind in parts.
         let Ok(program) = compiler.finish(options, measures) else { continue };
         if program.memory().bytes() <= budget {
@@ -212,6 +212,12 @@ impl<'a> Compiler<'a> {
         if measures.offload && self.target.executor != Executor::Gpu {
             return Err(Error::unsupported("memory: only a device with memory of its own can offload to the host's"));
         }
+        let whole_chunks = |(_, steps): (_, usize)| steps > 0 && steps.is_multiple_of(GRADIENT_CHUNK);
+        if !measures.segments.is_none_or(whole_chunks) || measures.sequences == Some(0) {
+            return Err(Error::argument(format!(
+                "memory: expected segments of a multiple of {GRADIENT_CHUNK} steps and at least 1 sequence, got {measures:?}"
+            )));
+        }
         let draft = self.draft();
         let (values, stages) = match measures.cut() {
             None => {
@@ -245,7 +251,7 @@ impl<'a> Compiler<'a> {
             outputs,
             scalars: scalars(&self.steps),
             bounds: bounds(&self.steps, &self.values),
-            copies: self.copies.clone(),
+            copies: ordered(&self.values, &self.copies, &self.target)?,
             updated: self.updated.clone(),
             capacity: options.capacity.clone(),
             target: self.target,
@@ -256,6 +262,27 @@ impl<'a> Compiler<'a> {
             measures,
         })
     }
+}
+
+/// The copies at the end of a run, those that read a persistent value before the one that changes it: a GPU runs them one
+/// after the other.
+fn ordered(values: &[ProgramValue], copies: &[(usize, usize)], target: &Target) -> Result<Vec<(usize, usize)>> {
+    let (mut left, mut all) = (copies.to_vec(), Vec::new());
+    while !left.is_empty() {
+        let free = |&(to, _): &(usize, usize)| left.iter().all(|c| c.0 == to || root(values, c.1) != to);
+        let Some(at) = left.iter().position(free) else {
+            if target.executor == Executor::Gpu {
+                let name = &values[left[0].0].name;
+                return Err(Error::unsupported(format!(
+                    "program: `{name}` changes places with another value, on a GPU"
+                )));
+            }
+            all.extend(left);
+            break;
+        };
+        all.push(left.remove(at));
+    }
+    Ok(all)
 }
 
 /// Stages whose values get workspaces and lifetimes.
@@ -270,16 +297,15 @@ impl Plan<'_> {
     /// Refuses an order in which a persistent value would be read after it has changed in place.
     fn check_updates(&self) -> Result<()> {
         let mut changed = Vec::new();
-        for step in self.stages.iter().flat_map(Stage::steps) {
-            let read = step.inputs.iter().flatten().find(|&&v| changed.contains(&root(&self.values, v)));
-            if let Some(&v) = read {
+        for action in self.stages.iter().flat_map(Stage::actions) {
+            let read = action.reads().into_iter().find(|&v| changed.contains(&root(&self.values, v)));
+            if let Some(v) = read {
                 return Err(Error::unsupported(format!("memory: `{}` would change too early", self.values[v].name)));
             }
             // A view of a persistent value shares its storage too and changes nothing.
-            let changes = matches!(step.op, Op::Elementwise { .. });
-            let written = step.outputs.iter().flatten().filter(|&&v| changes && self.values[v].storage != Storage::Own);
-            let roots = written.map(|&v| root(&self.values, v));
-            changed.extend(roots.filter(|&r| self.values[r].storage == Storage::Persistent).collect::<Vec<_>>());
+            let Action::Step(Step { op: Op::Elementwise { .. }, outputs, .. }) = &action else { continue };
+            let roots = outputs.iter().flatten().map(|&v| root(&self.values, v));
+            changed.extend(roots.filter(|&r| self.values[r].storage == Storage::Persistent));
         }
         Ok(())
     }
@@ -398,10 +424,11 @@ impl Plan<'_> {
                 }
             }
         }
-        let whole: Vec<usize> =
-            draft.inputs.iter().copied().filter(|&v| self.values[root(&self.values, v)].first != usize::MAX).collect();
-        whole.into_iter().for_each(|v| self.touch(v, 0, 0));
         draft.ends.iter().for_each(|&v| self.touch(v, at, at));
+        // What is uploaded before the run.
+        let held = |&v: &usize| self.values[root(&self.values, v)].first != usize::MAX;
+        let whole: Vec<usize> = draft.inputs.iter().copied().filter(held).collect();
+        whole.into_iter().for_each(|v| self.touch(v, 0, 0));
         self.values.iter_mut().for_each(|v| v.last = v.last.min(at));
         self.stages = stages;
     }

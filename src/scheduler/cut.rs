@@ -10,7 +10,7 @@ use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
 use crate::config::Direction;
 use crate::graph::lstm::{backward, forward};
-use crate::graph::{Dim, Gather, LstmPart, Op, Shape, Symbol};
+use crate::graph::{Dim, Gather, LstmPart, Op, Over, Shape, Symbol};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A program before it has places: values, steps, and what is wanted of them.
@@ -60,6 +60,9 @@ struct Plan {
     after: Vec<usize>,
     /// The step that computes each value.
     producer: Vec<Option<usize>>,
+    /// Whether each step needs what a backward recurrence gives, which no other stage can compute again: it would have to
+    /// begin at the end of the sequences.
+    backward: Vec<bool>,
     stages: usize,
 }
 
@@ -77,7 +80,8 @@ impl Plan {
         if values.iter().any(|v| other(v) || kept(v)) || !values.iter().any(|v| v.shape.axis().is_some()) {
             return None;
         }
-        let mut producer = vec![None; values.len()];
+        let mut producer: Vec<Option<usize>> = vec![None; values.len()];
+        let mut backward = Vec::new();
         let (mut stage, mut after) = (Vec::new(), Vec::new());
         // Of values: the stage that computes rows, or the number of stages after which another is there.
         let mut at = vec![0usize; values.len()];
@@ -87,9 +91,16 @@ impl Plan {
             let mut own = step.inputs.iter().flatten().map(|&v| at[v]).max().unwrap_or(0);
             let on_rows = all().any(|&v| row(v));
             if on_rows {
-                // A table with a row a sequence is read by numbers that count all sequences.
+                // A table with a row a sequence or step is read by numbers that count all of them.
                 let table = step.inputs.first().copied().flatten().filter(|_| matches!(step.op, Op::Embedding));
-                if (cut.cuts_time() && !cuts_time(&step.op)) || table.is_some_and(|t| on_batch(&values[t].shape)) {
+                if (cut.cuts_time() && !cuts_time(&step.op))
+                    || table.is_some_and(|t| on_batch(&values[t].shape) || row(t))
+                {
+                    return None;
+                }
+                // Part by part, what is no rows would be added again and again.
+                let everything = matches!(step.op, Op::Reduce { over: Over::All, .. });
+                if everything && step.inputs.iter().flatten().any(|&v| !row(v)) {
                     return None;
                 }
                 match step.op {
@@ -105,6 +116,9 @@ impl Plan {
                 }
                 stages = stages.max(own + 1);
             }
+            let needs = |v: &usize| producer[*v].is_some_and(|p: usize| backward[p]);
+            let needs = matches!(step.op, Op::LstmBackward(_)) || step.inputs.iter().flatten().any(needs);
+            backward.push(needs);
             for &v in step.outputs.iter().flatten() {
                 at[v] = if on_rows && !row(v) { own + 1 } else { own };
                 producer[v] = Some(number);
@@ -114,7 +128,7 @@ impl Plan {
         }
         // A stage runs either way in time.
         let both = cut.cuts_time() && forwards.intersection(&backwards).next().is_some();
-        (!both).then_some(Self { stage, after, producer, stages })
+        (!both).then_some(Self { stage, after, producer, backward, stages })
     }
 
     fn stages(
@@ -169,7 +183,7 @@ impl Plan {
                 }
                 let Some(producer) = self.producer[v].filter(|p| self.stage[*p] != Some(s)) else { continue };
                 let recurrent = matches!(draft.steps[producer].op, Op::Lstm(_));
-                if keep == Keep::Outputs && !recurrent {
+                if self.backward[producer] || (keep == Keep::Outputs && !recurrent) {
                     stored.insert(v);
                 } else if again.insert(producer) {
                     open.push(producer);
@@ -303,7 +317,17 @@ impl Writer<'_> {
                 step.outputs[at] = None;
             }
             if let Some(v) = step.outputs[at] {
-                step.outputs[at] = Some(self.twin(open, v));
+                let shape = &self.draft.values[v].shape;
+                step.outputs[at] = Some(match !own && on_batch(shape) {
+                    // A state at the end of the part is not the final one, which others may read.
+                    true => self.new_value(
+                        format!("{} (part, unread)", self.draft.values[v].name),
+                        shape.clone(),
+                        true,
+                        Some(v),
+                    ),
+                    false => self.twin(open, v),
+                });
             }
         }
         for state in &states {

@@ -2,7 +2,6 @@
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::stage::Cut;
-use super::strategy::Executor;
 
 /// What a cut program stores whole for the stages that come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl std::fmt::Display for Measures {
 
 /// Measures by how much they cost: gates again, segments again, micro-batches, and on a device with memory of its own the
 /// host's.
-pub(super) fn all(capacity: &Capacity, executor: Executor) -> Vec<Measures> {
+pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
     let longest = capacity.axes.first().map_or(0, |a| a.0);
     // Near √T, where what is kept for all segments and what one holds are about as much; then less.
     let mut steps = vec![((longest as f64).sqrt() as usize).next_multiple_of(GRADIENT_CHUNK)];
@@ -90,7 +89,7 @@ pub(super) fn all(capacity: &Capacity, executor: Executor) -> Vec<Measures> {
             offload: false,
         }));
     }
-    if executor == Executor::Gpu {
+    if !unified {
         let segments = |m: &&Measures| matches!(m.segments, Some((Keep::Nothing, _)));
         let offloaded: Vec<Measures> = all.iter().filter(segments).map(|&m| Measures { offload: true, ..m }).collect();
         all.extend(offloaded);

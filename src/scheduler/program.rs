@@ -197,7 +197,8 @@ impl Program {
 
 impl Target {
     /// The reference executor.
-    pub const REFERENCE: Target = Target { executor: Executor::Reference, limits: Limits::HOST, software: false };
+    pub const REFERENCE: Target =
+        Target { executor: Executor::Reference, limits: Limits::HOST, software: false, unified: true };
     /// The CPU executor.
-    pub const CPU: Target = Target { executor: Executor::Cpu, limits: Limits::HOST, software: false };
+    pub const CPU: Target = Target { executor: Executor::Cpu, limits: Limits::HOST, software: false, unified: true };
 }

@@ -148,6 +148,13 @@ impl Sampler {
         all
     }
 
+    /// A number that tells apart samplers whose epochs have other batches (Fowler, Noll and Vo's FNV-1a).
+    pub fn fingerprint(&self) -> u64 {
+        let how = format!("{} {:?} {:?}", self.size, self.batching, self.seed);
+        let words = how.bytes().map(u64::from).chain(self.lengths.iter().map(|&n| n as u64));
+        words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// Steps that no batch of any epoch has more of.
     pub fn most_steps(&self) -> usize {
         let mut longest = self.lengths.clone();

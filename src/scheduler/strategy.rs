@@ -50,6 +50,8 @@ pub struct Target {
     pub limits: Limits,
     /// Whether it is a GPU that a CPU plays.
     pub software: bool,
+    /// Whether its memory is the host's.
+    pub unified: bool,
 }
 
 /// How all threads that need one value get it, in products on a GPU.

@@ -41,7 +41,7 @@ impl Model {
             return Err(Error::argument("compile: expected a loss for at least one output"));
         };
         clear_optimizer(&mut self.session)?;
-        self.compiled = Some(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0 });
+        self.compiled = Some(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0, order: 0 });
         self.losses = chosen;
         Ok(())
     }

@@ -102,6 +102,8 @@ pub(super) struct Compiled {
     pub(super) epoch: u32,
     /// Batches of the next epoch that were trained on already.
     pub(super) batch: u32,
+    /// Tells in which order.
+    pub(super) order: u64,
 }
 
 impl Sequential {
@@ -113,7 +115,7 @@ impl Sequential {
         if let Ok(session) = self.session() {
             clear_optimizer(session)?;
         }
-        self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0 }));
+        self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0, order: 0 }));
         Ok(())
     }
 

@@ -132,7 +132,13 @@ struct Trained {
 impl TrainingRun<'_> {
     /// Trains to the end of the epoch; nothing where the steps that may be taken end before it.
     fn epoch(&mut self, learner: &mut dyn Learner) -> Result<Option<Trained>> {
-        let compiled = learner.compiled()?;
+        let mut compiled = learner.compiled()?;
+        let fingerprint = self.sampler.fingerprint();
+        if compiled.batch > 0 && compiled.order != fingerprint {
+            log::warn!("fit: the samples or their batches are others than before: the epoch begins anew");
+            compiled.batch = 0;
+        }
+        compiled.order = fingerprint;
         let Compiled { optimizer, step: first, epoch, batch: met, .. } = compiled;
         let order = self.sampler.epoch(epoch);
         let order = &order[(met as usize).min(order.len())..];
@@ -141,7 +147,8 @@ impl TrainingRun<'_> {
         let (size, clip) = (self.size, self.fit.clip_norm);
         let objectives: Vec<Objective> = self.data.objectives();
         let mut capacity = self.data.capacity(size)?;
-        if let Some(axis) = capacity.axes.first_mut() {
+        let lengths_are_known = self.network.input_axes()?.contains(&Some(0));
+        if let Some(axis) = capacity.axes.first_mut().filter(|_| lengths_are_known) {
             axis.1 = axis.1.min(self.sampler.most_steps());
         }
         let key = format!("train {optimizer:?} {objectives:?} {clip:?} {capacity:?}");
@@ -173,7 +180,15 @@ impl TrainingRun<'_> {
                 }
             }
             Ok::<_, Error>(batches.waited().as_secs_f64())
-        })?;
+        });
+        // What was trained on stays trained on, whatever came then.
+        let waited = match waited {
+            Ok(waited) => waited,
+            Err(error) => {
+                learner.keep(Compiled { step, batch: met + (step - first), ..compiled });
+                return Err(error);
+            }
+        };
         if bad.is_none() {
             bad = self.monitor.now(session)?;
         }

@@ -87,11 +87,14 @@ impl Model {
     /// A new program; where memory does not hold it beside the others, without them.
     fn load(&mut self, make: Make<'_>) -> Result<Executable> {
         match make(&mut self.session) {
-            Err(e) if e.kind() == ErrorKind::Memory && !self.programs.is_empty() => {
+            // With the memory of the others it may need no measures, and plans do not depend on what ran before.
+            Ok(made) if !made.holds_less() || self.programs.is_empty() => Ok(made),
+            Err(e) if e.kind() != ErrorKind::Memory || self.programs.is_empty() => Err(e),
+            made => {
+                drop(made);
                 self.programs.clear();
                 make(&mut self.session)
             }
-            made => made,
         }
     }
 

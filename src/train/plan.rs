@@ -5,7 +5,7 @@ use super::step::training_graph;
 use super::{Loss, Objective};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::nn::{GraphOptions, Network, Signal};
+use crate::nn::{GraphOptions, Layer, Network, Signal};
 use crate::optim::{Adam, Optimizer};
 use crate::scheduler::{Capacity, CompileOptions, Program, Target, compile};
 
@@ -36,8 +36,14 @@ pub fn plan(
                     graph.output(name, *value)?;
                 }
             }
+            built.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
             graph
         }
     };
-    compile(&graph, target, &CompileOptions { budget, ..CompileOptions::new(&Capacity::around(&batch)) })
+    // As `fit` and `Model::run` choose them.
+    let mut capacity = if loss.is_some() { Capacity::exactly(&batch) } else { Capacity::around(&batch) };
+    if network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful)) {
+        capacity.sequences = batch.sequences();
+    }
+    compile(&graph, target, &CompileOptions { budget, ..CompileOptions::new(&capacity) })
 }

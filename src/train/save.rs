@@ -22,6 +22,8 @@ struct Training {
     epoch: u32,
     #[serde(default)]
     batch: u32,
+    #[serde(default)]
+    order: u64,
 }
 
 impl Sequential {
@@ -66,8 +68,8 @@ impl Sequential {
         let path = path.as_ref();
         let mut file = self.model_file()?;
         if let Ok(c) = self.compiled() {
-            let training =
-                Training { optimizer: c.optimizer, loss: c.loss, step: c.step, epoch: c.epoch, batch: c.batch };
+            let Compiled { optimizer, loss, step, epoch, batch, order } = c;
+            let training = Training { optimizer, loss, step, epoch, batch, order };
             file.metadata["training"] = json!(training);
             let slots = c.optimizer.slots(&self.parameters()).into_iter().map(|(name, _)| name);
             // In the middle of an epoch its loss so far belongs to it.
@@ -82,7 +84,7 @@ impl Sequential {
         io::save(path, &file)
     }
 
-    /// Reads what [`Self::save`] wrote; training continues from there bit for bit.
+    /// Reads what [`Self::save`] wrote; training continues from there bit for bit. Stateful layers begin from zero states.
     pub fn load(device: &Device, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = io::load(path)?;
@@ -104,8 +106,8 @@ impl Sequential {
                     model.session()?.set(name, total)?;
                 }
             }
-            let Training { optimizer, loss, step, epoch, batch } = training;
-            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch, batch }));
+            let Training { optimizer, loss, step, epoch, batch, order } = training;
+            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch, batch, order }));
             Ok(model)
         };
         load().map_err(|e: Error| e.within(path.display()))

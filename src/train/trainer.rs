@@ -337,7 +337,10 @@ impl Trainer {
             batch.set_scalar(name, value);
         }
         let session = self.model.model.session()?;
-        session.run(&mut self.executable, &batch, &[("x", &x), ("y", &y)])?;
+        if let Err(error) = session.run(&mut self.executable, &batch, &[("x", &x), ("y", &y)]) {
+            self.windows = None; // the next call reads the same window again
+            return Err(error);
+        }
         self.step += 1;
         if let Some(bad) = self.monitor.after_step(session)? {
             self.fail(bad);

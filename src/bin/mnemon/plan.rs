@@ -33,25 +33,25 @@ pub struct Arguments {
     #[command(flatten)]
     configs: ConfigOptions,
 
-    /// Sequences of the batch
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    batch: usize,
+    /// Sequences of a model's batch [default: 32]
+    #[arg(long, value_name = "N", requires = "model")]
+    batch: Option<usize>,
 
-    /// Steps of each sequence
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    steps: usize,
+    /// Steps of each sequence of a model's batch [default: 100]
+    #[arg(long, value_name = "N", requires = "model")]
+    steps: Option<usize>,
 
     /// Steps of each sequence, with commas, instead of --batch and --steps
-    #[arg(long, value_name = "LENGTHS", value_delimiter = ',', conflicts_with_all = ["batch", "steps"])]
+    #[arg(long, value_name = "LENGTHS", value_delimiter = ',', requires = "model", conflicts_with_all = ["batch", "steps"])]
     lengths: Vec<usize>,
 
     /// Plan the forward pass, or a training step
     #[arg(long, value_enum, default_value = "infer")]
     mode: Mode,
 
-    /// The loss that a model is trained with
-    #[arg(long, value_enum, default_value = "mean-squared-error")]
-    loss: LossName,
+    /// The loss that a model is trained with, with --mode train [default: mean-squared-error]
+    #[arg(long, value_enum, requires = "model")]
+    loss: Option<LossName>,
 
     /// Leave out the lists of actions and values
     #[arg(long)]
@@ -72,9 +72,6 @@ enum LossName {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = arguments.device.open()?;
     let Some(path) = &arguments.model else {
-        if !arguments.lengths.is_empty() {
-            return Err(Error::new(ErrorKind::Argument, "--lengths need a model: a configuration has its own"));
-        }
         for config in arguments.configs.read()? {
             let (graph, _) = config.graph(arguments.mode)?;
             let capacity = Capacity::exactly(&config.batch()?);
@@ -86,17 +83,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let imported = io::read_model(path, None)?;
     let lengths = if arguments.lengths.is_empty() {
-        if arguments.batch == 0 || arguments.steps == 0 {
+        let (batch, steps) = (arguments.batch.unwrap_or(32), arguments.steps.unwrap_or(100));
+        if batch == 0 || steps == 0 {
             return Err(Error::new(ErrorKind::Argument, "--batch and --steps must be at least 1"));
         }
-        vec![arguments.steps; arguments.batch]
+        vec![steps; batch]
     } else {
         arguments.lengths.clone()
     };
-    let loss = (arguments.mode == Mode::Train).then_some(match arguments.loss {
-        LossName::MeanSquaredError => Loss::MeanSquaredError,
-        LossName::CrossEntropy => Loss::CrossEntropy,
-    });
+    let loss = match (arguments.mode, arguments.loss) {
+        (Mode::Infer, Some(_)) => return Err(Error::new(ErrorKind::Argument, "--loss needs --mode train")),
+        (Mode::Infer, None) => None,
+        (Mode::Train, Some(LossName::CrossEntropy)) => Some(Loss::CrossEntropy),
+        (Mode::Train, _) => Some(Loss::MeanSquaredError),
+    };
     let budget = Some(device.budget().bytes);
     let program = train::plan(&imported.network, &lengths, loss, device.target(), budget)?;
     print(&path.display().to_string(), &device, &program, arguments.brief);
