@@ -11,6 +11,9 @@ const SHUFFLE: u64 = 1 << 32;
 /// The stream that shuffles batches.
 const BETWEEN: u64 = 1 << 33;
 
+/// Sequences of the largest tile of a GPU's kernels.
+const TILE: usize = 16;
+
 /// How samples are put into batches. Batches are packed, so what is saved is not padding but steps at which few sequences
 /// of a batch still run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -135,9 +138,12 @@ impl Sampler {
         let (mut all, mut batch, mut tokens) = (Vec::new(), Vec::new(), 0);
         for &sample in order {
             let length = self.lengths[sample];
-            if !batch.is_empty() && (batch.len() == self.size || tokens + length > most) {
-                all.push(std::mem::take(&mut batch));
-                tokens = 0;
+            while !batch.is_empty() && (batch.len() == self.size || tokens + length > most) {
+                // Whole tiles of a GPU's kernels, where there are any; the others wait for the next batch.
+                let whole = if batch.len() < TILE { batch.len() } else { batch.len() / TILE * TILE };
+                let rest = batch.split_off(whole);
+                all.push(std::mem::replace(&mut batch, rest));
+                tokens = batch.iter().map(|&s: &usize| self.lengths[s]).sum();
             }
             batch.push(sample);
             tokens += length;
