@@ -10,6 +10,7 @@
 // #import lstm_options
 // #import lstm_slopes
 // #import lstm_rows
+// #import lstm_norm_place
 // #import workgroup_sum
 
 struct Params {
@@ -57,18 +58,16 @@ fn main(
     @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let group = linear_workgroup(workgroup, count);
-    let d = group % params.directions;
-    // The same for the whole workgroup, so that barriers are reached by all.
-    let b = min(group / params.directions, params.running - 1u);
+    let place = place_of(linear_workgroup(workgroup, count));
+    let b = place.b;
+    let d = place.d;
     let t = time_of(b, d, params.step);
-    let row = table[params.offsets + t] + b;
-    var held = group / params.directions < params.running && row >= params.piece_start && row < params.piece_end;
+    var held = place.held;
     if (params.step > 0u && params.previous_end > 0u) {
         let previous = row_of(b, d, params.step - 1u);
         held = held && previous >= params.previous_start && previous < params.previous_end;
     }
-    let base = (select(0u, row - params.piece_start, held) * params.directions + d) * params.hidden;
+    let base = place.base;
     let sequence = (b * params.directions + d) * params.hidden;
     // Where the pieces do not hold the rows no unit is computed.
     let units = select(0u, params.hidden, held);

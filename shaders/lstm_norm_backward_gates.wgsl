@@ -4,6 +4,7 @@
 // One workgroup a sequence and direction, grid = sequences · D; a thread keeps to its own units.
 // #import grid
 // #import lstm_rows
+// #import lstm_norm_place
 // #import workgroup_sum
 
 struct Params {
@@ -35,14 +36,11 @@ fn main(
     @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let group = linear_workgroup(workgroup, count);
-    let d = group % params.directions;
-    // The same for the whole workgroup, so that barriers are reached by all.
-    let b = min(group / params.directions, params.running - 1u);
-    let row = row_of(b, d, params.step);
-    let held = group / params.directions < params.running && row >= params.piece_start && row < params.piece_end;
-    let base = (select(0u, row - params.piece_start, held) * params.directions + d) * params.hidden;
-    let units = select(0u, params.hidden, held);
+    let place = place_of(linear_workgroup(workgroup, count));
+    let b = place.b;
+    let d = place.d;
+    let base = place.base;
+    let units = select(0u, params.hidden, place.held);
     let size = f32(4u * params.hidden);
     var sum = 0.0;
     for (var u = local; u < units; u += 64u) {

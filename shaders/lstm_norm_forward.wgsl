@@ -7,6 +7,7 @@
 // #import threefry
 // #import lstm_options
 // #import lstm_rows
+// #import lstm_norm_place
 // #import workgroup_sum
 
 struct Params {
@@ -41,17 +42,14 @@ fn main(
     @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let group = linear_workgroup(workgroup, count);
-    let d = group % params.directions;
-    // The same for the whole workgroup, so that barriers are reached by all.
-    let b = min(group / params.directions, params.running - 1u);
+    let place = place_of(linear_workgroup(workgroup, count));
+    let b = place.b;
+    let d = place.d;
     let t = time_of(b, d, params.step);
-    let row = table[params.offsets + t] + b;
-    let held = group / params.directions < params.running && row >= params.piece_start && row < params.piece_end;
-    let base = (select(0u, row - params.piece_start, held) * params.directions + d) * params.hidden;
+    let base = place.base;
     let sequence = (b * params.directions + d) * params.hidden;
     // Where the piece does not hold the row no unit is computed.
-    let units = select(0u, params.hidden, held);
+    let units = select(0u, params.hidden, place.held);
     var sum = 0.0;
     for (var u = local; u < units; u += 64u) {
         sum += dot(product[base + u], vec4<f32>(1.0));

@@ -201,15 +201,16 @@ impl Session {
         let mut options = options.clone();
         let target = self.device.target();
         let chooses = options.budget.is_none() && options.measures.is_none() && target.executor != Executor::Reference;
-        if chooses {
-            // Values that the program shares with the session are counted as the program's.
-            let known = |name: &str| graph.find(name).is_some();
-            let others = self.registry.iter().filter(|(name, _)| !known(name)).map(|(_, (shape, _))| bytes_of(shape));
-            let others = others.sum::<u64>() + self.held.others();
-            options.budget = Some(self.budget.bytes.saturating_sub(others));
-        }
+        let left = self.budget.bytes.saturating_sub(self.held.others());
+        options.budget = if chooses { Some(left) } else { options.budget };
         loop {
             let program = compile(graph, target, &options).map_err(|e| e.within(self.budget))?;
+            // What the session keeps besides; the same for every plan.
+            let others = self.uncounted(&program);
+            if chooses && program.memory().bytes() + others > left {
+                options.budget = Some(left.saturating_sub(others));
+                continue;
+            }
             let (measures, planned) = (program.measures, program.memory().bytes());
             let refused = match self.load_program(program) {
                 Err(e) if e.kind() == ErrorKind::Memory && chooses => e,
@@ -227,6 +228,14 @@ impl Session {
                 return Err(refused);
             }
         }
+    }
+
+    /// Bytes of persistent values that `program` does not count as its own.
+    fn uncounted(&self, program: &Program) -> u64 {
+        let all: u64 = self.registry.values().map(|(shape, _)| bytes_of(shape)).sum();
+        let own = program.values.iter().filter(|v| v.storage == Storage::Persistent);
+        let own = own.filter(|v| self.registry.contains_key(&v.name)).map(|v| program.bytes(v)).sum();
+        all.saturating_sub(own)
     }
 
     /// What the device may hold.

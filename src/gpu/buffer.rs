@@ -27,8 +27,6 @@ pub struct Buffers {
     device: wgpu::Device,
     made: AtomicU64,
     meter: Meter,
-    /// Of buffers in the host's memory that no kernel sees.
-    host: Meter,
     pipelines: AtomicU64,
     bind_groups: AtomicU64,
 }
@@ -44,14 +42,7 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 impl Buffers {
     pub(super) fn new(device: wgpu::Device) -> Self {
         let zero = || AtomicU64::new(0);
-        Self {
-            device,
-            made: zero(),
-            meter: Meter::default(),
-            host: Meter::default(),
-            pipelines: zero(),
-            bind_groups: zero(),
-        }
+        Self { device, made: zero(), meter: Meter::default(), pipelines: zero(), bind_groups: zero() }
     }
 
     /// A buffer of `bytes` (rounded up to four), or an error where the device refuses it.
@@ -59,10 +50,10 @@ impl Buffers {
         self.counted(label, bytes, usage, &self.meter)
     }
 
-    /// A buffer in the host's memory, that a device writes and the host reads.
+    /// A buffer in the host's memory, that a device writes and the host reads; not counted with the device's.
     pub(super) fn on_host(&self, label: &str, bytes: u64) -> Result<Buffer> {
         use wgpu::BufferUsages as U;
-        self.counted(label, bytes, U::MAP_READ | U::COPY_DST, &self.host)
+        self.counted(label, bytes, U::MAP_READ | U::COPY_DST, &Meter::default())
     }
 
     fn counted(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, meter: &Meter) -> Result<Buffer> {

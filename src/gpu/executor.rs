@@ -7,7 +7,7 @@ use super::offload::Offloaded;
 use super::pipeline::Pipelines;
 use super::reading::{Reading, Staging};
 use super::record::{Recorder, View};
-use super::upload::{Indices, take_rows};
+use super::upload::{Indices, bytes_of, take_rows};
 use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
@@ -424,11 +424,4 @@ fn prepare_step(preparer: &mut Preparer<'_>, step: &Step) -> Result<PreparedStep
         packs.push(Pack { runner, sources, made_from: RefCell::new(None) });
     }
     Ok(PreparedStep { packs, runner })
-}
-
-fn bytes_of(tensor: &Tensor) -> Result<&[u8]> {
-    Ok(match tensor.dtype() {
-        DType::F32 => bytemuck::cast_slice(tensor.f32s()?),
-        DType::U32 => bytemuck::cast_slice(tensor.u32s()?),
-    })
 }

@@ -41,6 +41,7 @@ const COMMON: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("lstm_backward_cell", include_str!("../../shaders/common/lstm_backward_cell.wgsl")),
     ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),
+    ("lstm_norm_place", include_str!("../../shaders/common/lstm_norm_place.wgsl")),
     ("lstm_options", include_str!("../../shaders/common/lstm_options.wgsl")),
     ("lstm_rows", include_str!("../../shaders/common/lstm_rows.wgsl")),
     ("lstm_slopes", include_str!("../../shaders/common/lstm_slopes.wgsl")),

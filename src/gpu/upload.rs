@@ -85,13 +85,18 @@ impl Indices {
     }
 }
 
+/// A tensor's bytes.
+pub(super) fn bytes_of(tensor: &Tensor) -> Result<&[u8]> {
+    Ok(match tensor.dtype() {
+        DType::F32 => bytemuck::cast_slice(tensor.f32s()?),
+        DType::U32 => bytemuck::cast_slice(tensor.u32s()?),
+    })
+}
+
 /// The bytes of some rows of a tensor.
 pub(super) fn take_rows(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Vec<u8>> {
     let row = tensor.len() / tensor.shape().first().copied().unwrap_or(1).max(1);
-    let bytes: &[u8] = match tensor.dtype() {
-        DType::F32 => bytemuck::cast_slice(tensor.f32s()?),
-        DType::U32 => bytemuck::cast_slice(tensor.u32s()?),
-    };
+    let bytes = bytes_of(tensor)?;
     Ok(rows.iter().flat_map(|r| bytes[4 * row * r.start..4 * row * r.end].iter().copied()).collect())
 }
 

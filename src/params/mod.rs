@@ -37,6 +37,11 @@ pub fn admit(name: &str, shape: &[usize]) -> Result<usize> {
     })
 }
 
+/// A number that tells sequences of words apart (Fowler, Noll and Vo's FNV-1a).
+pub fn fingerprint(words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// A parameter of one direction of one LSTM layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LstmParameter {

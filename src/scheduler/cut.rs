@@ -5,6 +5,7 @@
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
 use super::batch::Capacity;
+use super::compile::always;
 use super::measures::Keep;
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
@@ -312,8 +313,9 @@ impl Writer<'_> {
         }
         for at in 0..step.outputs.len() {
             // What is saved for the gradient is of no use here where it is computed again there.
-            let unread = |v: &usize| !open.reads.contains(v) && !self.stored.contains(v);
-            if matches!(step.op, Op::Lstm(_)) && at == forward::CELLS && step.outputs[at].as_ref().is_some_and(unread) {
+            let row = |v: &usize| self.draft.values[*v].shape.axis().is_some();
+            let unread = |v: &usize| row(v) && !open.reads.contains(v) && !self.stored.contains(v);
+            if step.outputs[at].as_ref().is_some_and(unread) && !always(&step.op, at, &self.draft.steps[n].inputs) {
                 step.outputs[at] = None;
             }
             if let Some(v) = step.outputs[at] {
@@ -431,31 +433,24 @@ impl Writer<'_> {
     /// A state that begins as input `input` of step `n`, or zero, and goes on as its output `output`.
     fn carried(&mut self, open: &mut Open, n: usize, input: usize, output: usize) -> State {
         let step = &self.draft.steps[n];
-        let width = self.width(n, output);
-        let shape = Shape(vec![Dim::Symbol(Symbol::Batch), Dim::Fixed(width)]);
+        // Gradients of states have the states' shapes.
+        let (forward, state) = match output {
+            backward::DH0 if matches!(step.op, Op::LstmBackward(_)) => (self.recurrence(n), forward::H_N),
+            backward::DC0 if matches!(step.op, Op::LstmBackward(_)) => (self.recurrence(n), forward::C_N),
+            _ => (n, output),
+        };
+        let like = self.draft.steps[forward].outputs[state];
+        let shape = like.map_or_else(|| Shape(Vec::new()), |v| self.draft.values[v].shape.clone());
         let value = self.new_value(format!("{}.{n}.carried.{output}", step.op.name()), shape, true, None);
         let from = step.inputs[input].map_or(Side::Zero, Side::Part);
         open.stage.before.push(Move { from, to: Side::Whole(value) });
         State { input, value, output: Some(output) }
     }
 
-    /// The columns of a state that step `n` gives at `output`.
-    fn width(&self, n: usize, output: usize) -> usize {
-        let step = &self.draft.steps[n];
-        let at = match (&step.op, output) {
-            (Op::Lstm(_), forward::H_N) | (Op::LstmBackward(_), backward::DH0) => 1,
-            _ => 0,
-        };
-        let weight = match step.op {
-            Op::Lstm(_) => forward::parameter(0, crate::graph::Parameter::WeightHh),
-            _ => backward::parameter(0, crate::graph::Parameter::WeightHh),
-        };
-        let shape = step.inputs[weight].map(|w| &self.draft.values[w].shape);
-        let size = |at: usize| match shape.and_then(|s| s.0.get(at)) {
-            Some(Dim::Fixed(n)) => *n,
-            _ => 0,
-        };
-        if at == 1 { size(1) } else { size(0) / crate::config::GATES }
+    /// The recurrence whose gates step `n` differentiates.
+    fn recurrence(&self, n: usize) -> usize {
+        let gates = self.draft.steps[n].inputs[backward::GATES];
+        gates.and_then(|gates| self.plan.producer[gates]).unwrap_or(n)
     }
 
     /// Room for a state at the beginning of every part.

@@ -1,7 +1,7 @@
 //! A program as text for people: what it holds, what is done for that, what runs, and where values live and for how long.
 
 use super::footprint::amount;
-use super::program::{Program, ProgramValue, Step, Storage};
+use super::program::{Program, Step, Storage};
 use super::stage::{Action, Move, Side, Stage};
 use super::strategy::{self, Executor, KERNEL_TABLE};
 use crate::graph::Op;
@@ -48,10 +48,6 @@ impl Program {
         let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
         let _ = writeln!(text, "measures  {}{bits}", self.measures);
         text
-    }
-
-    fn bytes(&self, value: &ProgramValue) -> u64 {
-        4 * value.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64
     }
 
     /// Bytes of the values that live at each action, of the stages one after the other.

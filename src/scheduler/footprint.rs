@@ -41,9 +41,14 @@ impl Program {
         Layout::new(&self.capacity, self.measures.cut().map(|(cut, _)| cut))
     }
 
+    /// Bytes of a value, for the largest batch that it holds values of.
+    pub fn bytes(&self, value: &ProgramValue) -> u64 {
+        4 * value.sizes(&self.capacity).map_or(0, |sizes| sizes.iter().product::<usize>()) as u64
+    }
+
     /// What the program holds on its device, with what the device's session holds for all its programs.
     pub fn memory(&self) -> Memory {
-        let bytes = |v: &ProgramValue| 4 * v.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64;
+        let bytes = |v: &ProgramValue| self.bytes(v);
         let persistent = self.values.iter().filter(|v| v.storage == Storage::Persistent).map(bytes).sum();
         let arenas = self.placement.bytes();
         let packs = 4 * self.packs.iter().flatten().sum::<usize>() as u64;
@@ -58,8 +63,7 @@ impl Program {
 
     /// Bytes of its largest output.
     pub fn staging(&self) -> u64 {
-        let bytes = |v: &ProgramValue| 4 * v.sizes(&self.capacity).map_or(0, |s| s.iter().product::<usize>()) as u64;
-        self.outputs.iter().map(|o| bytes(&self.values[o.1])).max().unwrap_or(0).max(STAGING)
+        self.outputs.iter().map(|o| self.bytes(&self.values[o.1])).max().unwrap_or(0).max(STAGING)
     }
 }
 

@@ -9,6 +9,7 @@ mod cut;
 mod describe;
 pub mod footprint;
 pub mod gather;
+mod lifetimes;
 pub mod measures;
 pub mod memory;
 pub mod program;

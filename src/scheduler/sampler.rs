@@ -3,6 +3,7 @@
 use super::batch::{Batch, ladder};
 use super::strategy::{self, Executor, Target};
 use crate::error::{Error, Result};
+use crate::params::fingerprint;
 use crate::params::random::Random;
 use serde::{Deserialize, Serialize};
 
@@ -154,11 +155,10 @@ impl Sampler {
         all
     }
 
-    /// A number that tells apart samplers whose epochs have other batches (Fowler, Noll and Vo's FNV-1a).
+    /// A number that tells apart samplers whose epochs have other batches.
     pub fn fingerprint(&self) -> u64 {
         let how = format!("{} {:?} {:?}", self.size, self.batching, self.seed);
-        let words = how.bytes().map(u64::from).chain(self.lengths.iter().map(|&n| n as u64));
-        words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
+        fingerprint(how.bytes().map(u64::from).chain(self.lengths.iter().map(|&n| n as u64)))
     }
 
     /// Steps that no batch of any epoch has more of.

@@ -3,6 +3,7 @@
 use super::dataset::{Dataset, input_of, tensor_of};
 use super::learner::{self, Learner, Make};
 use super::mask;
+use super::prefetch::Prefetch;
 use super::step::prediction_graph;
 use super::{Loss, Objective};
 use crate::device::{Executable, Session};
@@ -224,21 +225,25 @@ impl Sequential {
         })?;
         let rows: Vec<usize> = (0..data.samples).collect();
         let mut all = Vec::new();
-        for chunk in rows.chunks(size) {
-            let packed = data.batch(chunk)?;
-            session.run(program, &packed.batch, &packed.named(program))?;
-            let (batch, kept) = (&packed.batch, flow.axis.and_then(|axis| packed.kept.get(axis as usize)));
-            if kept.is_some_and(|k| mask::needs_zero_row(k, fill)) {
-                return Err(Error::unsupported(
-                    "predict: what layers over an LSTM give at masked steps needs a `Model` of the network",
-                ));
+        std::thread::scope(|scope| {
+            let mut batches = Prefetch::begin(scope, rows.chunks(size).map(|chunk| data.batch(chunk)))?;
+            while let Some(packed) = batches.next() {
+                let packed = packed?;
+                session.run(program, &packed.batch, &packed.named(program))?;
+                let (batch, kept) = (&packed.batch, flow.axis.and_then(|axis| packed.kept.get(axis as usize)));
+                if kept.is_some_and(|k| mask::needs_zero_row(k, fill)) {
+                    return Err(Error::unsupported(
+                        "predict: what layers over an LSTM give at masked steps needs a `Model` of the network",
+                    ));
+                }
+                let values = session.output(program, "y")?.into_f32s()?;
+                all.extend(match flow.axis {
+                    Some(axis) => mask::unpack(batch, axis, kept, &values, flow.features, (fill, &[]))?,
+                    None => batch.unsort_rows(&values, flow.features),
+                });
             }
-            let values = session.output(program, "y")?.into_f32s()?;
-            all.extend(match flow.axis {
-                Some(axis) => mask::unpack(batch, axis, kept, &values, flow.features, (fill, &[]))?,
-                None => batch.unsort_rows(&values, flow.features),
-            });
-        }
+            Ok::<(), Error>(())
+        })?;
         let mut shape = vec![data.samples, flow.features];
         if let Some(steps) = data.steps_of(network.signal(network.outputs[0].1)?)? {
             shape.insert(1, steps);

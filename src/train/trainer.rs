@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::nn::{Input, Network};
 use crate::optim::{Adam, Optimizer};
-use crate::params::Tensor;
+use crate::params::{Tensor, fingerprint};
 use crate::scheduler::{Batch, Capacity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -141,11 +141,6 @@ pub struct Trainer {
     text: [u64; 2],
 }
 
-/// A number that tells texts apart (Fowler, Noll and Vo's FNV-1a over tokens).
-fn fingerprint(tokens: &[u32]) -> u64 {
-    tokens.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &t| (hash ^ u64::from(t)).wrapping_mul(0x0100_0000_01b3))
-}
-
 fn train_streams(tokens: Vec<u32>, options: &TrainOptions) -> Result<Streams> {
     let TrainOptions { batch, sequence, .. } = *options;
     if batch == 0 || sequence == 0 {
@@ -183,7 +178,7 @@ impl Trainer {
         if !(options.decay > 0.0 && options.decay <= 1.0) {
             return Err(Error::argument(format!("training: decay must be in (0, 1], got {}", options.decay)));
         }
-        let text = [fingerprint(&train_tokens), fingerprint(&valid_tokens)];
+        let text = [&train_tokens, &valid_tokens].map(|tokens| fingerprint(tokens.iter().map(|&t| u64::from(t))));
         let train = train_streams(train_tokens, &options)?;
         let graph = training_graph(
             &network(&model)?,
@@ -396,11 +391,15 @@ impl Trainer {
         let session = self.model.model.session()?;
         EVALUATE.zero(session)?;
         zero_states(session, executable)?;
-        for start in (0..streams.length).step_by(streams.sequence) {
-            let (batch, x, y) = streams.window(start)?;
-            session.run(executable, &batch, &[("x", &x), ("y", &y)])?;
-        }
-        EVALUATE.mean(session).map(Some)
+        std::thread::scope(|scope| {
+            let starts = (0..streams.length).step_by(streams.sequence);
+            let mut windows = Prefetch::begin(scope, starts.map(|start| streams.window(start)))?;
+            while let Some(window) = windows.next() {
+                let (batch, x, y) = window?;
+                session.run(executable, &batch, &[("x", &x), ("y", &y)])?;
+            }
+            EVALUATE.mean(session).map(Some)
+        })
     }
 
     /// Writes all that [`Self::resume`] needs. After a step that was not finite it writes what was before that step.
