@@ -1,4 +1,4 @@
-// `lstm_backward_step` with broadcasts inside subgroups; see `lstm_forward_step_subgroup`.
+// `lstm_backward` one step at a time with broadcasts inside subgroups; see `lstm_forward_step_subgroup`.
 // One thread owns four columns of 1, 8 or 16 sequences; weights are packed [k][four rows][padded column].
 // Grid = directions · sequence blocks · column blocks, 32 threads across quads of columns.
 // #import grid
@@ -42,7 +42,7 @@ struct Sums {
 
 fn place_of(group: u32, local: u32) -> Place {
     let block = group / params.unit_blocks;
-    let b = params.first + (block % params.row_blocks) * ROWS;
+    let b = (block % params.row_blocks) * ROWS;
     return Place(b, block / params.row_blocks, (group % params.unit_blocks) * 32u + local);
 }
 
@@ -54,14 +54,13 @@ fn multiply(d: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<
 fn product(place: Place, lane: u32) -> Sums {
     let quads = (params.columns + 3u) / 4u;
     let d = min(place.d, params.directions - 1u);
-    let last = params.end - 1u;
+    let last = params.sequences - 1u;
     let base = params.operand + d * params.sequences * params.inner;
     let row = place.b + select(lane & 7u, 0u, ROWS == 1u);
     let r0 = base + min(row, last) * params.inner;
     let r8 = base + min(row + 8u, last) * params.inner;
     let first = d * params.weight_rows * 4u * quads + min(place.quad, quads - 1u);
-    // Only sequences with a next step have gate gradients to multiply.
-    let inner = select(0u, params.inner, place.b < params.ongoing);
+    let inner = select(0u, params.inner, runs(place.b, params.step + params.ahead));
     var t = Sums();
     for (var k = 0u; k < inner; k++) {
         let w = first + k * 4u * quads;
@@ -109,7 +108,11 @@ fn main(
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_step(place.b + r, place.d, 4u * place.quad + u, sums.s0.x);
+            let unit = 4u * place.quad + u;
+            let gradient = finish_step(place.b + r, place.d, unit, params.step, sums.s0.x);
+            if (gradient.is) {
+                state[result_of(place.b + r, place.d, unit)] = gradient.dz;
+            }
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;
@@ -144,7 +147,7 @@ fn arrive_h(
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_arrive(place.b + r, place.d, 4u * place.quad + u, sums.s0.x);
+            finish_arrive(place.b + r, place.d, 4u * place.quad + u, params.step, sums.s0.x);
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;
@@ -179,7 +182,42 @@ fn unproject(
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_unproject(place.b + r, place.d, 4u * place.quad + u, sums.s0.x);
+            finish_unproject(place.b + r, place.d, 4u * place.quad + u, params.step, sums.s0.x);
+            sums.s0 = sums.s0.yzwx;
+        }
+        sums.s0 = sums.s1;
+        sums.s1 = sums.s2;
+        sums.s2 = sums.s3;
+        sums.s3 = sums.s4;
+        sums.s4 = sums.s5;
+        sums.s5 = sums.s6;
+        sums.s6 = sums.s7;
+        sums.s7 = sums.s8;
+        sums.s8 = sums.s9;
+        sums.s9 = sums.s10;
+        sums.s10 = sums.s11;
+        sums.s11 = sums.s12;
+        sums.s12 = sums.s13;
+        sums.s13 = sums.s14;
+        sums.s14 = sums.s15;
+    }
+}
+
+@compute @workgroup_size(32)
+fn initial(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let place = place_of(linear_workgroup(workgroup, count), local);
+    var sums = product(place, lane);
+    if (place.d >= params.directions) {
+        return;
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        for (var u = 0u; u < 4u; u++) {
+            finish_initial(place.b + r, place.d, 4u * place.quad + u, sums.s0.x);
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;

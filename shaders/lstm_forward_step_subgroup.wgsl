@@ -1,4 +1,4 @@
-// `lstm_forward_step` for adapters where a load from one address by all threads costs as much as any: each of the first
+// `lstm_forward` one step at a time, for adapters where a load from one address by all threads costs as much as any: each of the first
 // eight lanes of a subgroup loads h of one sequence (and of one eight further on), and all lanes get it by broadcast.
 // One thread owns one unit of 1, 8 or 16 sequences. Grid = directions · sequence blocks · unit blocks, 64 threads across
 // units.
@@ -27,12 +27,12 @@ fn main(
     let group = linear_workgroup(workgroup, count);
     let unit = (group % params.unit_blocks) * 64u + local;
     let block = group / params.unit_blocks;
-    let b = params.first + (block % params.row_blocks) * ROWS;
+    let b = (block % params.row_blocks) * ROWS;
     // No thread leaves early, since all lanes take part in broadcasts; what is past an end repeats the last and is not
     // stored.
     let d = min(block / params.row_blocks, params.directions - 1u);
     let column = min(unit, params.hidden - 1u);
-    let last = params.end - 1u;
+    let last = params.sequences - 1u;
     let base = (params.slot * params.directions + d) * params.sequences;
     let row = b + select(lane & 7u, 0u, ROWS == 1u);
     let r0 = (base + min(row, last)) * params.quads;
@@ -86,7 +86,11 @@ fn main(
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
-        finish(b + r, d, unit, s0);
+        let next = finish(b + r, d, unit, params.step, s0);
+        if (next.goes_on) {
+            let at = (((1u - params.slot) * params.directions + d) * params.sequences + b + r) * params.quads + unit / 4u;
+            state[at][unit % 4u] = next.h;
+        }
         s0 = s1;
         s1 = s2;
         s2 = s3;

@@ -10,7 +10,7 @@ pub use session::{Executable, Reading, Session};
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu;
-use crate::scheduler::Target;
+use crate::scheduler::{Kernels, Target};
 #[cfg(feature = "gpu")]
 use std::sync::Arc;
 
@@ -50,6 +50,7 @@ enum Choice {
 pub struct Device {
     choice: Choice,
     memory: Option<u64>,
+    kernels: Kernels,
 }
 
 impl std::fmt::Debug for Device {
@@ -66,7 +67,7 @@ impl Device {
 
     /// The CPU with as many threads as the process may use.
     pub fn cpu() -> Self {
-        Self { memory: None, choice: Choice::Cpu(None) }
+        Self { memory: None, kernels: Kernels::default(), choice: Choice::Cpu(None) }
     }
 
     /// The CPU with `threads` threads.
@@ -74,12 +75,12 @@ impl Device {
         if threads == 0 {
             return Err(Error::argument("device: threads must be at least 1, got 0"));
         }
-        Ok(Self { memory: None, choice: Choice::Cpu(Some(threads)) })
+        Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Cpu(Some(threads)) })
     }
 
     /// The reference: plain loops, for checking.
     pub fn reference() -> Self {
-        Self { memory: None, choice: Choice::Reference }
+        Self { memory: None, kernels: Kernels::default(), choice: Choice::Reference }
     }
 
     /// A real GPU, else a software one with a warning in the log.
@@ -110,7 +111,9 @@ impl Device {
             "reference" => Ok(Self::reference()),
             #[cfg(feature = "gpu")]
             "best" => match gpu::Context::open(gpu::Wanted::Real, limits == GpuLimits::Default).await {
-                Ok(context) => Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(context)) }),
+                Ok(context) => {
+                    Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Gpu(Arc::new(context)) })
+                }
                 Err(_) => cpu(),
             },
             #[cfg(feature = "gpu")]
@@ -121,7 +124,7 @@ impl Device {
                     _ => gpu::Wanted::Named(text["gpu:".len()..].to_string()),
                 };
                 let context = gpu::Context::open(wanted, limits == GpuLimits::Default).await?;
-                Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(context)) })
+                Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Gpu(Arc::new(context)) })
             }
             #[cfg(not(feature = "gpu"))]
             "best" => {
@@ -161,7 +164,11 @@ impl Device {
     /// A program's own wgpu device. It must have been made with at least WebGPU's default limits.
     #[cfg(feature = "gpu")]
     pub fn from_wgpu(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        Ok(Self { memory: None, choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)) })
+        Ok(Self {
+            memory: None,
+            kernels: Kernels::default(),
+            choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)),
+        })
     }
 
     /// What it is.
@@ -219,6 +226,18 @@ impl Device {
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
+    }
+
+    /// The same device, whose sessions run layers by these strategies where they can.
+    #[must_use]
+    pub fn with_kernels(mut self, kernels: Kernels) -> Self {
+        self.kernels = kernels;
+        self
+    }
+
+    /// Which strategies its sessions run layers by.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// What a session on it may hold: what [`Self::with_memory`] said, else the memory of a GPU that tells it, else half of

@@ -8,11 +8,10 @@ struct Params {
     columns: u32,        // columns of the product: R of what arrives at h, H of what arrives before a projection
     inner: u32,          // vectors of four that the product sums over
     weight_rows: u32,    // rows of one direction's weights, of vectors of four values each
-    first: u32,          // first sequence of this dispatch
-    end: u32,            // one past the last
-    ongoing: u32,        // sequences before this one have a next step
-    step: u32,           // number of the step in each direction's order
-    piece_start: u32,    // the bound piece holds these rows of gates, cells, dy and dprojected
+    step: u32,           // number of the first step of this dispatch, which is the last in each direction's order
+    steps: u32,          // how many it goes back through
+    ahead: u32,          // 1: only sequences with a next step have an operand
+    piece_start: u32,    // the bound piece holds these rows of gates, cells, dy and `written`
     piece_end: u32,
     previous_start: u32, // and this one these of the cells before
     previous_end: u32,
@@ -44,18 +43,18 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> carry: array<f32>;       // dc [B, D, H], then dh_n or what zoneout hands on [B, D, R]
 @group(0) @binding(7) var<storage, read> table: array<u32>;             // sample ids, first rows, lengths
 @group(0) @binding(8) var<storage, read> peepholes: array<vec4<f32>>;   // [D, H] of p_i p_f p_o
-@group(0) @binding(9) var<storage, read_write> dprojected: array<f32>;  // [rows, D, R], or [rows, D, H] below a projection
+@group(0) @binding(9) var<storage, read_write> written: array<f32>;     // what arrives at h [rows, D, R], before a projection [rows, D, H], or at h_0 [B, D, R]
 
-// Whether what arrives before the projection is left in `dprojected` for another kernel.
+// Whether what arrives before the projection is left in `written` for another kernel.
 override NORMED: bool = false;
 
 // What arrives at h of one element, from its row of the product; zoneout's part is set aside.
-fn arrive(b: u32, d: u32, column: u32, product: f32, row: u32, time: u32) -> f32 {
+fn arrive(b: u32, d: u32, column: u32, step: u32, product: f32, row: u32, time: u32) -> f32 {
     let sequence = (b * params.directions + d) * params.output + column;
     let carried = params.sequences * params.directions * params.hidden + sequence;
     let unit = d * params.output + column;
     var dh = 0.0;
-    if (b < params.ongoing) {
+    if (table[params.lengths + b] > step + 1u) {
         let next_time = select(time + 1u, time - 1u, reversed(d));
         let key = vec2<u32>(params.dropout_x, params.dropout_y);
         dh = product * recurrent_mask(key, table[b], next_time, unit);
@@ -79,12 +78,12 @@ fn arrive(b: u32, d: u32, column: u32, product: f32, row: u32, time: u32) -> f32
 }
 
 // The gates' gradients of one unit from that of its h before projection and zoneout.
-fn differentiate(b: u32, d: u32, unit: u32, dh: f32, row: u32, time: u32) {
+fn differentiate(b: u32, d: u32, unit: u32, step: u32, dh: f32, row: u32, time: u32) -> vec4<f32> {
     let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
     let sequence = (b * params.directions + d) * params.hidden + unit;
     var before = 0.0;
-    if (params.step > 0u) {
-        let previous = row_of(b, d, params.step - 1u);
+    if (step > 0u) {
+        let previous = row_of(b, d, step - 1u);
         before = previous_cells[((previous - params.previous_start) * params.directions + d) * params.hidden + unit];
     } else if (params.has_c0 != 0u) {
         before = previous_cells[sequence];
@@ -123,60 +122,98 @@ fn differentiate(b: u32, d: u32, unit: u32, dh: f32, row: u32, time: u32) {
     }
     carry[sequence] = stay * dc + dcell * a.y + peephole.x * dz.x + peephole.y * dz.y;
     gates[at] = dz;
-    state[params.result + (d * params.sequences + b) * params.hidden + unit] = dz;
+    return dz;
+}
+
+// The gradients of one unit's gates, if the step is one of the sequence's and its rows are bound.
+struct Gradient {
+    dz: vec4<f32>,
+    is: bool,
+}
+
+// Where the gradients of one unit's gates go in `state`.
+fn result_of(b: u32, d: u32, unit: u32) -> u32 {
+    return params.result + (d * params.sequences + b) * params.hidden + unit;
+}
+
+// Whether sequence `b` has the step.
+fn runs(b: u32, step: u32) -> bool {
+    return b < params.sequences && table[params.lengths + min(b, params.sequences - 1u)] > step;
 }
 
 // Whether the bound pieces hold the step of sequence `b`.
-fn holds(b: u32, d: u32, row: u32) -> bool {
+fn holds(b: u32, d: u32, step: u32, row: u32) -> bool {
     var held = row >= params.piece_start && row < params.piece_end;
-    if (params.step > 0u && params.previous_end > 0u) {
-        let previous = row_of(b, d, params.step - 1u);
+    if (step > 0u && params.previous_end > 0u) {
+        let previous = row_of(b, d, step - 1u);
         held = held && previous >= params.previous_start && previous < params.previous_end;
     }
     return held;
 }
 
 // One element of the fused step: what arrives at h, then the gates.
-fn finish_step(b: u32, d: u32, unit: u32, product: f32) {
-    if (b >= params.end || unit >= params.columns) {
-        return;
+fn finish_step(b: u32, d: u32, unit: u32, step: u32, product: f32) -> Gradient {
+    if (!runs(b, step) || unit >= params.columns) {
+        return Gradient(vec4<f32>(0.0), false);
     }
-    let t = time_of(b, d, params.step);
+    let t = time_of(b, d, step);
     let row = table[params.offsets + t] + b;
-    if (holds(b, d, row)) {
-        let dh = arrive(b, d, unit, product, row, params.start + t);
-        differentiate(b, d, unit, dh, row, params.start + t);
+    if (!holds(b, d, step, row)) {
+        return Gradient(vec4<f32>(0.0), false);
     }
+    let dh = arrive(b, d, unit, step, product, row, params.start + t);
+    return Gradient(differentiate(b, d, unit, step, dh, row, params.start + t), true);
 }
 
 // One element of what arrives at a projected h; it is the operand of the next product.
-fn finish_arrive(b: u32, d: u32, column: u32, product: f32) {
-    if (b >= params.end || column >= params.columns) {
+fn finish_arrive(b: u32, d: u32, column: u32, step: u32, product: f32) {
+    if (!runs(b, step) || column >= params.columns) {
         return;
     }
-    let t = time_of(b, d, params.step);
+    let t = time_of(b, d, step);
     let row = table[params.offsets + t] + b;
     if (row < params.piece_start || row >= params.piece_end) {
         return;
     }
-    let dh = arrive(b, d, column, product, row, params.start + t);
-    dprojected[((row - params.piece_start) * params.directions + d) * params.output + column] = dh;
+    let dh = arrive(b, d, column, step, product, row, params.start + t);
+    written[((row - params.piece_start) * params.directions + d) * params.output + column] = dh;
     let quads = (params.output + 3u) / 4u;
     state[params.result + (d * params.sequences + b) * quads + column / 4u][column % 4u] = dh;
 }
 
 // The gates of one unit below a projection.
-fn finish_unproject(b: u32, d: u32, unit: u32, product: f32) {
-    if (b >= params.end || unit >= params.columns) {
+fn finish_unproject(b: u32, d: u32, unit: u32, step: u32, product: f32) {
+    if (!runs(b, step) || unit >= params.columns) {
         return;
     }
-    let t = time_of(b, d, params.step);
+    let t = time_of(b, d, step);
     let row = table[params.offsets + t] + b;
     if (NORMED) {
         if (row >= params.piece_start && row < params.piece_end) {
-            dprojected[((row - params.piece_start) * params.directions + d) * params.hidden + unit] = product;
+            written[((row - params.piece_start) * params.directions + d) * params.hidden + unit] = product;
         }
-    } else if (holds(b, d, row)) {
-        differentiate(b, d, unit, product, row, params.start + t);
+    } else if (holds(b, d, step, row)) {
+        state[result_of(b, d, unit)] = differentiate(b, d, unit, step, product, row, params.start + t);
     }
+}
+
+// One element of the gradient of h_0: the product of the first step's gate gradients under the mask, and what zoneout hands
+// on; dh_n for sequences of no steps.
+fn finish_initial(b: u32, d: u32, column: u32, product: f32) {
+    if (b >= params.sequences || column >= params.columns) {
+        return;
+    }
+    let at = (b * params.directions + d) * params.output + column;
+    let carried = carry[params.sequences * params.directions * params.hidden + at];
+    if (!runs(b, 0u)) {
+        written[at] = carried;
+        return;
+    }
+    let key = vec2<u32>(params.dropout_x, params.dropout_y);
+    let time = params.start + time_of(b, d, 0u);
+    var sum = product * recurrent_mask(key, table[b], time, d * params.output + column);
+    if (ZONEOUT_H > 0.0) {
+        sum += carried;
+    }
+    written[at] = within(sum, GRADIENT_CLIP);
 }

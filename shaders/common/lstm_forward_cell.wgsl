@@ -3,10 +3,8 @@ struct Params {
     hidden: u32,      // H
     output: u32,      // R
     quads: u32,       // padded R / 4
-    first: u32,       // first sequence of this dispatch
-    end: u32,         // one past the last
-    ending: u32,      // sequences from here on end with this step
-    step: u32,        // number of the step in each direction's order
+    step: u32,        // number of the first step of this dispatch in each direction's order
+    step_end: u32,    // one past the last
     piece_start: u32, // the bound piece holds these rows of gates, cells and y
     piece_end: u32,
     sequences: u32,   // B
@@ -47,15 +45,26 @@ fn weights_of(d: u32) -> u32 {
     return d * (4u * params.quads + 1u) * params.hidden;
 }
 
-// What is left of one unit of one sequence once its row of U h is known.
-fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
-    if (b >= params.end || unit >= params.hidden) {
-        return;
+// What the next step reads of one element of h, if there is one and this kernel makes it.
+struct Next {
+    h: f32,
+    goes_on: bool,
+}
+
+// What is left of one unit of one sequence at a step once its row of U h is known.
+fn finish(b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
+    let nothing = Next(0.0, false);
+    if (b >= params.sequences || unit >= params.hidden) {
+        return nothing;
     }
-    let t = time_of(b, d, params.step);
+    let length = table[params.lengths + b];
+    if (length <= step) {
+        return nothing;
+    }
+    let t = time_of(b, d, step);
     let row = table[params.offsets + t] + b;
     if (row < params.piece_start || row >= params.piece_end) {
-        return;
+        return nothing;
     }
     let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
     let sequence = (b * params.directions + d) * params.hidden + unit;
@@ -63,7 +72,7 @@ fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
         for (var gate = 0u; gate < 4u; gate++) {
             y[at * 4u + gate] = product[gate];
         }
-        return;
+        return nothing;
     }
     let sample = table[b];
     let time = params.start + t;
@@ -102,7 +111,7 @@ fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
     }
     if (PROJECTS) {
         y[at] = h;
-        return;
+        return nothing;
     }
     if (ZONEOUT_H > 0.0) {
         // h_n holds the running h.
@@ -111,12 +120,11 @@ fn finish(b: u32, d: u32, unit: u32, product: vec4<f32>) {
         h = stay * h_n[sequence] + (1.0 - stay) * h;
     }
     y[at] = h;
-    if (ZONEOUT_H > 0.0 || b >= params.ending) {
+    if (ZONEOUT_H > 0.0 || length == step + 1u) {
         h_n[sequence] = h;
     }
     // The mask is that of the step that reads it.
     let next_time = select(time + 1u, time - 1u, reversed(d));
     let mask = recurrent_mask(vec2<u32>(params.dropout_x, params.dropout_y), sample, next_time, d * params.output + unit);
-    let next = (((1u - params.slot) * params.directions + d) * params.sequences + b) * params.quads + unit / 4u;
-    state[next][unit % 4u] = h * mask;
+    return Next(h * mask, true);
 }

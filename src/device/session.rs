@@ -199,6 +199,7 @@ impl Session {
     /// where the device refuses an allocation all the same, less.
     pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
         let mut options = options.clone();
+        options.kernels.get_or_insert_with(|| self.device.kernels().clone());
         let target = self.device.target();
         let chooses = options.budget.is_none() && options.measures.is_none() && target.executor != Executor::Reference;
         let left = self.budget.bytes.saturating_sub(self.held.others());

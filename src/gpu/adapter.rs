@@ -188,6 +188,11 @@ impl Context {
                 },
                 // The largest parameters are 32 fields.
                 uniform: u64::from(self.limits.min_uniform_buffer_offset_alignment).max(128),
+                invocations: self
+                    .limits
+                    .max_compute_invocations_per_workgroup
+                    .min(self.limits.max_compute_workgroup_size_x) as usize,
+                workgroup: self.limits.max_compute_workgroup_storage_size as usize,
             },
             software: self.is_software(),
             unified: self.shares_host_memory(),

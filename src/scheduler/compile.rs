@@ -7,6 +7,7 @@ use super::lifetimes::Laid;
 use super::measures::{self, Measures};
 use super::memory;
 use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource, Step, Storage, root};
+use super::recurrence::{Family, Kernels, Layer};
 use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target};
 use crate::error::{Error, Result};
@@ -123,6 +124,7 @@ impl<'a> Compiler<'a> {
                 packs: Vec::new(),
                 number: self.steps.len(),
                 accumulates: false,
+                recurrence: None,
             });
         }
         for &(_, value) in graph.outputs() {
@@ -218,7 +220,23 @@ impl<'a> Compiler<'a> {
                 "memory: expected segments of a multiple of {GRADIENT_CHUNK} steps and at least 1 sequence, got {measures:?}"
             )));
         }
-        let draft = self.draft();
+        let kernels = options.kernels.clone().unwrap_or_default();
+        let program = self.finish_with(options, measures, &kernels)?;
+        if program.inside_pieces() {
+            // *Sequence* needs each value of a layer in one binding.
+            let step = Kernels { family: Some(Family::Step), ..Kernels::default() };
+            return self.finish_with(options, measures, &step);
+        }
+        Ok(program)
+    }
+
+    fn finish_with(&self, options: &CompileOptions, measures: Measures, kernels: &Kernels) -> Result<Program> {
+        let mut draft = self.draft();
+        for step in &mut draft.steps {
+            if let Some(layer) = Layer::of(step, &draft.values, self.capacity) {
+                step.recurrence = kernels.choose(&layer, &self.target)?;
+            }
+        }
         let (values, stages) = match measures.cut() {
             None => {
                 let body = draft.steps.iter().cloned().map(Action::Step).collect();

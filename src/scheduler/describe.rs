@@ -138,22 +138,18 @@ impl Program {
     }
 
     /// How a step with a choice runs.
-    fn strategy(&self, step: &Step) -> &'static str {
+    fn strategy(&self, step: &Step) -> String {
         let products = matches!(
             step.op,
             Op::Linear | Op::MatMul | Op::WeightGradient | Op::LstmInputGradient { .. } | Op::LstmWeightGradient { .. }
         );
         let recurrent = matches!(step.op, Op::Lstm(_) | Op::LstmBackward(_));
-        match self.target.executor {
-            Executor::Reference => "",
-            Executor::Cpu if recurrent => " [sequences over threads]",
-            Executor::Cpu => "",
-            Executor::Gpu => match (recurrent, products, strategy::broadcast(&self.target)) {
-                (true, _, strategy::Broadcast::Memory) => " [step]",
-                (true, _, strategy::Broadcast::Subgroup) => " [step, subgroup broadcasts]",
-                (_, true, strategy::Broadcast::Subgroup) => " [subgroup broadcasts]",
-                _ => "",
-            },
+        let subgroups = strategy::broadcast(&self.target) == strategy::Broadcast::Subgroup;
+        match (self.target.executor, step.recurrence) {
+            (_, Some(recurrence)) => format!(" [{recurrence}]"),
+            (Executor::Cpu, _) if recurrent => " [sequences over threads]".to_string(),
+            (Executor::Gpu, _) if products && subgroups => " [broadcast in subgroups]".to_string(),
+            _ => String::new(),
         }
     }
 

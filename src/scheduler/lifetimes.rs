@@ -43,7 +43,8 @@ impl Laid<'_> {
                 let shapes: Vec<Option<&Shape>> =
                     step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
                 let len = |s: &Shape| capacity.resolve(s).map_or(0, |s| s.iter().product());
-                for (at, need) in strategy::workspace(&step.op, &self.target, &shapes, &len).into_iter().enumerate() {
+                let needs = strategy::workspace(&step.op, step.recurrence, &self.target, &shapes, &len);
+                for (at, need) in needs.into_iter().enumerate() {
                     let kept = !need.packs.is_empty();
                     if let Some(&value) = packed.get(&(step.number, at)).filter(|_| kept) {
                         step.workspace.push(value);

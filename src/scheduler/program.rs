@@ -3,6 +3,7 @@
 use super::batch::{Batch, Capacity};
 use super::measures::Measures;
 use super::memory::Placement;
+use super::recurrence::{Kernels, Recurrence};
 use super::stage::{Cut, Stage};
 use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
@@ -76,6 +77,8 @@ pub struct Step {
     pub number: usize,
     /// Whether sums go on from part to part.
     pub accumulates: bool,
+    /// By which strategy a layer runs, where the executor has several.
+    pub recurrence: Option<Recurrence>,
 }
 
 /// A scalar that a run gives.
@@ -144,12 +147,14 @@ pub struct CompileOptions {
     pub budget: Option<u64>,
     /// What to do to hold less, whatever the budget.
     pub measures: Option<Measures>,
+    /// Which strategies layers run by; where none are given, the device's or the fixed table's.
+    pub kernels: Option<Kernels>,
 }
 
 impl CompileOptions {
     /// Of programs for batches up to `capacity`, with no bound on memory.
     pub fn new(capacity: &Capacity) -> Self {
-        Self { capacity: capacity.clone(), fresh: false, budget: None, measures: None }
+        Self { capacity: capacity.clone(), fresh: false, budget: None, measures: None, kernels: None }
     }
 }
 
@@ -187,6 +192,14 @@ impl Program {
             (ScalarSource::Size(a), Expr::Size(b)) => a == b,
             _ => false,
         })
+    }
+
+    /// Whether a layer that runs by *sequence* has values in several pieces.
+    pub(super) fn inside_pieces(&self) -> bool {
+        let split = |value: &usize| self.placement.places.get(&self.root(*value)).is_some_and(|p| p.pieces.len() > 1);
+        self.stage_steps()
+            .filter(|s| matches!(s.recurrence, Some(Recurrence::Sequence { .. })))
+            .any(|s| s.inputs.iter().chain(&s.outputs).flatten().any(split))
     }
 
     /// The steps of all stages.

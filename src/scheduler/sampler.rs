@@ -62,7 +62,7 @@ impl Cost {
     /// What `batch` costs on a device that is `target`.
     pub fn of(batch: &Batch, target: &Target) -> Self {
         let tile = |running: usize| match target.executor {
-            Executor::Gpu => strategy::row_tile(target, running),
+            Executor::Gpu => strategy::row_tile(strategy::broadcast(target), running),
             _ => 1,
         };
         let mut cost = Self::default();

@@ -1,12 +1,12 @@
 //! Which kernels run a step, and what they need besides its values. For now one fixed table a target.
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
+use super::recurrence::{Recurrence, step_rows};
 use crate::config::GATES;
 use crate::error::Result;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{B, Dim, Gather, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// The executors a program can be compiled for.
@@ -33,12 +33,23 @@ pub struct Limits {
     pub subgroup: usize,
     /// Bytes from the parameters of one dispatch to those of the next.
     pub uniform: u64,
+    /// Threads of one workgroup.
+    pub invocations: usize,
+    /// Bytes of memory of one workgroup.
+    pub workgroup: usize,
 }
 
 impl Limits {
     /// What host memory allows.
-    pub const HOST: Limits =
-        Limits { buffer: u64::MAX, binding: u64::MAX, storage_bindings: usize::MAX, subgroup: 0, uniform: 0 };
+    pub const HOST: Limits = Limits {
+        buffer: u64::MAX,
+        binding: u64::MAX,
+        storage_bindings: usize::MAX,
+        subgroup: 0,
+        uniform: 0,
+        invocations: usize::MAX,
+        workgroup: usize::MAX,
+    };
 }
 
 /// What a program is compiled for.
@@ -76,7 +87,7 @@ pub fn broadcast(target: &Target) -> Broadcast {
 
 /// Sequences of one thread of a fused step under [`Broadcast::Subgroup`], for batches of up to `sequences`: more of them
 /// share what is read of the weights, and those beyond the batch are computed for nothing.
-fn step_rows(sequences: usize) -> usize {
+fn broadcast_rows(sequences: usize) -> usize {
     match sequences {
         0..=1 => 1,
         2..=8 => 8,
@@ -85,28 +96,21 @@ fn step_rows(sequences: usize) -> usize {
 }
 
 /// Sequences that a fused step of so many computes together, of which those past the last are computed for nothing.
-pub fn row_tile(target: &Target, sequences: usize) -> usize {
-    match broadcast(target) {
-        Broadcast::Memory => 8,
-        Broadcast::Subgroup => step_rows(sequences),
+pub fn row_tile(broadcast: Broadcast, sequences: usize) -> usize {
+    match broadcast {
+        Broadcast::Memory => step_rows(sequences),
+        Broadcast::Subgroup => broadcast_rows(sequences),
     }
 }
 
 /// All tiles that steps of up to `sequences` sequences may take: a step at which few still run takes a small one. A row's
 /// bits are the same in each.
-pub fn row_tiles(target: &Target, sequences: usize) -> BTreeSet<usize> {
-    (1..=sequences.clamp(1, 16)).map(|running| row_tile(target, running)).collect()
-}
-
-/// The recurrence's strategy; see the architecture's three. Only the first exists for now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Recurrence {
-    /// A fused dispatch per timestep.
-    Step,
+pub fn row_tiles(broadcast: Broadcast, sequences: usize) -> BTreeSet<usize> {
+    (1..=sequences.clamp(1, 16)).map(|running| row_tile(broadcast, running)).collect()
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-2";
+pub const KERNEL_TABLE: &str = "fixed-3";
 
 /// Dispatches whose parameters a GPU holds at a time.
 pub const PARAMETER_SLOTS: usize = 4096;
@@ -216,11 +220,12 @@ pub fn quads(n: usize) -> usize {
 }
 
 /// Columns of a right operand as the backward step reads it, with rows four by four: each column alone, or in quads.
-pub fn backward_columns(target: &Target, columns: usize) -> usize {
-    if broadcast(target) == Broadcast::Subgroup { quads(columns) } else { columns }
+pub fn backward_columns(recurrence: Option<Recurrence>, columns: usize) -> usize {
+    if recurrence == Some(Recurrence::Broadcast) { quads(columns) } else { columns }
 }
 
-fn fixed(shape: &Shape, at: usize) -> usize {
+/// The number that dimension `at` of `shape` is; 0 where it is a symbol.
+pub(super) fn fixed(shape: &Shape, at: usize) -> usize {
     match shape.0.get(at) {
         Some(Dim::Fixed(n)) => *n,
         _ => 0,
@@ -229,14 +234,20 @@ fn fixed(shape: &Shape, at: usize) -> usize {
 
 /// What `op` needs on `target` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
 /// values.
-pub fn workspace(op: &Op, target: &Target, inputs: &[Option<&Shape>], len: &dyn Fn(&Shape) -> usize) -> Vec<Workspace> {
+pub fn workspace(
+    op: &Op,
+    recurrence: Option<Recurrence>,
+    target: &Target,
+    inputs: &[Option<&Shape>],
+    len: &dyn Fn(&Shape) -> usize,
+) -> Vec<Workspace> {
     if target.executor != Executor::Gpu {
         return Vec::new();
     }
     let shape = |at: usize| inputs.get(at).copied().flatten();
     match op {
         Op::Lstm(lstm) => lstm_workspace(lstm, shape),
-        Op::LstmBackward(lstm) => lstm_backward_workspace(lstm, target, shape),
+        Op::LstmBackward(lstm) => lstm_backward_workspace(lstm, recurrence, shape),
         Op::LstmWeightGradient { part: LstmPart::RecurrentWeights | LstmPart::Peepholes, lstm, .. } => {
             let columns = shape(1).map_or(0, |s| fixed(s, 1)) / lstm.directions();
             let rows = shape(1).and_then(|s| s.rows().cloned()).unwrap_or(N);
@@ -328,13 +339,13 @@ const NORM_PARAMETERS: [Parameter; 4] =
 /// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr, what a normalised cell reads.
 fn lstm_backward_workspace<'a>(
     op: &LstmOp,
-    target: &Target,
+    recurrence: Option<Recurrence>,
     shape: impl Fn(usize) -> Option<&'a Shape>,
 ) -> Vec<Workspace> {
     let d = op.directions();
     let all = |parameter| -> Vec<usize> { (0..d).map(|d| backward::parameter(d, parameter)).collect() };
     let (hidden, r) = lstm_sizes(shape(backward::parameter(0, Parameter::WeightHh)));
-    let columns = |n| backward_columns(target, n);
+    let columns = |n| backward_columns(recurrence, n);
     let projects = shape(backward::parameter(0, Parameter::WeightHr)).is_some();
     let none = |role| scratch(role, [1usize], DType::F32);
     let normed = op.cell.layer_norm.is_some();

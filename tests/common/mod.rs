@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use mnemon::device::{Device, GpuLimits};
+use mnemon::scheduler::{Family, Kernels};
 
 /// The executors under test. `MNEMON_TEST_GPU` names the GPU (`software` unless set, `none` for no GPU); one that is
 /// named and missing is a failure.
@@ -19,6 +20,15 @@ pub fn gpus() -> Vec<Device> {
     }
     let open = |limits| Device::parse(&name, limits, None).unwrap_or_else(|e| panic!("MNEMON_TEST_GPU={name}: {e}"));
     vec![open(GpuLimits::Adapter), open(GpuLimits::Default)]
+}
+
+/// The GPU under test once for each family of strategies, which runs every layer that it can carry.
+pub fn strategies() -> Vec<Device> {
+    let families = |device: Device| {
+        let of = move |family| device.clone().with_kernels(Kernels { family: Some(family), ..Kernels::default() });
+        Family::ALL.into_iter().map(of)
+    };
+    gpus().into_iter().take(1).flat_map(families).collect()
 }
 
 /// `||got - wanted|| / ||wanted||`, where a norm below f32's smallest normal number, which f32 cannot hold with its

@@ -5,14 +5,15 @@ mod axes;
 #[path = "../common/mod.rs"]
 mod common;
 
-use common::{assert_close, devices};
+use common::{assert_close, devices, strategies};
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{B, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, TimeKind, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
-use mnemon::scheduler::{Batch, Capacity, CompileOptions, Measures, Target, compile};
+use mnemon::scheduler::recurrence::Weights;
+use mnemon::scheduler::{Batch, Capacity, CompileOptions, Family, Measures, Recurrence, Target, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -183,7 +184,12 @@ fn lstms_of_every_kind() {
         let direction = [Direction::Forward, Direction::Reverse, Direction::Both, Direction::Both][row as usize % 4];
         let config = LstmConfig::new(input, hidden).cell(cell).direction(direction);
         let config = config.projection(bit(13).then_some(projection));
-        check(&kind_case(lengths, &config.bias(if bit(14) { Bias::Two } else { Bias::None }), bit(15)));
+        let case = kind_case(lengths, &config.bias(if bit(14) { Bias::Two } else { Bias::None }), bit(15));
+        check(&case);
+        // One strategy a row: compiling all for all would take minutes.
+        if let Some(device) = strategies().into_iter().cycle().nth(row as usize / 2) {
+            check_on(&case, &[device]);
+        }
     }
 }
 
@@ -328,6 +334,12 @@ fn check(case: &Case) {
     check_on(case, &devices());
 }
 
+/// [`check`], and by every strategy.
+fn check_layers(case: &Case) {
+    check(case);
+    check_on(case, &strategies());
+}
+
 fn check_on(case: &Case, devices: &[mnemon::device::Device]) {
     let expected = truth(case);
     for device in devices {
@@ -361,29 +373,55 @@ fn check_on(case: &Case, devices: &[mnemon::device::Device]) {
     }
 }
 
+/// A family that is asked for is what runs, where it can.
+#[test]
+fn strategies_are_what_was_asked_for() {
+    let case = lstm_case(&[3; 9], 7, 50, Bias::Two, false, 1.0);
+    let capacity = Capacity::exactly(&case.batch);
+    for device in strategies() {
+        let kernels = Some(device.kernels().clone());
+        let options = CompileOptions { kernels, ..CompileOptions::new(&capacity) };
+        let program = compile(&case.graph, device.target(), &options).unwrap();
+        let layers: Vec<Recurrence> = program.stage_steps().filter_map(|s| s.recurrence).collect();
+        assert_eq!(layers.len(), 4, "two layers, there and back");
+        for layer in layers {
+            let is = match (device.kernels().family.unwrap(), layer) {
+                (Family::Step, Recurrence::Step(_)) => true,
+                (family, Recurrence::Sequence { weights, .. }) => match weights {
+                    Weights::Streamed => family == Family::Streamed,
+                    Weights::Held(rows) => family == Family::Held && rows > 0,
+                    Weights::Registers => family == Family::Registers,
+                },
+                _ => false,
+            };
+            assert!(is, "{:?} was asked for, {layer} is what runs", device.kernels().family);
+        }
+    }
+}
+
 #[test]
 fn lstm_on_odd_sizes() {
-    check(&lstm_case(&[1], 1, 1, Bias::Two, true, 1.0));
-    check(&lstm_case(&[4, 4], 5, 3, Bias::None, false, 1.0));
-    check(&lstm_case(&[9; 3], 13, 17, Bias::One, true, 1.0));
-    check(&lstm_case(&[3; 9], 7, 50, Bias::Two, false, 1.0));
-    check(&lstm_case(&[2; 5], 6, 129, Bias::Two, true, 1.0));
-    check(&lstm_case(&[3; 16], 3, 5, Bias::Two, true, 1.0));
-    check(&lstm_case(&[2; 33], 9, 8, Bias::One, true, 1.0));
+    check_layers(&lstm_case(&[1], 1, 1, Bias::Two, true, 1.0));
+    check_layers(&lstm_case(&[4, 4], 5, 3, Bias::None, false, 1.0));
+    check_layers(&lstm_case(&[9; 3], 13, 17, Bias::One, true, 1.0));
+    check_layers(&lstm_case(&[3; 9], 7, 50, Bias::Two, false, 1.0));
+    check_layers(&lstm_case(&[2; 5], 6, 129, Bias::Two, true, 1.0));
+    check_layers(&lstm_case(&[3; 16], 3, 5, Bias::Two, true, 1.0));
+    check_layers(&lstm_case(&[2; 33], 9, 8, Bias::One, true, 1.0));
 }
 
 #[test]
 fn lstm_on_lengths_in_any_order() {
-    check(&lstm_case(&[3, 0, 7, 7, 1], 4, 6, Bias::Two, true, 1.0));
-    check(&lstm_case(&[70, 130, 65, 1, 0, 64, 2, 128, 129, 3], 3, 5, Bias::Two, true, 1.0));
-    check(&lstm_case(&[0, 2, 0], 3, 5, Bias::One, false, 1.0));
+    check_layers(&lstm_case(&[3, 0, 7, 7, 1], 4, 6, Bias::Two, true, 1.0));
+    check_layers(&lstm_case(&[70, 130, 65, 1, 0, 64, 2, 128, 129, 3], 3, 5, Bias::Two, true, 1.0));
+    check_layers(&lstm_case(&[0, 2, 0], 3, 5, Bias::One, false, 1.0));
 }
 
 #[test]
 fn lstm_with_saturated_gates() {
     // The f32 reference itself is 3.2e-5 from f64 in d.bias_hh_l0, whose norm is 2e-10: 1 - a gate near 1 cancels. So
     // the conformance cases' bound for gradients is taken. d.h0_l0 has the norm 3e-44, less than f32 can hold.
-    check(&Case { tolerance: 1e-4, ..lstm_case(&[6, 3, 5], 4, 9, Bias::Two, true, 40.0) });
+    check_layers(&Case { tolerance: 1e-4, ..lstm_case(&[6, 3, 5], 4, 9, Bias::Two, true, 40.0) });
 }
 
 #[test]

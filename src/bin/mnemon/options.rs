@@ -1,8 +1,10 @@
 //! Options that every subcommand that computes takes.
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use mnemon::device::{Device, GpuLimits};
 use mnemon::error::Result;
+use mnemon::scheduler::{Family, Kernels};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Device")]
@@ -18,6 +20,10 @@ pub struct DeviceOptions {
     /// Threads of the CPU device [default: as many as the process may use]
     #[arg(long, env = "MNEMON_THREADS", value_name = "N")]
     threads: Option<usize>,
+
+    /// How a GPU runs the recurrence of each layer that can be run so [default: what is picked for it, else a fixed table]
+    #[arg(long, env = "MNEMON_STRATEGY", value_name = "STRATEGY", value_parser = strategies())]
+    strategy: Option<String>,
 
     /// Most memory to hold on the device, as 900MiB or 2GiB [default: the device's, half of the host's where it computes]
     #[arg(long, env = "MNEMON_MEMORY", value_name = "BYTES", value_parser = bytes)]
@@ -46,6 +52,11 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
+/// The names of strategies.
+fn strategies() -> PossibleValuesParser {
+    PossibleValuesParser::new(Family::ALL.map(Family::name))
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Limits {
     /// WebGPU's default limits and no optional feature
@@ -62,6 +73,8 @@ impl DeviceOptions {
         };
         let device = Device::parse(&self.device, limits, self.threads)?;
         let device = self.memory.iter().fold(device, |device, &bytes| device.with_memory(bytes));
+        let family = self.strategy.as_deref().map(str::parse).transpose()?;
+        let device = device.with_kernels(Kernels { family, ..Kernels::default() });
         log::info!("computing on {}, {}", device.name(), device.budget());
         Ok(device)
     }

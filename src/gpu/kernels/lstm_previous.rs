@@ -52,7 +52,7 @@ impl LstmPrevious {
     ) -> Result<Self> {
         let values = preparer.values;
         let axis = row_axis(values.shape(states));
-        let away = super::lstm_backward_step::pieces_away(values, axis);
+        let away = super::lstm_backward::pieces_away(values, axis);
         let constants = if masked { lstm_constants(op) } else { Vec::new() };
         let mut launches = Vec::new();
         for p in 0..values.pieces(axis) {

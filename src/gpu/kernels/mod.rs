@@ -13,10 +13,9 @@ mod elementwise;
 mod embedding;
 mod embedding_backward;
 mod gather;
-mod lstm_backward_finish;
-mod lstm_backward_step;
+mod lstm_backward;
 mod lstm_begin;
-mod lstm_forward_step;
+mod lstm_forward;
 mod lstm_gates;
 mod lstm_norm_backward_cell;
 mod lstm_norm_backward_gates;
@@ -143,16 +142,19 @@ pub const KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
     &gather::KERNEL,
-    &lstm_backward_finish::KERNEL,
-    &lstm_backward_step::STEP[0],
-    &lstm_backward_step::STEP[1],
-    &lstm_backward_step::STEP[2],
-    &lstm_backward_step::SUBGROUP[0],
-    &lstm_backward_step::SUBGROUP[1],
-    &lstm_backward_step::SUBGROUP[2],
+    &lstm_backward::TILED[0],
+    &lstm_backward::TILED[1],
+    &lstm_backward::TILED[2],
+    &lstm_backward::TILED[3],
+    &lstm_backward::REGISTERS,
+    &lstm_backward::SUBGROUP[0],
+    &lstm_backward::SUBGROUP[1],
+    &lstm_backward::SUBGROUP[2],
+    &lstm_backward::SUBGROUP[3],
     &lstm_begin::KERNEL,
-    &lstm_forward_step::KERNEL,
-    &lstm_forward_step::SUBGROUP,
+    &lstm_forward::TILED,
+    &lstm_forward::REGISTERS,
+    &lstm_forward::SUBGROUP,
     &lstm_gates::INTO,
     &lstm_gates::BACK,
     &lstm_norm_forward::KERNEL,
@@ -189,8 +191,8 @@ pub fn shaders() -> Result<Vec<(String, String)>> {
 /// The launcher of `step`.
 pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dyn Runner>> {
     Ok(match &step.op {
-        Op::Lstm(op) => Box::new(lstm_forward_step::LstmForward::prepare(preparer, step, op)?),
-        Op::LstmBackward(op) => Box::new(lstm_backward_step::LstmBackward::prepare(preparer, step, op)?),
+        Op::Lstm(op) => Box::new(lstm_forward::LstmForward::prepare(preparer, step, op)?),
+        Op::LstmBackward(op) => Box::new(lstm_backward::LstmBackward::prepare(preparer, step, op)?),
         Op::LstmInputGradient { directions } if step.inputs.len() == 1 => {
             Box::new(lstm_gates::Gates::back(preparer, step, *directions)?)
         }

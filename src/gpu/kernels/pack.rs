@@ -7,8 +7,8 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
-use crate::scheduler::Step;
-use crate::scheduler::strategy::{Broadcast, NORM_VALUES, broadcast, quads};
+use crate::scheduler::strategy::{Broadcast, NORM_VALUES, quads};
+use crate::scheduler::{Recurrence, Step};
 
 params!(Params {
     len: u32,
@@ -131,7 +131,10 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
             let (d, parameter) = of(backward::FIRST);
             let weight_hh = backward::parameter(0, Parameter::WeightHh);
             let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
-            let broadcast = broadcast(&preparer.values.program.target);
+            let broadcast = match step.recurrence {
+                Some(Recurrence::Broadcast) => Broadcast::Subgroup,
+                _ => Broadcast::Memory,
+            };
             match (number, broadcast) {
                 (5, _) => norm(d, h, parameter),
                 // rows four by four: those of one unit side by side, or below each other with columns padded

@@ -1,10 +1,10 @@
-//! One LSTM layer back through time: one fused dispatch a timestep for all directions, two where h is projected; then the
-//! gradients of the initial states.
+//! One LSTM layer back through time, all directions together: a fused dispatch a timestep (two where h is projected), or one
+//! for many timesteps; then the gradients of the initial states.
 
-use super::lstm_forward_step::{bounds, pieces_of_step};
+use super::lstm_forward::{bounds, chunks, held, layer_of, pieces_of_step, tiled};
 use super::{
-    Runner, input, kernel, lstm_backward_finish, lstm_constants, lstm_keys, lstm_norm_backward_cell,
-    lstm_norm_backward_gates, output, params, reverse_bits, word,
+    Runner, input, kernel, lstm_constants, lstm_keys, lstm_norm_backward_cell, lstm_norm_backward_gates, output,
+    params, reverse_bits, word,
 };
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constants, Kernel};
@@ -12,8 +12,9 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, backward_columns, broadcast, quads, row_axis, row_tile, row_tiles};
-use crate::scheduler::{Axis, Step};
+use crate::scheduler::recurrence::{STEP_DEPTH, Threads, Weights};
+use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile, row_tiles};
+use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
 params!(Params {
@@ -22,10 +23,9 @@ params!(Params {
     columns: u32,
     inner: u32,
     weight_rows: u32,
-    first: u32,
-    end: u32,
-    ongoing: u32,
     step: u32,
+    steps: u32,
+    ahead: u32,
     piece_start: u32,
     piece_end: u32,
     previous_start: u32,
@@ -50,28 +50,83 @@ params!(Params {
     zoneout_c_y: u32,
 });
 
-/// The three kernels of one shader: the fused step, and what arrives at a projected h and goes on below it.
+/// The kernels of one shader: the fused step, what arrives at a projected h and goes on below it, the gradient of h_0.
 macro_rules! kernels {
     ($stem:literal) => {
         [
             kernel!($stem, "main", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
             kernel!($stem, "arrive_h", Params, [Params, Read, Write, Absent, Absent, Read, Write, Read, Absent, Write]),
             kernel!($stem, "unproject", Params, [Params, Read, Write, Write, Read, Absent, Write, Read, Read, Write]),
+            kernel!(
+                $stem,
+                "initial",
+                Params,
+                [Params, Read, Write, Absent, Absent, Absent, Write, Read, Absent, Write]
+            ),
         ]
     };
 }
 
-pub(super) static STEP: [Kernel; 3] = kernels!("lstm_backward_step");
-pub(super) static SUBGROUP: [Kernel; 3] = kernels!("lstm_backward_step_subgroup");
+pub(super) static TILED: [Kernel; 4] = kernels!("lstm_backward");
+pub(super) static REGISTERS: Kernel =
+    kernel!("lstm_backward", "registers", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]);
+pub(super) static SUBGROUP: [Kernel; 4] = kernels!("lstm_backward_step_subgroup");
+
+/// The kernels of a layer, with the constants that choose them.
+struct Variants {
+    kernels: &'static [Kernel; 4],
+    /// By sequences of one workgroup, in a dispatch a timestep.
+    tiles: Vec<(usize, Constants)>,
+    /// Many timesteps a dispatch: the kernel, its sequences.
+    inside: Option<(&'static Kernel, usize, Constants)>,
+    /// Columns of one workgroup, in a dispatch a timestep.
+    block: usize,
+    broadcast: Broadcast,
+}
+
+impl Variants {
+    fn of(preparer: &Preparer<'_>, step: &Step) -> Result<Self> {
+        let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
+        let sequences = preparer.values.program.capacity.sequences;
+        let tiled_steps = |threads: Threads| {
+            let of = |tile| (tile, tiled(tile, threads, ("DEPTH", STEP_DEPTH)));
+            row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
+        };
+        let (kernels, broadcast) = (&TILED, Broadcast::Memory);
+        Ok(match recurrence {
+            Recurrence::Broadcast => {
+                let of = |tile| (tile, vec![("ROWS", tile as f32)]);
+                let tiles = row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect();
+                Self { kernels: &SUBGROUP, tiles, inside: None, block: 4 * 32, broadcast: Broadcast::Subgroup }
+            }
+            Recurrence::Step(threads) => {
+                Self { kernels, tiles: tiled_steps(threads), inside: None, block: threads.units, broadcast }
+            }
+            Recurrence::Sequence { rows, threads, weights } => {
+                let layer = layer_of(preparer, step)?;
+                let mut constants = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
+                constants.push(("INSIDE", 1.0));
+                constants.extend(held(weights, layer.output));
+                let kernel = if weights == Weights::Registers { &REGISTERS } else { &TILED[0] };
+                // The gradient of h_0 is one product; it is tiled like those of *step*.
+                let threads = Threads { units: 32, slices: 2 };
+                let inside = Some((kernel, rows, constants));
+                Self { kernels, tiles: tiled_steps(threads), inside, block: threads.units, broadcast }
+            }
+        })
+    }
+}
 
 /// How many pieces away from a row's own the row of the step before may lie.
 pub(super) fn pieces_away(values: &Values, axis: Option<u8>) -> usize {
     if values.pieces(axis) == 1 { 0 } else { values.program.capacity.sequences.div_ceil(values.piece_rows(axis)) }
 }
 
-/// A layer's backward pass by the *step* strategy.
+/// A layer's backward pass.
 pub(super) struct LstmBackward {
     op: LstmOp,
+    /// Many timesteps a dispatch: the sequences of one workgroup, and the launches of the first step and of all others.
+    inside: Option<(usize, [Launch; 2])>,
     /// By sequences of one workgroup, piece of this step's rows and piece of the rows of the step before; `None` at the first
     /// step.
     launches: BTreeMap<(usize, usize, Option<usize>), Launch>,
@@ -82,14 +137,14 @@ pub(super) struct LstmBackward {
     /// By piece, where the cell is normalised.
     norm_gates: Vec<Launch>,
     projects: bool,
-    finish: Option<Launch>,
+    /// The gradient of h_0.
+    initial: BTreeMap<usize, Launch>,
+    broadcast: Broadcast,
     /// Columns of one workgroup.
     block: usize,
     axis: Option<u8>,
     hidden: usize,
     output: usize,
-    /// Of the packed weights: from unit to unit, from gate to gate, from column to column.
-    strides: [usize; 3],
     state: View,
     carry: View,
     dc0: View,
@@ -111,39 +166,28 @@ impl LstmBackward {
         let peepholes = op.cell.peepholes.then(|| values.view(peepholes, 0)).transpose()?;
         let piece = |value: Option<usize>, p: usize| value.map(|v| values.view(v, p)).transpose();
         let axis = row_axis(values.shape(gates));
-        let target = &values.program.target;
         let mut constants = lstm_constants(op);
         let norm_constants = constants.clone();
-        let finish = match step.outputs[at::DH0] {
-            Some(dh0) => {
-                let (weights, dh0) = (values.view(packed, 0)?, values.view(dh0, 0)?);
-                let views = [weights, state.clone(), carry.clone(), dh0, preparer.table(axis)].map(Some);
-                let mut constants = constants.clone();
-                constants.extend((broadcast(target) == Broadcast::Memory).then_some(("GATE_BY_GATE", 1.0)));
-                Some(preparer.launch_with(&lstm_backward_finish::KERNEL, "", None, &constants, &views)?)
+        let variants = Variants::of(preparer, step)?;
+        let kernels = variants.kernels;
+        let tiles_with = |constants: &Constants| -> Vec<(usize, Constants)> {
+            let with = |own: &Constants| constants.iter().copied().chain(own.iter().copied()).collect();
+            variants.tiles.iter().map(|(tile, own)| (*tile, with(own))).collect()
+        };
+        let mut initial = BTreeMap::new();
+        if let Some(dh0) = step.outputs[at::DH0] {
+            let views =
+                [values.view(packed, 0)?, state.clone(), carry.clone(), preparer.table(axis), values.view(dh0, 0)?];
+            let views = views.map(Some);
+            for (tile, constants) in tiles_with(&constants) {
+                initial.insert(tile, preparer.launch_with(&kernels[3], "", None, &constants, &views)?);
             }
-            None => None,
-        };
-        let (kernels, block) = match broadcast(target) {
-            Broadcast::Memory => (&STEP, 64),
-            Broadcast::Subgroup => (&SUBGROUP, 4 * 32),
-        };
-        // For each number of sequences of one workgroup the constants that choose it.
-        let tiles = |constants: &Constants| -> Vec<(usize, Constants)> {
-            let all = row_tiles(target, values.program.capacity.sequences).into_iter();
-            let own = |tile: usize| (broadcast(target) == Broadcast::Subgroup).then_some(("ROWS", tile as f32));
-            all.map(|tile| (tile, constants.iter().copied().chain(own(tile)).collect())).collect()
-        };
-        let columns = backward_columns(target, r);
-        let strides = match broadcast(target) {
-            Broadcast::Memory => [4 * columns, 1, 4],
-            Broadcast::Subgroup => [4 * columns, columns, 1],
-        };
+        }
         let away = pieces_away(values, axis);
         let normed = op.cell.layer_norm.is_some();
         constants.extend(normed.then_some(("NORMED", 1.0)));
-        let tiles = tiles(&constants);
-        let (mut launches, mut arrive) = (BTreeMap::new(), BTreeMap::new());
+        let tiles = tiles_with(&constants);
+        let (mut launches, mut arrive, mut inside) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let (mut norm_cells, mut norm_gates) = (BTreeMap::new(), Vec::new());
         for p in 0..values.pieces(axis) {
             let (table, dy) = (Some(preparer.table(axis)), piece(step.inputs[at::DY], p)?);
@@ -184,6 +228,11 @@ impl LstmBackward {
                     let dy = dy.clone();
                     (&kernels[0], [weights, state, gates, previous, dy, carry, table.clone(), peepholes.clone()])
                 };
+                if let Some((kernel, _, own)) = &variants.inside {
+                    let constants = constants.iter().copied().chain(own.iter().copied()).collect();
+                    inside.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
+                    continue;
+                }
                 for (tile, constants) in &tiles {
                     launches.insert((*tile, p, q), preparer.launch_with(kernel, "", None, constants, &views)?);
                 }
@@ -196,19 +245,25 @@ impl LstmBackward {
             let views = [gates, product, dproduct, state.clone(), preparer.table(axis), values.view(norms, 0)?];
             norm_gates.push(preparer.launch(&lstm_norm_backward_gates::KERNEL, &views.map(Some))?);
         }
+        let inside = match (&variants.inside, <[Launch; 2]>::try_from(inside)) {
+            (Some((_, rows, _)), Ok([others, first])) => Some((*rows, [first, others])),
+            (None, Err(_)) => None,
+            _ => return Err(Error::internal("a layer that stays inside has its values in one piece")),
+        };
         Ok(Self {
             op: *op,
             launches,
             arrive,
             norm_cells,
             norm_gates,
+            inside,
             projects,
-            finish,
-            block,
+            initial,
+            broadcast: variants.broadcast,
+            block: variants.block,
             axis,
             hidden,
             output: r,
-            strides,
             state,
             carry,
             dc0: values.view(output(step, at::DC0)?, 0)?,
@@ -333,43 +388,67 @@ impl Runner for LstmBackward {
         let rows = run.values.piece_rows(self.axis);
         let slot = directions * sequences * hidden;
         let missing = || Error::internal("no kernel for this step's sequences and pieces");
-        for s in (0..steps).rev() {
+        let all = Params {
+            hidden: word(hidden),
+            output: word(r),
+            columns: word(r),
+            inner: word(hidden),
+            weight_rows: word(hidden),
+            step: 0,
+            steps: 1,
+            ahead: 1,
+            piece_start: 0,
+            piece_end: u32::MAX,
+            previous_start: 0,
+            previous_end: 0,
+            sequences: word(sequences),
+            operand: 0,
+            result: 0,
+            unit_blocks: word(r.div_ceil(self.block)),
+            row_blocks: 0,
+            directions: word(directions),
+            reverse: reverse_bits(&self.op),
+            has_c0: u32::from(self.has_c0),
+            has_dy: u32::from(self.has_dy),
+            offsets,
+            lengths: run.lengths(number),
+            start: axis.start,
+            dropout_x: dropout[0],
+            dropout_y: dropout[1],
+            zoneout_h_x: zoneout_h[0],
+            zoneout_h_y: zoneout_h[1],
+            zoneout_c_x: zoneout_c[0],
+            zoneout_c_y: zoneout_c[1],
+        };
+        if let Some((rows, [first, others])) = &self.inside {
+            // The first step reads c_0 where the others read cells.
+            let alone = usize::from(self.has_c0).min(steps);
+            let chunks =
+                chunks(steps - alone, sequences, *rows, directions, hidden).map(|c| c.start + alone..c.end + alone);
+            let begins = (alone > 0).then_some((0..1, first));
+            for (chunk, launch) in begins.into_iter().chain(chunks.map(|c| (c, others))).rev() {
+                let row_blocks = axis.rows_at(chunk.start).div_ceil(*rows);
+                let params = Params {
+                    step: word(chunk.end - 1),
+                    steps: word(chunk.len()),
+                    unit_blocks: 1,
+                    row_blocks: word(row_blocks),
+                    ..all
+                };
+                out.dispatch(launch, &params, directions * row_blocks);
+            }
+        }
+        for s in (0..if self.inside.is_some() { 0 } else { steps }).rev() {
             let active = axis.rows_at(s);
             let (operand, result) = ((steps - 1 - s) % 2 * slot, (steps - s) % 2 * slot);
-            let tile = row_tile(&run.values.program.target, active);
+            let tile = row_tile(self.broadcast, active);
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
-                hidden: word(hidden),
-                output: word(r),
-                columns: word(r),
-                inner: word(hidden),
-                weight_rows: word(hidden),
-                first: 0,
-                end: word(active),
-                ongoing: word(axis.rows_at(s + 1)),
                 step: word(s),
-                piece_start: 0,
-                piece_end: 0,
-                previous_start: 0,
-                previous_end: 0,
-                sequences: word(sequences),
                 operand: word(operand),
                 result: word(result),
-                unit_blocks: word(r.div_ceil(self.block)),
                 row_blocks: word(row_blocks),
-                directions: word(directions),
-                reverse: reverse_bits(&self.op),
-                has_c0: u32::from(self.has_c0),
-                has_dy: u32::from(self.has_dy),
-                offsets,
-                lengths: run.lengths(number),
-                start: axis.start,
-                dropout_x: dropout[0],
-                dropout_y: dropout[1],
-                zoneout_h_x: zoneout_h[0],
-                zoneout_h_y: zoneout_h[1],
-                zoneout_c_x: zoneout_c[0],
-                zoneout_c_y: zoneout_c[1],
+                ..all
             };
             if projects || normed {
                 let below = 2 * slot;
@@ -385,7 +464,7 @@ impl Runner for LstmBackward {
                     columns: word(hidden),
                     inner,
                     weight_rows: inner,
-                    ongoing: word(active),
+                    ahead: 0,
                     operand: word(below),
                     unit_blocks: word(hidden.div_ceil(self.block)),
                     ..params
@@ -409,26 +488,13 @@ impl Runner for LstmBackward {
                 out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
             }
         }
-        if let Some(finish) = &self.finish {
-            let [stride_k, stride_g, stride_u] = self.strides.map(word);
-            let params = lstm_backward_finish::Params {
-                hidden: word(hidden),
-                output: word(r),
-                sequences: word(sequences),
-                running: word(axis.rows_at(0)),
-                operand: word(steps % 2 * slot),
-                directions: word(directions),
-                reverse: reverse_bits(&self.op),
-                stride_k,
-                stride_g,
-                stride_u,
-                lengths: run.lengths(number),
-                offsets,
-                start: axis.start,
-                dropout_x: dropout[0],
-                dropout_y: dropout[1],
-            };
-            out.dispatch(finish, &params, (sequences * directions * r).div_ceil(64));
+        if !self.initial.is_empty() {
+            let tile = row_tile(self.broadcast, sequences);
+            let row_blocks = sequences.div_ceil(tile);
+            let operand = if self.inside.is_some() { 0 } else { steps % 2 * slot };
+            let params = Params { ahead: 0, operand: word(operand), row_blocks: word(row_blocks), ..all };
+            let launch = self.initial.get(&tile).ok_or_else(missing)?;
+            out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);
         }
         out.copy(dc, self.dc0.clone());
         Ok(())

@@ -1,5 +1,5 @@
-//! One LSTM layer forward: the input projection of all rows, then one fused dispatch a timestep for all directions, and
-//! another where h is projected.
+//! One LSTM layer forward: the input projection of all rows, then the recurrence of all directions: a fused dispatch a
+//! timestep (and another where h is projected, and where the cell normalises), or one for many timesteps.
 
 use super::lstm_gates::Gates;
 use super::matmul::MatMul;
@@ -8,23 +8,23 @@ use super::{
     reverse_bits, word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, broadcast, quads, row_axis, row_tile, row_tiles};
-use crate::scheduler::{Axis, Step};
+use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
+use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile, row_tiles};
+use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 params!(Params {
     hidden: u32,
     output: u32,
     quads: u32,
-    first: u32,
-    end: u32,
-    ending: u32,
     step: u32,
+    step_end: u32,
     piece_start: u32,
     piece_end: u32,
     sequences: u32,
@@ -45,8 +45,10 @@ params!(Params {
     zoneout_c_y: u32,
 });
 
-pub(super) static KERNEL: Kernel =
-    kernel!("lstm_forward_step", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static TILED: Kernel =
+    kernel!("lstm_forward", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static REGISTERS: Kernel =
+    kernel!("lstm_forward", "registers", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
 pub(super) static SUBGROUP: Kernel = kernel!(
     "lstm_forward_step_subgroup",
     "main",
@@ -54,12 +56,13 @@ pub(super) static SUBGROUP: Kernel = kernel!(
     [Params, Read, Write, Write, Write, Write, Write, Write, Read]
 );
 
-/// Units of one workgroup.
+/// Units of one workgroup of [`SUBGROUP`].
 const UNITS: usize = 64;
 
-/// A layer's forward pass by the *step* strategy.
+/// A layer's forward pass.
 pub(super) struct LstmForward {
     op: LstmOp,
+    recurrence: Recurrence,
     /// W_ih x, or its products as they are given, into the gates.
     input: Box<dyn Runner>,
     begin: Launch,
@@ -90,6 +93,70 @@ pub(super) fn pieces_of_step(axis: &Axis, op: &LstmOp, s: usize, piece_rows: usi
         }
     }
     pieces
+}
+
+/// For each number of sequences of one workgroup the kernel and the constants that choose it.
+fn variants(
+    preparer: &Preparer<'_>,
+    step: &Step,
+    recurrence: Recurrence,
+) -> Result<Vec<(usize, &'static Kernel, Constants)>> {
+    let program = &preparer.values.program;
+    let sequences = program.capacity.sequences;
+    Ok(match recurrence {
+        Recurrence::Broadcast => {
+            let of = |tile| (tile, &SUBGROUP, vec![("ROWS", tile as f32)]);
+            row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect()
+        }
+        Recurrence::Step(threads) => {
+            let of = |tile| (tile, &TILED, tiled(tile, threads, ("QUADS", STEP_DEPTH)));
+            row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
+        }
+        Recurrence::Sequence { rows, threads, weights } => {
+            let layer = layer_of(preparer, step)?;
+            let mut constants = tiled(rows, threads, ("QUADS", layer.inside_depth(threads, weights)));
+            constants.push(("INSIDE", 1.0));
+            constants.extend(held(weights, 4 * layer.hidden));
+            vec![(rows, if weights == Weights::Registers { &REGISTERS } else { &TILED }, constants)]
+        }
+    })
+}
+
+/// The constants of a tile: sequences, threads, and how much of the operand is in workgroup memory.
+pub(super) fn tiled(rows: usize, threads: Threads, (depth, vectors): (&'static str, usize)) -> Constants {
+    let all = [("ROWS", rows), ("UNITS", threads.units), ("SLICES", threads.slices), (depth, vectors)];
+    all.into_iter().map(|(name, value)| (name, value as f32)).collect()
+}
+
+/// The constants that say how many rows of weights, of so many vectors each, are in workgroup memory.
+pub(super) fn held(weights: Weights, row: usize) -> Constants {
+    match weights {
+        Weights::Held(rows) => vec![("HELD", rows as f32), ("HELD_VALUES", (rows * row).max(1) as f32)],
+        _ => Vec::new(),
+    }
+}
+
+/// The layer that `step` runs.
+pub(super) fn layer_of(preparer: &Preparer<'_>, step: &Step) -> Result<Layer> {
+    let program = &preparer.values.program;
+    let layer = Layer::of(step, &program.values, &program.capacity);
+    layer.ok_or_else(|| Error::internal("a layer without recurrent weights"))
+}
+
+/// The steps of each dispatch of *sequence*: few enough that one ends long before a watchdog looks, on a device that gives a
+/// workgroup a gigaflop a second and runs sixteen of them at a time.
+pub(super) fn chunks(
+    steps: usize,
+    sequences: usize,
+    rows: usize,
+    directions: usize,
+    hidden: usize,
+) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    const BUDGET: f64 = 0.1e9;
+    let waves = (sequences.div_ceil(rows) * directions).div_ceil(16);
+    let step = (8 * rows * hidden * hidden * waves).max(1) as f64;
+    let most = ((BUDGET / step) as usize).max(1);
+    (0..steps.div_ceil(most)).map(move |n| n * most..((n + 1) * most).min(steps))
 }
 
 impl LstmForward {
@@ -155,16 +222,9 @@ impl LstmForward {
         } else if projects {
             constants.push(("PROJECTS", 1.0));
         }
-        let target = &values.program.target;
-        for tile in row_tiles(target, values.program.capacity.sequences) {
-            let mut constants = constants.clone();
-            let kernel = match broadcast(target) {
-                Broadcast::Memory => &KERNEL,
-                Broadcast::Subgroup => {
-                    constants.push(("ROWS", tile as f32));
-                    &SUBGROUP
-                }
-            };
+        let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
+        for (tile, kernel, own) in variants(preparer, step, recurrence)? {
+            let constants: Constants = constants.iter().copied().chain(own).collect();
             let mut own = Vec::new();
             for p in 0..values.pieces(axis) {
                 let views = [
@@ -184,7 +244,7 @@ impl LstmForward {
         let read = |value: usize| values.program.stage_steps().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
-        Ok(Self { op, input, begin, pieces, norm, project, axis, hidden, output: r, has_h0, has_c0, save })
+        Ok(Self { op, recurrence, input, begin, pieces, norm, project, axis, hidden, output: r, has_h0, has_c0, save })
     }
 }
 
@@ -214,41 +274,60 @@ impl Runner for LstmForward {
             dropout_y: dropout[1],
         };
         out.dispatch(&self.begin, &begin, (sequences * directions * width).div_ceil(256));
-        let unit_blocks = self.hidden.div_ceil(UNITS);
         let piece_rows = run.values.piece_rows(self.axis);
+        let all = Params {
+            hidden: word(self.hidden),
+            output: word(self.output),
+            quads: word(padded / 4),
+            step: 0,
+            step_end: 0,
+            piece_start: 0,
+            piece_end: u32::MAX,
+            sequences: word(sequences),
+            slot: 0,
+            unit_blocks: 1,
+            row_blocks: 0,
+            directions: word(directions),
+            reverse,
+            save: u32::from(self.save[0]) * (1 + u32::from(self.save[1])),
+            offsets,
+            lengths,
+            start: axis.start,
+            dropout_x: dropout[0],
+            dropout_y: dropout[1],
+            zoneout_h_x: zoneout_h[0],
+            zoneout_h_y: zoneout_h[1],
+            zoneout_c_x: zoneout_c[0],
+            zoneout_c_y: zoneout_c[1],
+        };
+        let missing = || Error::internal("no kernel for this step's sequences");
+        let (step_broadcast, units) = match self.recurrence {
+            Recurrence::Sequence { rows, .. } => {
+                let launch = &self.pieces.get(&rows).ok_or_else(missing)?[0];
+                for chunk in chunks(steps as usize, sequences, rows, directions, self.hidden) {
+                    let row_blocks = axis.rows_at(chunk.start).div_ceil(rows);
+                    let (step, step_end) = (word(chunk.start), word(chunk.end));
+                    let params = Params { step, step_end, row_blocks: word(row_blocks), ..all };
+                    out.dispatch(launch, &params, directions * row_blocks);
+                }
+                return Ok(());
+            }
+            Recurrence::Step(threads) => (Broadcast::Memory, threads.units),
+            Recurrence::Broadcast => (Broadcast::Subgroup, UNITS),
+        };
+        let unit_blocks = self.hidden.div_ceil(units);
         for s in 0..steps as usize {
             let active = axis.rows_at(s);
-            let tile = row_tile(&run.values.program.target, active);
-            let Some(launches) = self.pieces.get(&tile) else {
-                return Err(Error::internal(format!("no kernel computes {tile} sequences together")));
-            };
+            let tile = row_tile(step_broadcast, active);
+            let launches = self.pieces.get(&tile).ok_or_else(missing)?;
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
-                hidden: word(self.hidden),
-                output: word(self.output),
-                quads: word(padded / 4),
-                first: 0,
-                end: word(active),
-                ending: word(axis.rows_at(s + 1)),
                 step: word(s),
-                piece_start: 0,
-                piece_end: 0,
-                sequences: word(sequences),
+                step_end: word(s + 1),
                 slot: word(s % 2),
                 unit_blocks: word(unit_blocks),
                 row_blocks: word(row_blocks),
-                directions: word(directions),
-                reverse,
-                save: u32::from(self.save[0]) * (1 + u32::from(self.save[1])),
-                offsets,
-                lengths,
-                start: axis.start,
-                dropout_x: dropout[0],
-                dropout_y: dropout[1],
-                zoneout_h_x: zoneout_h[0],
-                zoneout_h_y: zoneout_h[1],
-                zoneout_c_x: zoneout_c[0],
-                zoneout_c_y: zoneout_c[1],
+                ..all
             };
             let pieces = pieces_of_step(axis, &self.op, s, piece_rows);
             for &piece in &pieces {

@@ -1,0 +1,273 @@
+// The recurrence of an LSTM layer, fused: the four gates' products with h, the activations and the state update, of a tile
+// of sequences, units and steps a workgroup. Threads are UNITS × SLICES: a thread sums one slice of the product of one
+// unit of ROWS sequences, all four gates at once; U is packed [k][unit] of vec4 (i f g o), h padded to a multiple of four.
+//   main:      U is read from storage, or as far as HELD says from workgroup memory
+//   registers: U stays in registers, 16 rows of one unit a thread, for H <= UNITS and padded R <= 16 SLICES
+// Two strategies run this: *step* covers the units by workgroups, one step a dispatch, and passes h through `state`;
+// *sequence* (INSIDE) covers all units by one workgroup, which runs many steps and keeps h in workgroup memory.
+// Grid = directions · sequence blocks · unit blocks.
+// #import grid
+// #import math
+// #import activation
+// #import threefry
+// #import lstm_options
+// #import lstm_rows
+// #import lstm_forward_cell
+
+override ROWS: u32 = 8u;
+override UNITS: u32 = 32u;
+override SLICES: u32 = 2u;
+// Quads of h of one sequence in workgroup memory: all of them where INSIDE, else what is multiplied between two barriers.
+override QUADS: u32 = 16u;
+override INSIDE: bool = false;
+// Quads of rows of U that stay in workgroup memory, and how many vectors that makes.
+override HELD: u32 = 0u;
+override HELD_VALUES: u32 = 1u;
+
+var<workgroup> hs: array<vec4<f32>, 2u * ROWS * QUADS>;
+var<workgroup> sums: array<vec4<f32>, UNITS * SLICES * ROWS>;
+var<workgroup> held: array<vec4<f32>, HELD_VALUES>;
+
+// What a workgroup computes.
+struct Tile {
+    b: u32,     // its first sequence
+    d: u32,     // its direction
+    step: u32,  // its first step
+    end: u32,   // one past its last
+    first: u32, // its first block of units
+    last: u32,  // one past its last
+}
+
+// What a thread computes of it.
+struct Thread {
+    lane: u32,   // its unit within a block of units
+    slice: u32,  // its slice of the product
+    number: u32,
+}
+
+fn tile_of(group: u32) -> Tile {
+    let block = group / params.unit_blocks;
+    let b = (block % params.row_blocks) * ROWS;
+    let d = block / params.row_blocks;
+    // The tile's first sequence is its longest.
+    let longest = select(0u, table[params.lengths + min(b, params.sequences - 1u)], d < params.directions);
+    let end = min(params.step_end, longest);
+    let unit_block = group % params.unit_blocks;
+    if (INSIDE) {
+        return Tile(b, d, params.step, end, 0u, (params.hidden + UNITS - 1u) / UNITS);
+    }
+    return Tile(b, d, params.step, end, unit_block, unit_block + 1u);
+}
+
+fn thread_of(local: vec3<u32>) -> Thread {
+    return Thread(local.x, local.y, local.y * UNITS + local.x);
+}
+
+// The first vector of h of one sequence in a slot of `state`.
+fn state_of(slot: u32, d: u32, b: u32) -> u32 {
+    return ((slot * params.directions + d) * params.sequences + b) * params.quads;
+}
+
+// Brings quads `first`.. of h of the tile's sequences into half `half` of the tile.
+fn load(t: Tile, thread: Thread, slot: u32, first: u32, half: u32) {
+    for (var i = thread.number; i < ROWS * QUADS; i += UNITS * SLICES) {
+        let q = first + i % QUADS;
+        // Sequences past the end repeat the last one; they are not stored.
+        let b = min(t.b + i / QUADS, params.sequences - 1u);
+        var h = vec4<f32>(0.0);
+        if (q < params.quads) {
+            h = state[state_of(slot, t.d, b) + q];
+        }
+        hs[half * ROWS * QUADS + i] = h;
+    }
+}
+
+// Leaves h in `state` for the dispatch that goes on.
+fn store(t: Tile, thread: Thread, half: u32) {
+    for (var i = thread.number; i < ROWS * QUADS; i += UNITS * SLICES) {
+        let b = t.b + i / QUADS;
+        if (b < params.sequences && i % QUADS < params.quads) {
+            state[state_of(0u, t.d, b) + i % QUADS] = hs[half * ROWS * QUADS + i];
+        }
+    }
+}
+
+fn multiply(h: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+    return fma(vec4<f32>(h.w), w3, fma(vec4<f32>(h.z), w2, fma(vec4<f32>(h.y), w1, fma(vec4<f32>(h.x), w0, sum))));
+}
+
+// One element of a sequence's state, whichever strategy carries it.
+fn pass_on(t: Tile, row: u32, unit: u32, step: u32, h: f32) {
+    if (INSIDE) {
+        let at = ((step + 1u) % 2u * ROWS + row) * QUADS + unit / 4u;
+        switch (unit % 4u) {
+            case 0u: { hs[at].x = h; }
+            case 1u: { hs[at].y = h; }
+            case 2u: { hs[at].z = h; }
+            default: { hs[at].w = h; }
+        }
+    } else {
+        state[state_of(1u - params.slot, t.d, t.b + row) + unit / 4u][unit % 4u] = h;
+    }
+}
+
+// Adds up the slices of this thread's sequences and finishes them.
+fn finish_rows(t: Tile, thread: Thread, unit: u32, step: u32) {
+    workgroupBarrier();
+    for (var row = thread.slice; row < ROWS; row += SLICES) {
+        var sum = sums[row * UNITS + thread.lane];
+        for (var slice = 1u; slice < SLICES; slice++) {
+            sum += sums[(slice * ROWS + row) * UNITS + thread.lane];
+        }
+        let next = finish(t.b + row, t.d, unit, step, sum);
+        if (next.goes_on) {
+            pass_on(t, row, unit, step, next.h);
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(UNITS, SLICES)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let t = tile_of(linear_workgroup(workgroup, count));
+    let thread = thread_of(local);
+    if (t.step >= t.end) {
+        return;
+    }
+    if (INSIDE) {
+        for (var i = thread.number; i < HELD * 4u * params.hidden; i += UNITS * SLICES) {
+            held[i] = weights[weights_of(t.d) + i];
+        }
+        load(t, thread, 0u, 0u, 0u);
+        load(t, thread, 0u, 0u, 1u); // its padding is read too
+        workgroupBarrier();
+    }
+    let share = QUADS / SLICES;
+    for (var step = t.step; step < t.end; step++) {
+        for (var block = t.first; block < t.last; block++) {
+            let unit = block * UNITS + thread.lane;
+            let column = min(unit, params.hidden - 1u);
+            var s0 = vec4<f32>(0.0);
+            var s1 = vec4<f32>(0.0);
+            var s2 = vec4<f32>(0.0);
+            var s3 = vec4<f32>(0.0);
+            var s4 = vec4<f32>(0.0);
+            var s5 = vec4<f32>(0.0);
+            var s6 = vec4<f32>(0.0);
+            var s7 = vec4<f32>(0.0);
+            for (var first = 0u; first < params.quads; first += QUADS) {
+                var half = first / QUADS % 2u;
+                if (INSIDE) {
+                    half = step % 2u;
+                } else {
+                    load(t, thread, params.slot, first, half);
+                    workgroupBarrier();
+                }
+                let h = half * ROWS * QUADS;
+                let start = thread.slice * share;
+                let stop = min(start + share, params.quads - first);
+                for (var i = start; i < stop; i++) {
+                    let q = first + i;
+                    var w0: vec4<f32>;
+                    var w1: vec4<f32>;
+                    var w2: vec4<f32>;
+                    var w3: vec4<f32>;
+                    if (q < HELD) {
+                        let w = q * 4u * params.hidden + column;
+                        w0 = held[w];
+                        w1 = held[w + params.hidden];
+                        w2 = held[w + 2u * params.hidden];
+                        w3 = held[w + 3u * params.hidden];
+                    } else {
+                        let w = weights_of(t.d) + q * 4u * params.hidden + column;
+                        w0 = weights[w];
+                        w1 = weights[w + params.hidden];
+                        w2 = weights[w + 2u * params.hidden];
+                        w3 = weights[w + 3u * params.hidden];
+                    }
+                    s0 = multiply(hs[h + i], w0, w1, w2, w3, s0);
+                    if (ROWS > 1u) {
+                        s1 = multiply(hs[h + QUADS + i], w0, w1, w2, w3, s1);
+                    }
+                    if (ROWS > 2u) {
+                        s2 = multiply(hs[h + 2u * QUADS + i], w0, w1, w2, w3, s2);
+                        s3 = multiply(hs[h + 3u * QUADS + i], w0, w1, w2, w3, s3);
+                    }
+                    if (ROWS > 4u) {
+                        s4 = multiply(hs[h + 4u * QUADS + i], w0, w1, w2, w3, s4);
+                        s5 = multiply(hs[h + 5u * QUADS + i], w0, w1, w2, w3, s5);
+                        s6 = multiply(hs[h + 6u * QUADS + i], w0, w1, w2, w3, s6);
+                        s7 = multiply(hs[h + 7u * QUADS + i], w0, w1, w2, w3, s7);
+                    }
+                }
+            }
+            let at = thread.slice * ROWS * UNITS + thread.lane;
+            for (var row = 0u; row < ROWS; row++) {
+                sums[at + row * UNITS] = s0;
+                s0 = s1;
+                s1 = s2;
+                s2 = s3;
+                s3 = s4;
+                s4 = s5;
+                s5 = s6;
+                s6 = s7;
+            }
+            finish_rows(t, thread, unit, step);
+        }
+    }
+    if (INSIDE) {
+        store(t, thread, t.end % 2u);
+    }
+}
+
+@compute @workgroup_size(UNITS, SLICES)
+fn registers(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let t = tile_of(linear_workgroup(workgroup, count));
+    let thread = thread_of(local);
+    if (t.step >= t.end) {
+        return;
+    }
+    // The tile is padded with zeros past R, so that rows of U past its end, which are some other finite row, add nothing.
+    let most = 4u * params.quads - 1u;
+    let k = 16u * thread.slice;
+    let w = weights_of(t.d) + min(thread.lane, params.hidden - 1u);
+    let w0 = weights[w + min(k, most) * params.hidden];
+    let w1 = weights[w + min(k + 1u, most) * params.hidden];
+    let w2 = weights[w + min(k + 2u, most) * params.hidden];
+    let w3 = weights[w + min(k + 3u, most) * params.hidden];
+    let w4 = weights[w + min(k + 4u, most) * params.hidden];
+    let w5 = weights[w + min(k + 5u, most) * params.hidden];
+    let w6 = weights[w + min(k + 6u, most) * params.hidden];
+    let w7 = weights[w + min(k + 7u, most) * params.hidden];
+    let w8 = weights[w + min(k + 8u, most) * params.hidden];
+    let w9 = weights[w + min(k + 9u, most) * params.hidden];
+    let w10 = weights[w + min(k + 10u, most) * params.hidden];
+    let w11 = weights[w + min(k + 11u, most) * params.hidden];
+    let w12 = weights[w + min(k + 12u, most) * params.hidden];
+    let w13 = weights[w + min(k + 13u, most) * params.hidden];
+    let w14 = weights[w + min(k + 14u, most) * params.hidden];
+    let w15 = weights[w + min(k + 15u, most) * params.hidden];
+    load(t, thread, 0u, 0u, 0u);
+    load(t, thread, 0u, 0u, 1u); // its padding is read too
+    workgroupBarrier();
+    for (var step = t.step; step < t.end; step++) {
+        let h = step % 2u * ROWS * QUADS + 4u * thread.slice;
+        for (var row = 0u; row < ROWS; row++) {
+            var sum = multiply(hs[h + row * QUADS], w0, w1, w2, w3, vec4<f32>(0.0));
+            sum = multiply(hs[h + row * QUADS + 1u], w4, w5, w6, w7, sum);
+            sum = multiply(hs[h + row * QUADS + 2u], w8, w9, w10, w11, sum);
+            sum = multiply(hs[h + row * QUADS + 3u], w12, w13, w14, w15, sum);
+            sums[(thread.slice * ROWS + row) * UNITS + thread.lane] = sum;
+        }
+        finish_rows(t, thread, thread.lane, step);
+    }
+    store(t, thread, t.end % 2u);
+}

@@ -1,0 +1,312 @@
+//! How the recurrence of one layer runs on a GPU: the strategies, what each can carry, and a table that chooses one.
+
+use super::batch::Capacity;
+use super::program::{ProgramValue, Step};
+use super::strategy::{Broadcast, Executor, QUAD, Target, broadcast, fixed, quads};
+use crate::config::GATES;
+use crate::error::{Error, Result};
+use crate::graph::lstm::{LstmOp, backward, forward};
+use crate::graph::{Op, Parameter};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// Threads of one workgroup: those across units (or columns), and those that share the sum of one unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Threads {
+    /// Threads across units.
+    pub units: usize,
+    /// Slices of the product's sum.
+    pub slices: usize,
+}
+
+impl Threads {
+    /// How many there are.
+    pub fn count(self) -> usize {
+        self.units * self.slices
+    }
+}
+
+/// Where a workgroup has the recurrent weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Weights {
+    /// In the device's memory, read at each step; that is to say in a cache.
+    Streamed,
+    /// So many rows of them in workgroup memory (vectors of four; forward a row is a quad of rows of U), the rest streamed.
+    Held(usize),
+    /// In registers.
+    Registers,
+}
+
+/// The recurrence's strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Recurrence {
+    /// A fused dispatch per timestep, whose lanes hand operands to their subgroup.
+    Broadcast,
+    /// A fused dispatch per timestep, tiled over sequences and units.
+    Step(Threads),
+    /// A dispatch for many timesteps: a workgroup owns some sequences and all units, and states stay inside.
+    Sequence {
+        /// Sequences of one workgroup.
+        rows: usize,
+        /// Its threads.
+        threads: Threads,
+        /// Where it has the weights.
+        weights: Weights,
+    },
+}
+
+impl std::fmt::Display for Recurrence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Broadcast => write!(f, "step, broadcast in subgroups"),
+            Self::Step(t) => write!(f, "step, {} x {} threads", t.units, t.slices),
+            Self::Sequence { rows, threads: t, weights } => {
+                write!(f, "sequence, {rows} rows, {} x {} threads, weights ", t.units, t.slices)?;
+                match weights {
+                    Weights::Streamed => write!(f, "streamed"),
+                    Weights::Held(n) => write!(f, "held to row {n}"),
+                    Weights::Registers => write!(f, "in registers"),
+                }
+            }
+        }
+    }
+}
+
+/// A family of strategies, as a user or a test asks for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// A dispatch per timestep without subgroups.
+    Step,
+    /// Many timesteps a dispatch, weights streamed.
+    Streamed,
+    /// Many timesteps a dispatch, as many weights in workgroup memory as fit.
+    Held,
+    /// Many timesteps a dispatch, weights in registers.
+    Registers,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Step, Self::Streamed, Self::Held, Self::Registers];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Streamed => "sequence-streamed",
+            Self::Held => "sequence-held",
+            Self::Registers => "sequence-registers",
+        }
+    }
+}
+
+impl FromStr for Family {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|f| f.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|f| f.name()).collect();
+            Error::argument(format!("strategy: expected one of {}, got `{text}`", names.join(", ")))
+        })
+    }
+}
+
+/// What a choice of strategy depends on. Batches of like sizes share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Layer {
+    /// Whether it is the way back.
+    pub backward: bool,
+    /// H.
+    pub hidden: usize,
+    /// R: P where h is projected, else H.
+    pub output: usize,
+    /// D.
+    pub directions: usize,
+    /// B, rounded up to a power of two.
+    pub sequences: usize,
+    /// Whether the cell normalises, which only [`Recurrence::Step`] and [`Recurrence::Broadcast`] carry.
+    pub normed: bool,
+}
+
+impl Layer {
+    /// The layer that `step` runs over batches up to `capacity`; none for other operations.
+    pub fn of(step: &Step, values: &[ProgramValue], capacity: &Capacity) -> Option<Self> {
+        let (op, weight, is_back): (&LstmOp, _, _) = match &step.op {
+            Op::Lstm(op) => (op, forward::parameter(0, Parameter::WeightHh), false),
+            Op::LstmBackward(op) => (op, backward::parameter(0, Parameter::WeightHh), true),
+            _ => return None,
+        };
+        let shape = &values[(*step.inputs.get(weight)?)?].shape;
+        Some(Self {
+            backward: is_back,
+            hidden: fixed(shape, 0) / GATES,
+            output: fixed(shape, 1),
+            directions: op.directions(),
+            sequences: capacity.sequences.max(1).next_power_of_two(),
+            normed: op.cell.layer_norm.is_some(),
+        })
+    }
+
+    /// Whether *sequence* can run it: a projection and a normalised cell need all units of a step in the middle of it.
+    pub fn stays_inside(&self) -> bool {
+        !self.normed && self.output == self.hidden
+    }
+
+    /// Vectors of four that one product sums over.
+    pub fn depth(&self) -> usize {
+        if self.backward { self.hidden } else { quads(self.output) / QUAD }
+    }
+
+    /// Vectors of four of one row of weights, as [`Weights::Held`] counts rows.
+    fn row(&self) -> usize {
+        if self.backward { self.output } else { QUAD * self.hidden }
+    }
+
+    /// Vectors of the operand of one sequence that *sequence* keeps in workgroup memory: all, so that slices are alike.
+    pub fn inside_depth(&self, threads: Threads, weights: Weights) -> usize {
+        match weights {
+            Weights::Registers => threads.slices * self.register_rows(),
+            _ => self.depth().next_multiple_of(threads.slices),
+        }
+    }
+
+    /// Bytes of workgroup memory that `recurrence` takes for it.
+    pub fn workgroup_bytes(&self, recurrence: Recurrence) -> usize {
+        // Sums of a thread are vectors forward, numbers backward.
+        let sum = if self.backward { 4 } else { 16 };
+        let of = |rows: usize, threads: Threads, depth: usize, held: usize| {
+            32 * rows * depth + sum * rows * threads.count() + 16 * held.max(1)
+        };
+        match recurrence {
+            Recurrence::Broadcast => 0,
+            Recurrence::Step(threads) => of(step_rows(self.sequences), threads, STEP_DEPTH, 0),
+            Recurrence::Sequence { rows, threads, weights } => {
+                let held = if let Weights::Held(n) = weights { n * self.row() } else { 0 };
+                of(rows, threads, self.inside_depth(threads, weights), held)
+            }
+        }
+    }
+
+    /// Whether `recurrence` can run it on `target`.
+    pub fn admits(&self, recurrence: Recurrence, target: &Target) -> bool {
+        let fits = |threads: Threads| {
+            threads.count() > 0
+                && threads.count() <= target.limits.invocations
+                && self.workgroup_bytes(recurrence) <= target.limits.workgroup
+        };
+        match recurrence {
+            Recurrence::Broadcast => broadcast(target) == Broadcast::Subgroup,
+            Recurrence::Step(threads) => STEP_DEPTH.is_multiple_of(threads.slices.max(1)) && fits(threads),
+            Recurrence::Sequence { rows, threads, weights } => {
+                let on_chip = weights != Weights::Registers
+                    || (threads.units >= self.hidden && threads.slices * self.register_rows() >= self.depth());
+                self.stays_inside() && matches!(rows, 1 | 2 | 4 | 8) && on_chip && fits(threads)
+            }
+        }
+    }
+
+    /// Rows of [`Self::depth`] whose weights one thread keeps in registers: 64 registers.
+    fn register_rows(&self) -> usize {
+        if self.backward { 16 } else { 4 }
+    }
+
+    /// The best guess at a member of `family`, if the device can run one.
+    pub fn member(&self, family: Family, target: &Target) -> Option<Recurrence> {
+        let rows = match self.sequences {
+            0..=128 => 1,
+            129..=256 => 2,
+            257..=512 => 4,
+            _ => 8,
+        };
+        let most = target.limits.invocations;
+        let spread = |rows: usize| {
+            let units = self.hidden.next_multiple_of(32).min(most.min(256));
+            // A slice has at least four rows to sum.
+            let slices = (most.min(512) / units).min(self.depth().div_ceil(4)).clamp(1, 8);
+            let threads = Threads { units, slices };
+            Recurrence::Sequence { rows, threads, weights: Weights::Streamed }
+        };
+        let fitting = |rows: usize| {
+            std::iter::successors(Some(rows), |r| (*r > 1).then_some(r / 2))
+                .map(spread)
+                .find(|r| self.admits(*r, target))
+        };
+        match family {
+            Family::Step => {
+                // Threads and rows multiply: what few sequences leave goes to slices.
+                let slices = (16 / step_rows(self.sequences)).min(8);
+                let all = std::iter::successors(Some(slices), |s| (*s > 1).then_some(s / 2));
+                all.map(|slices| Recurrence::Step(Threads { units: 32, slices })).find(|r| self.admits(*r, target))
+            }
+            Family::Streamed => fitting(rows),
+            Family::Held => {
+                let streamed = fitting(rows)?;
+                let Recurrence::Sequence { rows, threads, .. } = streamed else { return None };
+                let left = target.limits.workgroup.checked_sub(self.workgroup_bytes(streamed))?;
+                let held = (left / (16 * self.row())).min(self.depth());
+                let held = Recurrence::Sequence { rows, threads, weights: Weights::Held(held) };
+                (left >= 16 * self.row() && self.admits(held, target)).then_some(held)
+            }
+            Family::Registers => {
+                let units = self.hidden.next_multiple_of(32);
+                let threads = Threads { units, slices: self.depth().div_ceil(self.register_rows()) };
+                let of = |rows| Recurrence::Sequence { rows, threads, weights: Weights::Registers };
+                std::iter::successors(Some(rows), |r| (*r > 1).then_some(r / 2))
+                    .map(of)
+                    .find(|r| self.admits(*r, target))
+            }
+        }
+    }
+
+    /// The fixed table. Estimates of `docs/performance.md` where no GPU has been measured: weights stay in registers while
+    /// a thread has a hundred of them; up to 192 units a workgroup reads weights from its cache sooner than a dispatch begins.
+    pub fn by_table(&self, target: &Target) -> Result<Recurrence> {
+        const REGISTER_THREADS: usize = 640;
+        const STREAMED_UNITS: usize = 192;
+        if broadcast(target) == Broadcast::Subgroup {
+            return Ok(Recurrence::Broadcast);
+        }
+        let registers = self
+            .member(Family::Registers, target)
+            .filter(|r| matches!(r, Recurrence::Sequence { threads, .. } if threads.count() <= REGISTER_THREADS));
+        let streamed = || self.member(Family::Streamed, target).filter(|_| self.hidden <= STREAMED_UNITS);
+        let step = || self.member(Family::Step, target);
+        let sequence = if target.software { None } else { registers.or_else(streamed) };
+        sequence.or_else(step).ok_or_else(|| {
+            Error::unsupported(format!("lstm: no kernel for H {} fits the device's workgroups", self.hidden))
+        })
+    }
+}
+
+/// Vectors of the operand of one sequence that a tile of *step* multiplies between two barriers.
+pub const STEP_DEPTH: usize = 16;
+
+/// Sequences of one workgroup of *step*, for a step at which so many run.
+pub fn step_rows(sequences: usize) -> usize {
+    sequences.clamp(1, 8).next_power_of_two()
+}
+
+/// Which strategies layers run by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kernels {
+    /// Asked for of every layer that can be run so.
+    pub family: Option<Family>,
+    /// Picked by measurement; they go before the table.
+    pub picks: BTreeMap<Layer, Recurrence>,
+}
+
+impl Kernels {
+    /// The strategy of `layer` on `target`.
+    pub fn choose(&self, layer: &Layer, target: &Target) -> Result<Option<Recurrence>> {
+        if target.executor != Executor::Gpu {
+            return Ok(None);
+        }
+        let asked = self.family.and_then(|family| layer.member(family, target));
+        let picked = || self.picks.get(layer).copied().filter(|r| layer.admits(*r, target));
+        match asked.or_else(picked) {
+            Some(recurrence) => Ok(Some(recurrence)),
+            None => layer.by_table(target).map(Some),
+        }
+    }
+}
