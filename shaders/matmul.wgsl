@@ -1,67 +1,152 @@
 // C [rows, columns] = A [rows, inner] · B [inner, columns] (+ bias [columns]), B's rows padded to multiples of four.
-// One thread computes 8 rows of 4 columns in registers; B is read as whole vectors, A is the same for all threads of a
-// row block. Grid = row blocks · column blocks, 64 threads across columns.
+// Each element is one chain of multiply-adds over the inner dimension, whatever the tile. Grid = row tiles · column tiles.
 // #import grid
 // #import matmul_store
+// #import product_tile
 
-@compute @workgroup_size(64)
+// [half][row][quad of the inner dimension] and [half][inner][quad of columns].
+var<workgroup> a_tile: array<vec4<f32>, 2u * 16u * ROWS * 2u>;
+var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * 32u>;
+
+fn a_element(row: u32, k: u32) -> f32 {
+    // What is past the inner dimension must not count: it is zero in both operands.
+    return select(0.0, a[row * params.a_stride + min(k, params.inner - 1u)], k < params.inner);
+}
+
+// Four elements of A that thread `i` brings of the columns from `k` on.
+fn fetch_a(first_row: u32, k: u32, i: u32) -> vec4<f32> {
+    // Rows past the end repeat the last one; they are not stored.
+    let row = min(first_row + i / 2u, params.rows - 1u);
+    let at = k + (i % 2u) * 4u;
+    return vec4<f32>(a_element(row, at), a_element(row, at + 1u), a_element(row, at + 2u), a_element(row, at + 3u));
+}
+
+fn fetch_b(first_quad: u32, k: u32, i: u32) -> vec4<f32> {
+    let quads = (params.columns + 3u) / 4u;
+    let across = tile_columns() / 4u;
+    let row = k + i / across;
+    let w = b[min(row, params.inner - 1u) * quads + min(first_quad + i % across, quads - 1u)];
+    return select(vec4<f32>(0.0), w, row < params.inner);
+}
+
+fn multiply(x: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+    return fma(vec4<f32>(x.w), w3, fma(vec4<f32>(x.z), w2, fma(vec4<f32>(x.y), w1, fma(vec4<f32>(x.x), w0, sum))));
+}
+
+fn bias_of(column: u32) -> vec4<f32> {
+    if (params.has_bias == 0u) {
+        return vec4<f32>(0.0);
+    }
+    let last = params.columns - 1u;
+    return vec4<f32>(
+        bias[min(column, last)],
+        bias[min(column + 1u, last)],
+        bias[min(column + 2u, last)],
+        bias[min(column + 3u, last)],
+    );
+}
+
+@compute @workgroup_size(16, 16)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
 ) {
     let group = linear_workgroup(workgroup, count);
-    let row = (group / params.column_blocks) * 8u;
-    let quad = (group % params.column_blocks) * 64u + local;
-    let column = quad * 4u;
-    if (row >= params.rows || column >= params.columns) {
+    let row = group / params.column_blocks * tile_rows();
+    let column = group % params.column_blocks * tile_columns();
+    if (row >= params.rows) {
         return;
     }
-    let quads = (params.columns + 3u) / 4u;
-    // Rows past the end repeat the last one; they are not stored.
-    let last = params.rows - 1u;
-    let r0 = row * params.a_stride;
-    let r1 = min(row + 1u, last) * params.a_stride;
-    let r2 = min(row + 2u, last) * params.a_stride;
-    let r3 = min(row + 3u, last) * params.a_stride;
-    let r4 = min(row + 4u, last) * params.a_stride;
-    let r5 = min(row + 5u, last) * params.a_stride;
-    let r6 = min(row + 6u, last) * params.a_stride;
-    let r7 = min(row + 7u, last) * params.a_stride;
-    var start = vec4<f32>(0.0);
-    if (params.has_bias != 0u) {
-        start.x = bias[column];
-        start.y = bias[min(column + 1u, params.columns - 1u)];
-        start.z = bias[min(column + 2u, params.columns - 1u)];
-        start.w = bias[min(column + 3u, params.columns - 1u)];
+    let left = bias_of(column + 4u * local.x);
+    let right = bias_of(column + 64u + 4u * local.x);
+    var c = Sums(left, left, left, left, left, left, left, left, right, right, right, right, right, right, right, right);
+    let across = tile_columns() / 4u;
+    let brings_a = thread < 2u * tile_rows();
+    let brings_b = thread < DEPTH * across;
+    if (brings_a) {
+        a_tile[thread] = fetch_a(row, 0u, thread);
     }
-    var s0 = start;
-    var s1 = start;
-    var s2 = start;
-    var s3 = start;
-    var s4 = start;
-    var s5 = start;
-    var s6 = start;
-    var s7 = start;
-    for (var k = 0u; k < params.inner; k++) {
-        let w = b[k * quads + quad];
-        s0 = fma(vec4<f32>(a[r0 + k]), w, s0);
-        s1 = fma(vec4<f32>(a[r1 + k]), w, s1);
-        s2 = fma(vec4<f32>(a[r2 + k]), w, s2);
-        s3 = fma(vec4<f32>(a[r3 + k]), w, s3);
-        s4 = fma(vec4<f32>(a[r4 + k]), w, s4);
-        s5 = fma(vec4<f32>(a[r5 + k]), w, s5);
-        s6 = fma(vec4<f32>(a[r6 + k]), w, s6);
-        s7 = fma(vec4<f32>(a[r7 + k]), w, s7);
+    if (brings_b) {
+        b_tile[thread] = fetch_b(column / 4u, 0u, thread);
     }
-    for (var r = 0u; r < 8u; r++) {
-        store(row + r, column, s0);
-        s0 = s1;
-        s1 = s2;
-        s2 = s3;
-        s3 = s4;
-        s4 = s5;
-        s5 = s6;
-        s6 = s7;
+    workgroupBarrier();
+    let tiles = (params.inner + DEPTH - 1u) / DEPTH;
+    for (var tile = 0u; tile < tiles; tile++) {
+        let half = tile % 2u;
+        let next = (tile + 1u) * DEPTH;
+        // The next tile is on its way while this one is multiplied.
+        var next_a = vec4<f32>(0.0);
+        var next_b = vec4<f32>(0.0);
+        if (tile + 1u < tiles) {
+            if (brings_a) {
+                next_a = fetch_a(row, next, thread);
+            }
+            if (brings_b) {
+                next_b = fetch_b(column / 4u, next, thread);
+            }
+        }
+        for (var q = 0u; q < 2u; q++) {
+            let w = (half * DEPTH + 4u * q) * across + local.x;
+            let w0 = b_tile[w];
+            let w1 = b_tile[w + across];
+            let w2 = b_tile[w + 2u * across];
+            let w3 = b_tile[w + 3u * across];
+            let at = (half * tile_rows() + 4u * local.y) * 2u + q;
+            let x0 = a_tile[at];
+            let x1 = a_tile[at + 2u];
+            let x2 = a_tile[at + 4u];
+            let x3 = a_tile[at + 6u];
+            c.s0 = multiply(x0, w0, w1, w2, w3, c.s0);
+            c.s1 = multiply(x1, w0, w1, w2, w3, c.s1);
+            c.s2 = multiply(x2, w0, w1, w2, w3, c.s2);
+            c.s3 = multiply(x3, w0, w1, w2, w3, c.s3);
+            var v0 = vec4<f32>(0.0);
+            var v1 = vec4<f32>(0.0);
+            var v2 = vec4<f32>(0.0);
+            var v3 = vec4<f32>(0.0);
+            if (WIDE) {
+                v0 = b_tile[w + 16u];
+                v1 = b_tile[w + 16u + across];
+                v2 = b_tile[w + 16u + 2u * across];
+                v3 = b_tile[w + 16u + 3u * across];
+                c.t0 = multiply(x0, v0, v1, v2, v3, c.t0);
+                c.t1 = multiply(x1, v0, v1, v2, v3, c.t1);
+                c.t2 = multiply(x2, v0, v1, v2, v3, c.t2);
+                c.t3 = multiply(x3, v0, v1, v2, v3, c.t3);
+            }
+            if (ROWS > 4u) {
+                let x4 = a_tile[at + 128u];
+                let x5 = a_tile[at + 130u];
+                let x6 = a_tile[at + 132u];
+                let x7 = a_tile[at + 134u];
+                c.s4 = multiply(x4, w0, w1, w2, w3, c.s4);
+                c.s5 = multiply(x5, w0, w1, w2, w3, c.s5);
+                c.s6 = multiply(x6, w0, w1, w2, w3, c.s6);
+                c.s7 = multiply(x7, w0, w1, w2, w3, c.s7);
+                if (WIDE) {
+                    c.t4 = multiply(x4, v0, v1, v2, v3, c.t4);
+                    c.t5 = multiply(x5, v0, v1, v2, v3, c.t5);
+                    c.t6 = multiply(x6, v0, v1, v2, v3, c.t6);
+                    c.t7 = multiply(x7, v0, v1, v2, v3, c.t7);
+                }
+            }
+        }
+        if (brings_a) {
+            a_tile[(1u - half) * 2u * tile_rows() + thread] = next_a;
+        }
+        if (brings_b) {
+            b_tile[(1u - half) * DEPTH * across + thread] = next_b;
+        }
+        workgroupBarrier();
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        let at = row + row_in_tile(local.y, r);
+        store(at, column + 4u * local.x, c.s0);
+        if (WIDE) {
+            store(at, column + 64u + 4u * local.x, c.t0);
+        }
+        c = Sums(c.s1, c.s2, c.s3, c.s4, c.s5, c.s6, c.s7, c.s7, c.t1, c.t2, c.t3, c.t4, c.t5, c.t6, c.t7, c.t7);
     }
 }

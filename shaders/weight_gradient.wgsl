@@ -1,7 +1,8 @@
 // C [m, n] = Aᵀ B summed over rows of A [rows, m] and B [rows, n]: the rows of each chunk of 64 timesteps first, then
-// the chunks, last first, so that the sum does not depend on how it is cut into runs.
-// One thread computes 8 rows of 4 columns of C. Grid = row blocks · column blocks, 64 threads across columns.
+// the chunks, last first, so that the sum does not depend on how it is cut into runs. Tiles are those of
+// `common/product_tile`. Grid = row tiles · column tiles.
 // #import grid
+// #import product_tile
 
 struct Params {
     m: u32,
@@ -10,7 +11,7 @@ struct Params {
     row_end: u32,
     steps: u32,         // T; 0 where the rows are no time axis, and so one chunk
     table: u32,         // where the axis's first rows of each step begin in `table`
-    blocks: u32, // workgroups across columns of C
+    blocks: u32,        // workgroups across columns of C
     units: u32,         // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
     accumulate: u32,    // whether C holds the sum of later pieces
     a_stride: u32,      // values from one row of A to the next
@@ -27,90 +28,78 @@ const CHUNK: u32 = 64u;
 @group(0) @binding(3) var<storage, read> table: array<u32>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-struct Tile {
-    s0: vec4<f32>,
-    s1: vec4<f32>,
-    s2: vec4<f32>,
-    s3: vec4<f32>,
-    s4: vec4<f32>,
-    s5: vec4<f32>,
-    s6: vec4<f32>,
-    s7: vec4<f32>,
-}
+
+// [half][row of A and B][quad of their columns].
+var<workgroup> a_tile: array<vec4<f32>, 2u * 8u * 4u * ROWS>;
+var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * 32u>;
 
 fn address(row: u32) -> u32 {
     let stored = select(row, (row & 3u) * params.units + (row >> 2u), params.units > 0u);
     return stored * params.n;
 }
 
-fn load(row: u32, column: u32) -> vec4<f32> {
-    if (row >= params.m) {
-        return vec4<f32>(0.0);
-    }
-    let at = address(row) + column;
-    let last = address(row) + params.n - 1u;
-    return vec4<f32>(c[at], c[min(at + 1u, last)], c[min(at + 2u, last)], c[min(at + 3u, last)]);
-}
-
-fn store(row: u32, column: u32, value: vec4<f32>) {
+// Four columns of one row: a chunk's sum, added to those of later chunks if there are any.
+fn store(row: u32, column: u32, value: vec4<f32>, adds: bool) {
     if (row >= params.m) {
         return;
     }
-    let at = address(row) + column;
-    c[at] = value.x;
-    if (column + 1u < params.n) {
-        c[at + 1u] = value.y;
-    }
-    if (column + 2u < params.n) {
-        c[at + 2u] = value.z;
-    }
-    if (column + 3u < params.n) {
-        c[at + 3u] = value.w;
+    for (var i = 0u; i < min(4u, max(params.n, column) - column); i++) {
+        let at = address(row) + column + i;
+        var sum = value[i];
+        if (adds) {
+            sum += c[at];
+        }
+        c[at] = sum;
     }
 }
 
-// The sum over rows start .. end of the piece.
-fn chunk_sum(start: u32, end: u32, row: u32, column: u32) -> Tile {
-    var t = Tile();
-    let m = params.m - 1u;
-    let n = params.n - 1u;
-    let o = array<u32, 8>(row, min(row + 1u, m), min(row + 2u, m), min(row + 3u, m), min(row + 4u, m), min(row + 5u, m), min(row + 6u, m), min(row + 7u, m));
-    let p = vec4<u32>(column, min(column + 1u, n), min(column + 2u, n), min(column + 3u, n));
-    for (var r = start; r < end; r++) {
-        let at = r * params.b_stride + params.b_first;
-        let x = vec4<f32>(b[at + p.x], b[at + p.y], b[at + p.z], b[at + p.w]);
-        let row_a = r * params.a_stride + params.a_first;
-        t.s0 = fma(vec4<f32>(a[row_a + o[0]]), x, t.s0);
-        t.s1 = fma(vec4<f32>(a[row_a + o[1]]), x, t.s1);
-        t.s2 = fma(vec4<f32>(a[row_a + o[2]]), x, t.s2);
-        t.s3 = fma(vec4<f32>(a[row_a + o[3]]), x, t.s3);
-        t.s4 = fma(vec4<f32>(a[row_a + o[4]]), x, t.s4);
-        t.s5 = fma(vec4<f32>(a[row_a + o[5]]), x, t.s5);
-        t.s6 = fma(vec4<f32>(a[row_a + o[6]]), x, t.s6);
-        t.s7 = fma(vec4<f32>(a[row_a + o[7]]), x, t.s7);
-    }
-    return t;
+// Four columns of row `r` of A, those past the end repeat the last; zeros past the chunk's rows.
+fn fetch_a(r: u32, end: u32, column: u32) -> vec4<f32> {
+    let at = min(r, end - 1u) * params.a_stride + params.a_first;
+    let last = params.m - 1u;
+    let x = vec4<f32>(
+        a[at + min(column, last)],
+        a[at + min(column + 1u, last)],
+        a[at + min(column + 2u, last)],
+        a[at + min(column + 3u, last)],
+    );
+    return select(vec4<f32>(0.0), x, r < end);
 }
 
-@compute @workgroup_size(64)
+fn fetch_b(r: u32, end: u32, column: u32) -> vec4<f32> {
+    let at = min(r, end - 1u) * params.b_stride + params.b_first;
+    let last = params.n - 1u;
+    let x = vec4<f32>(
+        b[at + min(column, last)],
+        b[at + min(column + 1u, last)],
+        b[at + min(column + 2u, last)],
+        b[at + min(column + 3u, last)],
+    );
+    return select(vec4<f32>(0.0), x, r < end);
+}
+
+@compute @workgroup_size(16, 16)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
 ) {
     let group = linear_workgroup(workgroup, count);
-    let row = (group / params.blocks) * 8u;
-    let column = ((group % params.blocks) * 64u + local) * 4u;
-    if (row >= params.m || column >= params.n) {
+    let row = group / params.blocks * tile_rows();
+    let column = group % params.blocks * tile_columns();
+    if (row >= params.m) {
         return;
     }
-    var total = Tile();
-    if (params.accumulate != 0u) {
-        total = Tile(
-            load(row, column), load(row + 1u, column), load(row + 2u, column), load(row + 3u, column),
-            load(row + 4u, column), load(row + 5u, column), load(row + 6u, column), load(row + 7u, column),
-        );
-    }
+    let down = tile_rows() / 4u;
+    let across = tile_columns() / 4u;
+    let brings_a = thread < DEPTH * down;
+    let brings_b = thread < DEPTH * across;
+    let depth_a = thread / down;
+    let depth_b = thread / across;
+    let column_a = row + 4u * (thread % down);
+    let column_b = column + 4u * (thread % across);
+    var adds = params.accumulate != 0u;
     let chunks = select((params.steps + CHUNK - 1u) / CHUNK, 1u, params.steps == 0u);
     for (var i = 0u; i < chunks; i++) {
         var start = params.row_start;
@@ -120,24 +109,79 @@ fn main(
             start = max(start, table[params.table + chunk * CHUNK]);
             end = min(end, table[params.table + min((chunk + 1u) * CHUNK, params.steps)]);
         }
-        if (start < end) {
-            let part = chunk_sum(start - params.row_start, end - params.row_start, row, column);
-            total.s0 += part.s0;
-            total.s1 += part.s1;
-            total.s2 += part.s2;
-            total.s3 += part.s3;
-            total.s4 += part.s4;
-            total.s5 += part.s5;
-            total.s6 += part.s6;
-            total.s7 += part.s7;
+        if (start >= end) {
+            continue;
         }
+        start -= params.row_start;
+        end -= params.row_start;
+        var s = Sums();
+        if (brings_a) {
+            a_tile[thread] = fetch_a(start + depth_a, end, column_a);
+        }
+        if (brings_b) {
+            b_tile[thread] = fetch_b(start + depth_b, end, column_b);
+        }
+        workgroupBarrier();
+        let tiles = (end - start + DEPTH - 1u) / DEPTH;
+        for (var tile = 0u; tile < tiles; tile++) {
+            let half = tile % 2u;
+            // The next tile is on its way while this one is multiplied.
+            let next = start + (tile + 1u) * DEPTH;
+            var next_a = vec4<f32>(0.0);
+            var next_b = vec4<f32>(0.0);
+            if (tile + 1u < tiles) {
+                if (brings_a) {
+                    next_a = fetch_a(next + depth_a, end, column_a);
+                }
+                if (brings_b) {
+                    next_b = fetch_b(next + depth_b, end, column_b);
+                }
+            }
+            for (var k = 0u; k < DEPTH; k++) {
+                let x = a_tile[(half * DEPTH + k) * down + local.y];
+                let w = b_tile[(half * DEPTH + k) * across + local.x];
+                var v = vec4<f32>(0.0);
+                s.s0 = fma(vec4<f32>(x.x), w, s.s0);
+                s.s1 = fma(vec4<f32>(x.y), w, s.s1);
+                s.s2 = fma(vec4<f32>(x.z), w, s.s2);
+                s.s3 = fma(vec4<f32>(x.w), w, s.s3);
+                if (WIDE) {
+                    v = b_tile[(half * DEPTH + k) * across + 16u + local.x];
+                    s.t0 = fma(vec4<f32>(x.x), v, s.t0);
+                    s.t1 = fma(vec4<f32>(x.y), v, s.t1);
+                    s.t2 = fma(vec4<f32>(x.z), v, s.t2);
+                    s.t3 = fma(vec4<f32>(x.w), v, s.t3);
+                }
+                if (ROWS > 4u) {
+                    let y = a_tile[(half * DEPTH + k) * down + 16u + local.y];
+                    s.s4 = fma(vec4<f32>(y.x), w, s.s4);
+                    s.s5 = fma(vec4<f32>(y.y), w, s.s5);
+                    s.s6 = fma(vec4<f32>(y.z), w, s.s6);
+                    s.s7 = fma(vec4<f32>(y.w), w, s.s7);
+                    if (WIDE) {
+                        s.t4 = fma(vec4<f32>(y.x), v, s.t4);
+                        s.t5 = fma(vec4<f32>(y.y), v, s.t5);
+                        s.t6 = fma(vec4<f32>(y.z), v, s.t6);
+                        s.t7 = fma(vec4<f32>(y.w), v, s.t7);
+                    }
+                }
+            }
+            if (brings_a) {
+                a_tile[(1u - half) * DEPTH * down + thread] = next_a;
+            }
+            if (brings_b) {
+                b_tile[(1u - half) * DEPTH * across + thread] = next_b;
+            }
+            workgroupBarrier();
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            let at = row + row_in_tile(local.y, r);
+            store(at, column + 4u * local.x, s.s0, adds);
+            if (WIDE) {
+                store(at, column + 64u + 4u * local.x, s.t0, adds);
+            }
+            s = Sums(s.s1, s.s2, s.s3, s.s4, s.s5, s.s6, s.s7, s.s7, s.t1, s.t2, s.t3, s.t4, s.t5, s.t6, s.t7, s.t7);
+        }
+        adds = true;
     }
-    store(row, column, total.s0);
-    store(row + 1u, column, total.s1);
-    store(row + 2u, column, total.s2);
-    store(row + 3u, column, total.s3);
-    store(row + 4u, column, total.s4);
-    store(row + 5u, column, total.s5);
-    store(row + 6u, column, total.s6);
-    store(row + 7u, column, total.s7);
 }

@@ -47,6 +47,7 @@ const COMMON: &[(&str, &str)] = &[
     ("lstm_slopes", include_str!("../../shaders/common/lstm_slopes.wgsl")),
     ("math", include_str!("../../shaders/common/math.wgsl")),
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
+    ("product_tile", include_str!("../../shaders/common/product_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
     ("workgroup_sum", include_str!("../../shaders/common/workgroup_sum.wgsl")),

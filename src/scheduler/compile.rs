@@ -6,6 +6,7 @@ use super::footprint::amount;
 use super::lifetimes::Laid;
 use super::measures::{self, Measures};
 use super::memory;
+use super::products::ProductShape;
 use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource, Step, Storage, root};
 use super::recurrence::{Family, Kernels, Layer};
 use super::stage::{Action, Stage};
@@ -125,6 +126,7 @@ impl<'a> Compiler<'a> {
                 number: self.steps.len(),
                 accumulates: false,
                 recurrence: None,
+                product: None,
             });
         }
         for &(_, value) in graph.outputs() {
@@ -224,7 +226,7 @@ impl<'a> Compiler<'a> {
         let program = self.finish_with(options, measures, &kernels)?;
         if program.inside_pieces() {
             // *Sequence* needs each value of a layer in one binding.
-            let step = Kernels { family: Some(Family::Step), ..Kernels::default() };
+            let step = Kernels { family: Some(Family::Step), ..kernels };
             return self.finish_with(options, measures, &step);
         }
         Ok(program)
@@ -235,6 +237,9 @@ impl<'a> Compiler<'a> {
         for step in &mut draft.steps {
             if let Some(layer) = Layer::of(step, &draft.values, self.capacity) {
                 step.recurrence = kernels.choose(&layer, &self.target)?;
+            }
+            if let Some(shape) = ProductShape::of(step, &draft.values, self.capacity)? {
+                step.product = kernels.choose_product(&shape, &self.target);
             }
         }
         let (values, stages) = match measures.cut() {

@@ -3,7 +3,7 @@
 use super::footprint::amount;
 use super::program::{Program, Step, Storage};
 use super::stage::{Action, Move, Side, Stage};
-use super::strategy::{self, Executor, KERNEL_TABLE};
+use super::strategy::{Executor, KERNEL_TABLE};
 use crate::graph::Op;
 use std::fmt::Write as _;
 
@@ -139,16 +139,12 @@ impl Program {
 
     /// How a step with a choice runs.
     fn strategy(&self, step: &Step) -> String {
-        let products = matches!(
-            step.op,
-            Op::Linear | Op::MatMul | Op::WeightGradient | Op::LstmInputGradient { .. } | Op::LstmWeightGradient { .. }
-        );
         let recurrent = matches!(step.op, Op::Lstm(_) | Op::LstmBackward(_));
-        let subgroups = strategy::broadcast(&self.target) == strategy::Broadcast::Subgroup;
-        match (self.target.executor, step.recurrence) {
-            (_, Some(recurrence)) => format!(" [{recurrence}]"),
-            (Executor::Cpu, _) if recurrent => " [sequences over threads]".to_string(),
-            (Executor::Gpu, _) if products && subgroups => " [broadcast in subgroups]".to_string(),
+        match (self.target.executor, step.recurrence, step.product) {
+            (_, Some(recurrence), Some(product)) => format!(" [{product}; {recurrence}]"),
+            (_, Some(recurrence), None) => format!(" [{recurrence}]"),
+            (_, None, Some(product)) => format!(" [{product}]"),
+            (Executor::Cpu, ..) if recurrent => " [sequences over threads]".to_string(),
             _ => String::new(),
         }
     }

@@ -3,6 +3,7 @@
 use super::batch::{Batch, Capacity};
 use super::measures::Measures;
 use super::memory::Placement;
+use super::products::Product;
 use super::recurrence::{Kernels, Recurrence};
 use super::stage::{Cut, Stage};
 use super::strategy::{Executor, Limits, Target};
@@ -79,6 +80,8 @@ pub struct Step {
     pub accumulates: bool,
     /// By which strategy a layer runs, where the executor has several.
     pub recurrence: Option<Recurrence>,
+    /// How its matrix product runs, where the executor has several ways.
+    pub product: Option<Product>,
 }
 
 /// A scalar that a run gives.

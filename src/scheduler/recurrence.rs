@@ -1,6 +1,7 @@
 //! How the recurrence of one layer runs on a GPU: the strategies, what each can carry, and a table that chooses one.
 
 use super::batch::Capacity;
+use super::products::{Product, ProductShape};
 use super::program::{ProgramValue, Step};
 use super::strategy::{Broadcast, Executor, QUAD, Target, broadcast, fixed, quads};
 use crate::config::GATES;
@@ -292,8 +293,12 @@ pub fn step_rows(sequences: usize) -> usize {
 pub struct Kernels {
     /// Asked for of every layer that can be run so.
     pub family: Option<Family>,
+    /// Asked for of every matrix product.
+    pub product: Option<Product>,
     /// Picked by measurement; they go before the table.
     pub picks: BTreeMap<Layer, Recurrence>,
+    /// The same of products.
+    pub products: BTreeMap<ProductShape, Product>,
 }
 
 impl Kernels {
@@ -308,5 +313,12 @@ impl Kernels {
             Some(recurrence) => Ok(Some(recurrence)),
             None => layer.by_table(target).map(Some),
         }
+    }
+
+    /// How `shape` is computed on `target`.
+    pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
+        let table = shape.by_table(target)?;
+        let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
+        self.product.filter(can).or_else(|| self.products.get(shape).copied().filter(can)).or(Some(table))
     }
 }

@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use mnemon::device::{Device, GpuLimits};
-use mnemon::scheduler::{Family, Kernels};
+use mnemon::scheduler::products::Tile;
+use mnemon::scheduler::{Family, Kernels, Product};
 
 /// The executors under test. `MNEMON_TEST_GPU` names the GPU (`software` unless set, `none` for no GPU); one that is
 /// named and missing is a failure.
@@ -22,11 +23,14 @@ pub fn gpus() -> Vec<Device> {
     vec![open(GpuLimits::Adapter), open(GpuLimits::Default)]
 }
 
-/// The GPU under test once for each family of strategies, which runs every layer that it can carry.
+/// The GPU under test once for each family of strategies, which runs every layer that it can carry, and each tile of products.
 pub fn strategies() -> Vec<Device> {
     let families = |device: Device| {
-        let of = move |family| device.clone().with_kernels(Kernels { family: Some(family), ..Kernels::default() });
-        Family::ALL.into_iter().map(of)
+        let of = move |(family, tile)| {
+            let kernels = Kernels { family: Some(family), product: Some(Product::Tiled(tile)), ..Kernels::default() };
+            device.clone().with_kernels(kernels)
+        };
+        Family::ALL.into_iter().zip(Tile::ALL).map(of)
     };
     gpus().into_iter().take(1).flat_map(families).collect()
 }

@@ -399,6 +399,38 @@ fn strategies_are_what_was_asked_for() {
     }
 }
 
+/// A linear layer whose products cross the edges of tiles in every dimension, over more than two chunks of timesteps.
+#[test]
+fn products_in_every_tile() {
+    let (input, output) = (67, 133);
+    let lengths = [130, 75, 3];
+    let mut g = Graph::new();
+    let batch = Batch::ragged(&lengths).unwrap();
+    let rows = batch.axis(0).unwrap().rows();
+    let x = g.input("x", [N, input.into()], DType::F32).unwrap();
+    let (weight, bias) = (g.persistent("weight", [output, input]).unwrap(), g.persistent("bias", [output]).unwrap());
+    let y = g.linear(x, weight, Some(bias)).unwrap();
+    let up = g.input("up", [N, output.into()], DType::F32).unwrap();
+    let product = g.elementwise(Expr::Input(0) * Expr::Input(1), &[y, up]).unwrap();
+    let total = g.sum(&[product]).unwrap();
+    for (name, gradient) in
+        ["d.x", "d.weight", "d.bias"].into_iter().zip(g.gradients(total, &[x, weight, bias]).unwrap())
+    {
+        g.output(name, gradient).unwrap();
+    }
+    g.output("y", y).unwrap();
+    let inputs = [("x", random(&[rows, input], 1, 1.0)), ("up", random(&[rows, output], 2, 1.0))];
+    let persistent = [("weight", random(&[output, input], 3, 0.3)), ("bias", random(&[output], 4, 0.3))];
+    check_layers(&Case {
+        name: "linear".into(),
+        graph: g,
+        persistent: persistent.into_iter().map(|(n, t)| (n.to_string(), t)).collect(),
+        inputs: inputs.into_iter().map(|(n, t)| (n.to_string(), t)).collect(),
+        batch,
+        tolerance: 3e-5,
+    });
+}
+
 #[test]
 fn lstm_on_odd_sizes() {
     check_layers(&lstm_case(&[1], 1, 1, Bias::Two, true, 1.0));

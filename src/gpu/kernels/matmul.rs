@@ -1,13 +1,14 @@
 //! C = A B (+ bias), for linear layers, their input gradients and the LSTM's input projection.
 
 use super::{Runner, input, kernel, output, params, word};
-use crate::error::Result;
-use crate::gpu::pipeline::Kernel;
+use crate::error::{Error, Result};
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::Op;
-use crate::scheduler::Step;
-use crate::scheduler::strategy::{Broadcast, broadcast, row_axis};
+use crate::scheduler::products::Tile;
+use crate::scheduler::strategy::row_axis;
+use crate::scheduler::{Product, Step};
 
 params!(Params {
     rows: u32,
@@ -22,14 +23,24 @@ params!(Params {
 pub(super) static KERNEL: Kernel = kernel!("matmul", "main", Params, [Params, Read, Read, Read, Write]);
 pub(super) static SUBGROUP: Kernel = kernel!("matmul_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
 
-/// Quads of columns of one workgroup.
-const QUADS: usize = 64;
+/// Rows and columns of one workgroup of [`SUBGROUP`].
+const SUBGROUP_TILE: [usize; 2] = [16, 256];
+
+/// The constants of a tile.
+pub(super) fn tile_constants(tile: Tile) -> Constants {
+    vec![("ROWS", tile.rows as f32), ("WIDE", if tile.columns == 8 { 1.0 } else { 0.0 })]
+}
+
+/// How the product of `step` runs.
+pub(super) fn product_of(step: &Step) -> Result<Product> {
+    step.product.ok_or_else(|| Error::internal("a product without a tile"))
+}
 
 /// The product of a value's rows and a packed weight.
 pub(super) struct MatMul {
     pieces: Vec<Launch>,
-    /// Rows of one workgroup.
-    block: usize,
+    /// Rows and columns of one workgroup.
+    tile: [usize; 2],
     axis: Option<u8>,
     a: usize,
     columns: usize,
@@ -41,12 +52,13 @@ impl MatMul {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
         let columns = preparer.values.row_len(output(step, 0)?)?;
         let bias = if step.op == Op::Linear { step.inputs.get(2).copied().flatten() } else { None };
-        Self::new(preparer, input(step, 0)?, step.workspace[0], bias, output(step, 0)?, columns)
+        Self::new(preparer, product_of(step)?, input(step, 0)?, step.workspace[0], bias, output(step, 0)?, columns)
     }
 
     /// `c` = `a` times `b` (packed, columns padded to four) plus `bias`.
     pub fn new(
         preparer: &mut Preparer<'_>,
+        product: Product,
         a: usize,
         b: usize,
         bias: Option<usize>,
@@ -55,9 +67,9 @@ impl MatMul {
     ) -> Result<Self> {
         let values = preparer.values;
         let axis = row_axis(values.shape(a));
-        let (kernel, block) = match broadcast(&values.program.target) {
-            Broadcast::Memory => (&KERNEL, 8),
-            Broadcast::Subgroup => (&SUBGROUP, 16),
+        let (kernel, tile, constants) = match product {
+            Product::Tiled(tile) => (&KERNEL, tile.sizes(), tile_constants(tile)),
+            Product::Broadcast => (&SUBGROUP, SUBGROUP_TILE, Constants::new()),
         };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
@@ -67,15 +79,15 @@ impl MatMul {
                 bias.map(|v| values.view(v, 0)).transpose()?,
                 Some(values.view(c, p)?),
             ];
-            pieces.push(preparer.launch(kernel, &views)?);
+            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
-        Ok(Self { pieces, block, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
+        Ok(Self { pieces, tile, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
     }
 }
 
 impl Runner for MatMul {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
-        let column_blocks = self.columns.div_ceil(4 * QUADS);
+        let column_blocks = self.columns.div_ceil(self.tile[1]);
         for (p, start, end) in run.pieces(self.axis, run.rows(self.a)?) {
             let params = Params {
                 rows: word(end - start),
@@ -86,7 +98,7 @@ impl Runner for MatMul {
                 column_blocks: word(column_blocks),
                 has_bias: u32::from(self.has_bias),
             };
-            out.dispatch(&self.pieces[p], &params, (end - start).div_ceil(self.block) * column_blocks);
+            out.dispatch(&self.pieces[p], &params, (end - start).div_ceil(self.tile[0]) * column_blocks);
         }
         Ok(())
     }

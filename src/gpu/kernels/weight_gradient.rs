@@ -1,14 +1,15 @@
 //! Weight gradients: products over all rows, in the fixed order of chunks.
 
 use super::lstm_previous::LstmPrevious;
+use super::matmul::{product_of, tile_constants};
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
-use crate::gpu::pipeline::Kernel;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::{LstmPart, Op};
-use crate::scheduler::Step;
-use crate::scheduler::strategy::{Broadcast, broadcast, row_axis};
+use crate::scheduler::strategy::row_axis;
+use crate::scheduler::{Product, Step};
 
 params!(Params {
     m: u32,
@@ -30,8 +31,8 @@ pub(super) static KERNEL: Kernel = kernel!("weight_gradient", "main", Params, [P
 pub(super) static SUBGROUP: Kernel =
     kernel!("weight_gradient_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
 
-/// Quads of one workgroup: of columns of the result or, in subgroups, of its rows.
-const QUADS: usize = 64;
+/// Columns and rows of one workgroup of [`SUBGROUP`].
+const SUBGROUP_TILE: [usize; 2] = [16, 256];
 
 /// aᵀ b over rows; for recurrent weights b is first shifted by one step.
 pub(super) struct WeightGradient {
@@ -42,7 +43,8 @@ pub(super) struct WeightGradient {
     m: usize,
     n: usize,
     units: usize,
-    broadcast: Broadcast,
+    /// Workgroups along the side that lies across threads, and along the other.
+    blocks: [usize; 2],
     /// Of A and of B: values from row to row, and where the columns that count begin.
     strides: [(usize, usize); 2],
     result: View,
@@ -76,14 +78,22 @@ impl WeightGradient {
         let strides = [a_columns, b_columns];
         let axis = row_axis(values.shape(a));
         let table = preparer.table(axis);
-        let broadcast = broadcast(&values.program.target);
-        let kernel = if broadcast == Broadcast::Subgroup { &SUBGROUP } else { &KERNEL };
+        let (kernel, blocks, constants) = match product_of(step)? {
+            Product::Tiled(tile) => {
+                let [rows, columns] = tile.sizes();
+                (&KERNEL, [n.div_ceil(columns), m.div_ceil(rows)], tile_constants(tile))
+            }
+            Product::Broadcast => {
+                let [columns, rows] = SUBGROUP_TILE;
+                (&SUBGROUP, [m.div_ceil(rows), n.div_ceil(columns)], Constants::new())
+            }
+        };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), values.view(c, 0)?].map(Some);
-            pieces.push(preparer.launch(kernel, &views)?);
+            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
-        Ok(Self { previous, pieces, axis, a, m, n, units, broadcast, strides, result: values.view(c, 0)? })
+        Ok(Self { previous, pieces, axis, a, m, n, units, blocks, strides, result: values.view(c, 0)? })
     }
 }
 
@@ -97,11 +107,7 @@ impl Runner for WeightGradient {
             out.clear(self.result.clone());
         }
         let (_, steps, table) = run.axis(self.axis)?;
-        // Workgroups along the side that lies across threads, and along the other.
-        let (blocks, others) = match self.broadcast {
-            Broadcast::Memory => (self.n.div_ceil(4 * QUADS), self.m.div_ceil(8)),
-            Broadcast::Subgroup => (self.m.div_ceil(4 * QUADS), self.n.div_ceil(16)),
-        };
+        let [blocks, others] = self.blocks;
         for (p, start, end) in run.pieces(self.axis, rows).rev() {
             let params = Params {
                 m: word(self.m),
