@@ -17,6 +17,6 @@ mod values;
 
 pub use adapter::{Context, Wanted, adapters};
 pub use executor::{Gpu, Prepared};
-pub use kernels::{KERNELS, shaders};
+pub use kernels::{KERNELS, Variant, shaders, variants};
 pub use pipeline::{Binding, Kernel};
 pub use reading::Reading;

@@ -12,7 +12,7 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::recurrence::{STEP_DEPTH, Threads, Weights};
+use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
 use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile, row_tiles};
 use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,16 +84,24 @@ struct Variants {
     broadcast: Broadcast,
 }
 
+/// For each number of sequences of one workgroup the kernel of the fused step of `layer` and the constants that choose it.
+pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'static Kernel, Constants)> {
+    let Variants { kernels, tiles, inside, .. } = Variants::of(recurrence, layer);
+    match inside {
+        Some((kernel, rows, constants)) => vec![(rows, kernel, constants)],
+        None => tiles.into_iter().map(|(tile, constants)| (tile, &kernels[0], constants)).collect(),
+    }
+}
+
 impl Variants {
-    fn of(preparer: &Preparer<'_>, step: &Step) -> Result<Self> {
-        let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
-        let sequences = preparer.values.program.capacity.sequences;
+    fn of(recurrence: Recurrence, layer: &Layer) -> Self {
+        let sequences = layer.sequences;
         let tiled_steps = |threads: Threads| {
             let of = |tile| (tile, tiled(tile, threads, ("DEPTH", STEP_DEPTH)));
             row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
         };
         let (kernels, broadcast) = (&TILED, Broadcast::Memory);
-        Ok(match recurrence {
+        match recurrence {
             Recurrence::Broadcast => {
                 let of = |tile| (tile, vec![("ROWS", tile as f32)]);
                 let tiles = row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect();
@@ -103,7 +111,6 @@ impl Variants {
                 Self { kernels, tiles: tiled_steps(threads), inside: None, block: threads.units, broadcast }
             }
             Recurrence::Sequence { rows, threads, weights } => {
-                let layer = layer_of(preparer, step)?;
                 let mut constants = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
                 constants.push(("INSIDE", 1.0));
                 constants.extend(held(weights, layer.output));
@@ -113,7 +120,7 @@ impl Variants {
                 let inside = Some((kernel, rows, constants));
                 Self { kernels, tiles: tiled_steps(threads), inside, block: threads.units, broadcast }
             }
-        })
+        }
     }
 }
 
@@ -168,7 +175,8 @@ impl LstmBackward {
         let axis = row_axis(values.shape(gates));
         let mut constants = lstm_constants(op);
         let norm_constants = constants.clone();
-        let variants = Variants::of(preparer, step)?;
+        let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
+        let variants = Variants::of(recurrence, &layer_of(preparer, step)?);
         let kernels = variants.kernels;
         let tiles_with = |constants: &Constants| -> Vec<(usize, Constants)> {
             let with = |own: &Constants| constants.iter().copied().chain(own.iter().copied()).collect();

@@ -95,31 +95,24 @@ pub(super) fn pieces_of_step(axis: &Axis, op: &LstmOp, s: usize, piece_rows: usi
     pieces
 }
 
-/// For each number of sequences of one workgroup the kernel and the constants that choose it.
-fn variants(
-    preparer: &Preparer<'_>,
-    step: &Step,
-    recurrence: Recurrence,
-) -> Result<Vec<(usize, &'static Kernel, Constants)>> {
-    let program = &preparer.values.program;
-    let sequences = program.capacity.sequences;
-    Ok(match recurrence {
+/// For each number of sequences of one workgroup the kernel of `layer` and the constants that choose it.
+pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'static Kernel, Constants)> {
+    match recurrence {
         Recurrence::Broadcast => {
             let of = |tile| (tile, &SUBGROUP, vec![("ROWS", tile as f32)]);
-            row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect()
+            row_tiles(Broadcast::Subgroup, layer.sequences).into_iter().map(of).collect()
         }
         Recurrence::Step(threads) => {
             let of = |tile| (tile, &TILED, tiled(tile, threads, ("QUADS", STEP_DEPTH)));
-            row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
+            row_tiles(Broadcast::Memory, layer.sequences).into_iter().map(of).collect()
         }
         Recurrence::Sequence { rows, threads, weights } => {
-            let layer = layer_of(preparer, step)?;
             let mut constants = tiled(rows, threads, ("QUADS", layer.inside_depth(threads, weights)));
             constants.push(("INSIDE", 1.0));
             constants.extend(held(weights, 4 * layer.hidden));
             vec![(rows, if weights == Weights::Registers { &REGISTERS } else { &TILED }, constants)]
         }
-    })
+    }
 }
 
 /// The constants of a tile: sequences, threads, and how much of the operand is in workgroup memory.
@@ -225,7 +218,7 @@ impl LstmForward {
             constants.push(("PROJECTS", 1.0));
         }
         let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
-        for (tile, kernel, own) in variants(preparer, step, recurrence)? {
+        for (tile, kernel, own) in variants(recurrence, &layer_of(preparer, step)?) {
             let constants: Constants = constants.iter().copied().chain(own).collect();
             let mut own = Vec::new();
             for p in 0..values.pieces(axis) {

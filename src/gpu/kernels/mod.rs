@@ -39,7 +39,9 @@ use crate::config::{Cell, Mask};
 use crate::error::{Error, Result};
 use crate::graph::{LstmOp, LstmPart, Op, Over};
 use crate::params::random::{drop_threshold, threefry};
-use crate::scheduler::Step;
+use crate::scheduler::products::Tile;
+use crate::scheduler::recurrence::{Family, Layer};
+use crate::scheduler::{Step, Target};
 
 /// One step made ready.
 pub(super) trait Runner: Send + Sync {
@@ -186,6 +188,61 @@ pub fn shaders() -> Result<Vec<(String, String)>> {
             Ok((format!("{}{entry}.wgsl", kernel.name), assemble(&prelude, kernel.source)?))
         })
         .collect()
+}
+
+/// A kernel with the constants that some choice of the scheduler gives it.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// What it is, in words.
+    pub name: String,
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// Its assembled WGSL.
+    pub source: String,
+    /// Values of its `override` constants.
+    pub constants: Vec<(&'static str, f32)>,
+}
+
+/// Every kernel as the scheduler may choose it on `target`: strategies of plain layers of many sizes, all tiles of products,
+/// and each other kernel once. For tools that judge them without running them.
+pub fn variants(target: &Target) -> Result<Vec<Variant>> {
+    let mut all: Vec<Variant> = Vec::new();
+    let mut add = |name: String, kernel: &'static Kernel, constants: Constants| -> Result<()> {
+        let same = |v: &Variant| std::ptr::eq(v.kernel, kernel) && v.constants == constants;
+        if !all.iter().any(same) {
+            let prelude = if kernel.name == "elementwise" { elementwise::sample_prelude()? } else { String::new() };
+            let source = assemble(&prelude, kernel.source)?;
+            all.push(Variant { name, kernel, source, constants });
+        }
+        Ok(())
+    };
+    for tile in Tile::ALL {
+        let [rows, columns] = tile.sizes();
+        for kernel in [&matmul::KERNEL, &weight_gradient::KERNEL] {
+            add(format!("{} {rows} x {columns}", kernel.name), kernel, matmul::tile_constants(tile))?;
+        }
+    }
+    for (hidden, sequences) in [32, 64, 96, 128, 192, 256, 512, 1024].into_iter().flat_map(|h| [(h, 1), (h, 64)]) {
+        for (family, backward) in Family::ALL.into_iter().flat_map(|f| [(f, false), (f, true)]) {
+            let layer = Layer { backward, hidden, output: hidden, directions: 1, sequences, normed: false };
+            let Some(recurrence) = layer.member(family, target) else { continue };
+            let variants = match backward {
+                false => lstm_forward::variants(recurrence, &layer),
+                true => lstm_backward::variants(recurrence, &layer),
+            };
+            for (rows, kernel, constants) in variants {
+                let way = if backward { "backward" } else { "forward" };
+                add(format!("{way} H {hidden}, {rows} rows: {recurrence}"), kernel, constants)?;
+            }
+        }
+    }
+    for kernel in KERNELS {
+        let tiled = kernel.name == "lstm_forward" || kernel.name == "lstm_backward" && kernel.entry != "initial";
+        if !tiled && !matches!(kernel.name, "matmul" | "weight_gradient") {
+            add(format!("{} {}", kernel.name, kernel.entry), kernel, Constants::new())?;
+        }
+    }
+    Ok(all)
 }
 
 /// The launcher of `step`.
