@@ -2,7 +2,8 @@
 //! parameters compared field by field with the host's.
 #![cfg(feature = "gpu")]
 
-use mnemon::gpu::{Binding, KERNELS, shaders};
+use mnemon::gpu::{Binding, KERNELS, shaders, variants};
+use mnemon::scheduler::strategy::{Executor, Limits, Target};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::index;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
@@ -21,42 +22,86 @@ fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
     (module, info)
 }
 
+/// A module for one entry point with its constants in place, in SPIR-V, MSL and HLSL.
+fn translate(name: &str, source: &str, entry: &str, constants: &[(&str, f32)]) {
+    let (module, info) = parse(name, source);
+    let subgroups = name.contains("_subgroup");
+    let constants = constants.iter().map(|&(name, value)| (name.to_string(), f64::from(value))).collect();
+    let stage = Some((naga::ShaderStage::Compute, entry));
+    let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, stage, &constants)
+        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    let options = spv::Options { lang_version: if subgroups { (1, 3) } else { (1, 1) }, ..Default::default() };
+    let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: spir-v: {e}"));
+    assert!(words.len() > 100, "{name}");
+    let bounds = index::BoundsCheckPolicies::default();
+    let options = msl::Options {
+        lang_version: if subgroups { (2, 1) } else { (1, 2) },
+        bounds_check_policies: bounds,
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{name}: msl: {e}"));
+    assert!(text.contains("kernel void"), "{name}");
+    let mut text = String::new();
+    let options = hlsl::Options {
+        shader_model: if subgroups { hlsl::ShaderModel::V6_0 } else { hlsl::ShaderModel::V5_1 },
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let pipeline = hlsl::PipelineOptions::default();
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|e| panic!("{name}: hlsl: {e}"));
+    assert!(text.contains("numthreads"), "{name}");
+}
+
 #[test]
 fn every_shader_is_valid_and_translates() {
     let all = shaders().unwrap();
     assert_eq!(all.len(), KERNELS.len());
-    for (name, source) in &all {
-        let (module, info) = parse(name, source);
-        let subgroups = name.contains("_subgroup");
+    for (kernel, (name, source)) in KERNELS.iter().zip(&all) {
         // Overrides take their defaults.
-        let (module, info) =
-            naga::back::pipeline_constants::process_overrides(&module, &info, None, &Default::default())
-                .unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        let options = spv::Options { lang_version: if subgroups { (1, 3) } else { (1, 1) }, ..Default::default() };
-        let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: spir-v: {e}"));
-        assert!(words.len() > 100, "{name}");
-        let bounds = index::BoundsCheckPolicies::default();
-        let options = msl::Options {
-            lang_version: if subgroups { (2, 1) } else { (1, 2) },
-            bounds_check_policies: bounds,
-            fake_missing_bindings: true,
-            ..Default::default()
-        };
-        let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{name}: msl: {e}"));
-        assert!(text.contains("kernel void"), "{name}");
-        let mut text = String::new();
-        let options = hlsl::Options {
-            shader_model: if subgroups { hlsl::ShaderModel::V6_0 } else { hlsl::ShaderModel::V5_1 },
-            fake_missing_bindings: true,
-            ..Default::default()
-        };
-        let pipeline = hlsl::PipelineOptions::default();
-        hlsl::Writer::new(&mut text, &options, &pipeline)
-            .write(&module, &info, None)
-            .unwrap_or_else(|e| panic!("{name}: hlsl: {e}"));
-        assert!(text.contains("numthreads"), "{name}");
+        translate(name, source, kernel.entry, &[]);
     }
+}
+
+/// What the scheduler may choose on a GPU with WebGPU's limits, and on one with the usual ones.
+#[test]
+fn every_variant_translates() {
+    for (invocations, workgroup) in [(256, 16384), (1024, 32768)] {
+        let limits = Limits { subgroup: 32, uniform: 256, invocations, workgroup, ..Limits::HOST };
+        let target = Target { executor: Executor::Gpu, limits, software: false, unified: false };
+        let all = variants(&target).unwrap();
+        assert!(all.len() > 50, "{} variants", all.len());
+        for v in &all {
+            translate(&format!("{}: {}", v.kernel.name, v.name), &v.source, v.kernel.entry, &v.constants);
+        }
+    }
+}
+
+/// Browsers take what Dawn's compiler takes, which checks more than naga; only where `tint` is installed.
+#[test]
+fn tint_takes_every_shader() {
+    let folder = std::env::temp_dir().join(format!("mnemon-tint-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, source) in shaders().unwrap() {
+        // The extension that naga does not know by name yet.
+        let enable = if name.contains("_subgroup") { "enable subgroups;\n" } else { "" };
+        let path = folder.join(&name);
+        std::fs::write(&path, format!("{enable}{source}")).unwrap();
+        let Ok(output) = std::process::Command::new("tint")
+            .args(["--format", "wgsl", "-o"])
+            .arg(folder.join("out.wgsl"))
+            .arg(&path)
+            .output()
+        else {
+            eprintln!("tint is not installed: not checked");
+            break;
+        };
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// `Params` of the shader has the fields of the host's, in order, four bytes each; bindings are of the kinds listed.

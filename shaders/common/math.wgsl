@@ -19,6 +19,12 @@ fn exp_f32(x: f32) -> f32 {
     return e * bitcast<f32>((span + 127) << 23u) * bitcast<f32>((i32(n) - span + 127) << 23u);
 }
 
+// The number with these bits. Through a variable, since infinity may not be a constant of the language.
+fn float_of(bits: u32) -> f32 {
+    var variable = bits;
+    return bitcast<f32>(variable);
+}
+
 // Whether x is NaN; by its bits, since compilers may assume that there is none. clamp and min would lose it.
 fn is_nan_f32(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
@@ -58,7 +64,7 @@ fn exp_any_f32(x: f32) -> f32 {
         return x;
     }
     if (x > 88.722) {
-        return bitcast<f32>(0x7f800000u);
+        return float_of(0x7f800000u);
     }
     if (x < -87.336) {
         return 0.0;

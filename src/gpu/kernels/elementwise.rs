@@ -140,7 +140,7 @@ fn wgsl(expr: &Expr, scalar: &dyn Fn(&Expr) -> Option<usize>) -> Result<String> 
     Ok(match expr {
         Expr::Input(i) => format!("x{i}"),
         Expr::Const(c) if c.is_finite() => format!("f32({c:?})"),
-        Expr::Const(c) => format!("bitcast<f32>({}u)", c.to_bits()),
+        Expr::Const(c) => format!("float_of({}u)", c.to_bits()),
         Expr::Scalar(_) | Expr::Size(_) => {
             let at = scalar(expr).ok_or_else(|| Error::internal("a scalar is not among the program's"))?;
             format!("scalars[{}][{}]", at / 4, at % 4)
