@@ -15,10 +15,10 @@ override ROWS: u32 = 16u;
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>; // [D, 4 weight_rows][padded columns / 4]
 
+// Where a workgroup's sequences begin, and its direction; apart from a thread's columns, for these are alike in all threads.
 struct Place {
     b: u32,
     d: u32,
-    quad: u32,
 }
 
 struct Sums {
@@ -40,10 +40,9 @@ struct Sums {
     s15: vec4<f32>,
 }
 
-fn place_of(group: u32, local: u32) -> Place {
+fn place_of(group: u32) -> Place {
     let block = group / params.unit_blocks;
-    let b = (block % params.row_blocks) * ROWS;
-    return Place(b, block / params.row_blocks, (group % params.unit_blocks) * 32u + local);
+    return Place((block % params.row_blocks) * ROWS, block / params.row_blocks);
 }
 
 fn multiply(d: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
@@ -51,7 +50,7 @@ fn multiply(d: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<
 }
 
 // No thread leaves early, since all lanes take part in broadcasts; what is past an end repeats the last and is not stored.
-fn product(place: Place, lane: u32) -> Sums {
+fn product(place: Place, quad: u32, lane: u32) -> Sums {
     let quads = (params.columns + 3u) / 4u;
     let d = min(place.d, params.directions - 1u);
     let last = params.sequences - 1u;
@@ -59,7 +58,7 @@ fn product(place: Place, lane: u32) -> Sums {
     let row = place.b + select(lane & 7u, 0u, ROWS == 1u);
     let r0 = base + min(row, last) * params.inner;
     let r8 = base + min(row + 8u, last) * params.inner;
-    let first = d * params.weight_rows * 4u * quads + min(place.quad, quads - 1u);
+    let first = d * params.weight_rows * 4u * quads + min(quad, quads - 1u);
     let inner = select(0u, params.inner, runs(place.b, params.step + params.ahead));
     var t = Sums();
     for (var k = 0u; k < inner; k++) {
@@ -101,14 +100,16 @@ fn main(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let place = place_of(linear_workgroup(workgroup, count), local);
-    var sums = product(place, lane);
+    let group = linear_workgroup(workgroup, count);
+    let place = place_of(group);
+    let quad = (group % params.unit_blocks) * 32u + local;
+    var sums = product(place, quad, lane);
     if (place.d >= params.directions) {
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            let unit = 4u * place.quad + u;
+            let unit = 4u * quad + u;
             let gradient = finish_step(place.b + r, place.d, unit, params.step, sums.s0.x);
             if (gradient.is) {
                 state[result_of(place.b + r, place.d, unit)] = gradient.dz;
@@ -140,14 +141,16 @@ fn arrive_h(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let place = place_of(linear_workgroup(workgroup, count), local);
-    var sums = product(place, lane);
+    let group = linear_workgroup(workgroup, count);
+    let place = place_of(group);
+    let quad = (group % params.unit_blocks) * 32u + local;
+    var sums = product(place, quad, lane);
     if (place.d >= params.directions) {
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_arrive(place.b + r, place.d, 4u * place.quad + u, params.step, sums.s0.x);
+            finish_arrive(place.b + r, place.d, 4u * quad + u, params.step, sums.s0.x);
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;
@@ -175,14 +178,16 @@ fn unproject(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let place = place_of(linear_workgroup(workgroup, count), local);
-    var sums = product(place, lane);
+    let group = linear_workgroup(workgroup, count);
+    let place = place_of(group);
+    let quad = (group % params.unit_blocks) * 32u + local;
+    var sums = product(place, quad, lane);
     if (place.d >= params.directions) {
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_unproject(place.b + r, place.d, 4u * place.quad + u, params.step, sums.s0.x);
+            finish_unproject(place.b + r, place.d, 4u * quad + u, params.step, sums.s0.x);
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;
@@ -210,14 +215,16 @@ fn initial(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let place = place_of(linear_workgroup(workgroup, count), local);
-    var sums = product(place, lane);
+    let group = linear_workgroup(workgroup, count);
+    let place = place_of(group);
+    let quad = (group % params.unit_blocks) * 32u + local;
+    var sums = product(place, quad, lane);
     if (place.d >= params.directions) {
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
         for (var u = 0u; u < 4u; u++) {
-            finish_initial(place.b + r, place.d, 4u * place.quad + u, sums.s0.x);
+            finish_initial(place.b + r, place.d, 4u * quad + u, sums.s0.x);
             sums.s0 = sums.s0.yzwx;
         }
         sums.s0 = sums.s1;
