@@ -8,11 +8,13 @@ use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
 use super::storage::{self, Buffer, Memory, Persistent, Place};
 use super::tape::Tape;
+use super::watch::Watch;
 use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol, broadcast};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
+use crate::scheduler::profile::Profile;
 use crate::scheduler::program::{Storage, root};
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::{Action, Batch, Executor, Move, Part, Program, Side, Stage, Step};
@@ -29,6 +31,7 @@ pub struct Cpu {
     persistents: Vec<Persistent>,
     versions: u64,
     meter: Meter,
+    watch: Option<Watch>,
 }
 
 /// A program with its memory; runs on the [`Cpu`] that prepared it.
@@ -57,7 +60,25 @@ impl Cpu {
         let name = |i| format!("mnemon-cpu-{i}");
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
         let pool = pool.map_err(|e| Error::device(format!("cpu: cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool, names: HashMap::new(), persistents: Vec::new(), versions: 0, meter: Meter::default() })
+        Ok(Self {
+            pool,
+            names: HashMap::new(),
+            persistents: Vec::new(),
+            versions: 0,
+            meter: Meter::default(),
+            watch: None,
+        })
+    }
+
+    /// Notes what the next run does.
+    pub fn begin_profile(&mut self) {
+        self.watch = Some(Watch::new());
+    }
+
+    /// What the run that was profiled did.
+    pub fn take_profile(&mut self) -> Profile {
+        let device = self.watch.take().map(|watch| watch.spans).unwrap_or_default();
+        Profile { device, ..Profile::default() }
     }
 
     /// The number of threads.
@@ -175,7 +196,15 @@ impl Cpu {
         let changes = self.version();
         let Prepared { arenas, places, tapes, packs, .. } = prepared;
         let memory = Memory { arenas, persistents: &mut self.persistents };
-        let mut run = Run { program: &program, inputs, scalars, shapes: shapes.clone(), places, memory };
+        let mut run = Run {
+            program: &program,
+            inputs,
+            scalars,
+            shapes: shapes.clone(),
+            places,
+            memory,
+            watch: self.watch.as_mut(),
+        };
         let result = self.pool.install(|| {
             run.give()?;
             for (stage, tapes) in program.stages.iter().zip(tapes) {
@@ -280,6 +309,7 @@ struct Run<'a> {
     shapes: Vec<Vec<usize>>,
     places: &'a [Option<(Buffer, usize)>],
     memory: Memory<'a>,
+    watch: Option<&'a mut Watch>,
 }
 
 impl Run<'_> {
@@ -336,8 +366,10 @@ impl Run<'_> {
             match action {
                 Action::Move(m) => self.transfer(m, part)?,
                 Action::Step(step) => {
+                    let begin = self.watch.as_ref().map(|watch| watch.now());
                     let run = self.step(step, part, tape.as_ref(), &mut packs[step.number]);
                     run.map_err(|e| e.within(step.op.name()))?;
+                    self.watch.iter_mut().zip(begin).for_each(|(watch, begin)| watch.note(step, begin));
                 }
             }
         }

@@ -26,5 +26,6 @@ mod tape;
 #[cfg(test)]
 mod tests;
 mod time;
+mod watch;
 
 pub use executor::{Cpu, Prepared};

@@ -9,11 +9,13 @@ use crate::gpu::{self, Gpu};
 use crate::graph::Graph;
 use crate::params::{DType, Tensor, admit};
 use crate::reference::{self, Reference};
+use crate::scheduler::profile::{Profile, Span};
 use crate::scheduler::program::{Bound, Storage};
 use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Meter, Program, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 enum Backend {
     Cpu(Cpu),
@@ -326,6 +328,60 @@ impl Session {
             }
             _ => Err(Error::argument("session: the program was made ready by a session on another device")),
         }
+    }
+
+    /// Runs a program as [`Self::run`] does, waits for it, and tells what it did and when: on a GPU each dispatch, timed if
+    /// the adapter has timestamps (each is then alone between two of them, so that the whole takes longer than a run does);
+    /// on the CPU each step.
+    pub fn profile(
+        &mut self,
+        executable: &mut Executable,
+        batch: &Batch,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Profile> {
+        self.profile_with(executable, batch, inputs, false)
+    }
+
+    /// What [`Self::run`] would dispatch on a GPU, with nothing run: what is computed and uploaded is then undefined until a
+    /// run. Nothing on other devices.
+    pub fn count(&mut self, executable: &mut Executable, batch: &Batch, inputs: &[(&str, &Tensor)]) -> Result<Profile> {
+        self.profile_with(executable, batch, inputs, true)
+    }
+
+    fn profile_with(
+        &mut self,
+        executable: &mut Executable,
+        batch: &Batch,
+        inputs: &[(&str, &Tensor)],
+        dry: bool,
+    ) -> Result<Profile> {
+        self.wait()?;
+        match &mut self.backend {
+            Backend::Cpu(_) | Backend::Reference(_) if dry => return Ok(Profile::default()),
+            Backend::Cpu(b) => b.begin_profile(),
+            Backend::Reference(_) => {}
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => b.begin_profile(dry),
+        }
+        let begin = Instant::now();
+        let ran = self.run(executable, batch, inputs);
+        let recorded = begin.elapsed().as_secs_f64();
+        let mut profile = match &mut self.backend {
+            Backend::Cpu(b) => b.take_profile(),
+            Backend::Reference(_) => Profile::default(),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => {
+                b.end_profile();
+                b.context().block(None)?;
+                b.take_profile()?
+            }
+        };
+        ran?;
+        let spans = [("upload, record, submit", 0.0, recorded), ("wait", recorded, begin.elapsed().as_secs_f64())];
+        let host =
+            spans.map(|(what, begin, end)| Span { step: None, what: what.to_string(), time: Some([begin, end]) });
+        profile.host.extend(host);
+        Ok(profile)
     }
 
     /// The output `name` of the program's last run. Waits for the device.

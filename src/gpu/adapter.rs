@@ -90,7 +90,11 @@ impl Context {
     pub async fn open(wanted: Wanted, default_limits: bool) -> Result<Self> {
         let adapter = choose(all().await, &wanted)?;
         let required_limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
-        let useful = if default_limits { wgpu::Features::empty() } else { wgpu::Features::SUBGROUP };
+        let useful = if default_limits {
+            wgpu::Features::empty()
+        } else {
+            wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mnemon"),
             required_features: useful & adapter.features(),
@@ -202,6 +206,11 @@ impl Context {
     /// Workgroups that one dimension of a dispatch may have.
     pub(super) fn workgroups(&self) -> u32 {
         self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Whether dispatches can be timed.
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
     }
 
     /// The first failure that the device reported, if any.

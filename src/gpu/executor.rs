@@ -5,6 +5,7 @@ use super::buffer::Buffer;
 use super::kernels::{self, Runner};
 use super::offload::Offloaded;
 use super::pipeline::Pipelines;
+use super::profile::Profiler;
 use super::reading::{Reading, Staging};
 use super::record::{Recorder, View};
 use super::upload::{Indices, bytes_of, take_rows};
@@ -12,6 +13,7 @@ use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::NOTHING;
+use crate::scheduler::profile::Profile;
 use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::{PARAMETER_SLOTS, RUN_SCALARS, row_axis};
 use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
@@ -41,6 +43,7 @@ pub struct Gpu {
     params: Buffer,
     under_way: VecDeque<wgpu::SubmissionIndex>,
     submissions: u64,
+    profiler: Option<Profiler>,
 }
 
 /// A program made ready: memory, pipelines and bind groups.
@@ -86,6 +89,7 @@ impl Gpu {
             params,
             under_way: VecDeque::new(),
             submissions: 0,
+            profiler: None,
         })
     }
 
@@ -211,7 +215,7 @@ impl Gpu {
             prepared.offloaded.take()?;
         }
         let versions: BTreeMap<&str, u64> = self.persistent.iter().map(|(n, p)| (n.as_str(), p.version)).collect();
-        let mut recorder = Recorder::new(&self.context, &self.params);
+        let mut recorder = Recorder::new(&self.context, &self.params, self.profiler.as_mut());
         for (at, stage) in program.stages.iter().enumerate().skip(first) {
             if prepared.offloaded.awaited(stage) {
                 recorder.submit()?;
@@ -262,6 +266,21 @@ impl Gpu {
             queue.write_buffer(&prepared.run_scalars, 0, bytemuck::cast_slice(&scalars));
         }
         Ok(())
+    }
+
+    /// Notes what the next run does; a dry one records its commands and runs none of them.
+    pub fn begin_profile(&mut self, dry: bool) {
+        self.profiler = Some(Profiler { dry, ..Profiler::default() });
+    }
+
+    /// Asks for the times of the run that was profiled; they can be taken once the device is done.
+    pub fn end_profile(&self) {
+        self.profiler.iter().for_each(Profiler::begin_read);
+    }
+
+    /// What the run that was profiled did.
+    pub fn take_profile(&mut self) -> Result<Profile> {
+        self.profiler.take().map_or_else(|| Ok(Profile::default()), |profiler| profiler.finish(&self.context))
     }
 
     /// The oldest run that has to be waited for before another should begin.
@@ -355,6 +374,7 @@ impl<'a> Recording<'a, '_> {
     }
 
     fn step(&mut self, step: &Step, ready: &'a PreparedStep) -> Result<()> {
+        self.out.step(step.number);
         let continues = step.accumulates && self.part.continues;
         let run = Run { values: &self.prepared.values, batch: self.part.batch, continues };
         for pack in &ready.packs {
@@ -364,7 +384,7 @@ impl<'a> Recording<'a, '_> {
             if now.is_none() || now != *made_from {
                 pack.runner.record(&run, self.out)?;
             }
-            *made_from = now;
+            *made_from = now.filter(|_| !self.out.is_dry());
         }
         ready.runner.record(&run, self.out)
     }

@@ -10,6 +10,7 @@ mod executor;
 mod kernels;
 mod offload;
 mod pipeline;
+mod profile;
 mod reading;
 mod record;
 mod upload;

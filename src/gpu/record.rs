@@ -3,6 +3,7 @@
 use super::adapter::Context;
 use super::buffer::Buffer;
 use super::pipeline::Pipeline;
+use super::profile::{DISPATCHES, Profiler, Stamps};
 use crate::error::Result;
 use crate::scheduler::strategy::PARAMETER_SLOTS;
 use std::sync::Arc;
@@ -37,11 +38,12 @@ pub(super) struct Recorder<'a> {
     slot_bytes: usize,
     slots: usize,
     most: u32,
+    profiler: Option<&'a mut Profiler>,
 }
 
 impl<'a> Recorder<'a> {
-    /// Parameters go through `buffer`.
-    pub fn new(context: &'a Context, buffer: &'a Buffer) -> Self {
+    /// Parameters go through `buffer`; what is recorded is noted by `profiler`.
+    pub fn new(context: &'a Context, buffer: &'a Buffer, profiler: Option<&'a mut Profiler>) -> Self {
         Self {
             context,
             buffer,
@@ -51,6 +53,7 @@ impl<'a> Recorder<'a> {
             slot_bytes: context.target().limits.uniform as usize,
             slots: 0,
             most: context.workgroups(),
+            profiler,
         }
     }
 
@@ -65,8 +68,23 @@ impl<'a> Recorder<'a> {
         debug_assert_eq!(bytes.len() as u64, launch.pipeline.params);
         self.params.extend_from_slice(bytes);
         self.params.resize((self.slots + 1) * self.slot_bytes, 0);
-        self.commands.push(Command::Dispatch { launch, slot: self.slots % PARAMETER_SLOTS, x: x as u32, y: y as u32 });
+        self.commands.push(Command::Dispatch { launch, slot: self.slots, x: x as u32, y: y as u32 });
         self.slots += 1;
+        if let Some(profiler) = &mut self.profiler {
+            profiler.dispatch(launch.pipeline.label);
+        }
+    }
+
+    /// Whether nothing that is recorded will run.
+    pub fn is_dry(&self) -> bool {
+        self.profiler.as_ref().is_some_and(|profiler| profiler.dry)
+    }
+
+    /// Says for which step the next commands are.
+    pub fn step(&mut self, number: usize) {
+        if let Some(profiler) = &mut self.profiler {
+            profiler.step = Some(number);
+        }
     }
 
     /// Copies `from` to the start of `to`.
@@ -97,30 +115,56 @@ impl<'a> Recorder<'a> {
     pub fn submit(&mut self) -> Result<()> {
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
         self.slots = 0;
+        let mut first = 0;
+        if let Some(profiler) = &mut self.profiler {
+            let dispatches = commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
+            profiler.profile.copies += commands.len() - dispatches;
+            first = profiler.profile.device.len() - dispatches;
+            if profiler.dry {
+                return Ok(());
+            }
+        }
+        let timed = self.profiler.is_some() && self.context.has_timestamps();
+        let most = if timed { PARAMETER_SLOTS.min(DISPATCHES) } else { PARAMETER_SLOTS };
         let mut rest = commands.as_slice();
-        let mut uniform = params.chunks(PARAMETER_SLOTS * self.slot_bytes);
+        let mut slot = 0;
         while !rest.is_empty() {
             let mut dispatches = 0;
             let here = rest.iter().position(|c| {
                 dispatches += usize::from(matches!(c, Command::Dispatch { .. }));
-                dispatches > PARAMETER_SLOTS
+                dispatches > most
             });
+            dispatches = dispatches.min(most);
             let (now, later) = rest.split_at(here.unwrap_or(rest.len()));
             rest = later;
-            if dispatches > 0
-                && let Some(bytes) = uniform.next()
-            {
+            let stamps = (timed && dispatches > 0).then(|| Stamps::new(self.context, first, dispatches));
+            if dispatches > 0 {
+                let bytes = &params[slot * self.slot_bytes..(slot + dispatches) * self.slot_bytes];
                 self.context.queue.write_buffer(self.buffer, 0, bytes);
             }
-            self.submitted = (Some(encode(self.context, now, self.slot_bytes)), self.submitted.1 + 1);
+            let submission = encode(self.context, now, (slot, self.slot_bytes), stamps.as_ref());
+            self.submitted = (Some(submission), self.submitted.1 + 1);
+            first += dispatches;
+            slot += dispatches;
+            if let Some(profiler) = &mut self.profiler {
+                profiler.stamps.extend(stamps);
+                profiler.profile.submissions += 1;
+            }
         }
         self.context.check()
     }
 }
 
-fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgpu::SubmissionIndex {
+/// Encodes and submits `commands`, whose parameters begin at the buffer's start with those of slot `first`. Dispatches share
+/// a pass, unless each is timed.
+fn encode(
+    context: &Context,
+    commands: &[Command<'_>],
+    (first, slot_bytes): (usize, usize),
+    stamps: Option<&Stamps>,
+) -> wgpu::SubmissionIndex {
     let mut encoder = context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("run") });
-    let mut at = 0;
+    let (mut at, mut dispatched) = (0, 0);
     while at < commands.len() {
         match &commands[at] {
             Command::Copy { from, to } => {
@@ -133,7 +177,10 @@ fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgp
                 at += 1;
             }
             Command::Dispatch { .. } => {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: None,
+                    timestamp_writes: stamps.map(|stamps| stamps.writes(dispatched)),
+                });
                 let mut current: Option<*const Pipeline> = None;
                 while let Some(Command::Dispatch { launch, slot, x, y }) = commands.get(at) {
                     let pipeline = Arc::as_ptr(&launch.pipeline);
@@ -141,12 +188,17 @@ fn encode(context: &Context, commands: &[Command<'_>], slot_bytes: usize) -> wgp
                         pass.set_pipeline(&launch.pipeline.pipeline);
                         current = Some(pipeline);
                     }
-                    pass.set_bind_group(0, &launch.bind_group, &[(slot * slot_bytes) as u32]);
+                    pass.set_bind_group(0, &launch.bind_group, &[((slot - first) * slot_bytes) as u32]);
                     pass.dispatch_workgroups(*x, *y, 1);
                     at += 1;
+                    dispatched += 1;
+                    if stamps.is_some() {
+                        break;
+                    }
                 }
             }
         }
     }
+    stamps.iter().for_each(|stamps| stamps.resolve(&mut encoder));
     context.queue.submit([encoder.finish()])
 }

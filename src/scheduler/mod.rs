@@ -13,6 +13,7 @@ mod lifetimes;
 pub mod measures;
 pub mod memory;
 pub mod products;
+pub mod profile;
 pub mod program;
 pub mod recurrence;
 pub mod sampler;

@@ -6,6 +6,7 @@ use crate::output::say;
 use clap::Args;
 use mnemon::device::{Device, Executable, Session};
 use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::graph::Graph;
 use mnemon::params::{Initializer, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use serde::Serialize;
@@ -95,7 +96,8 @@ fn operations(config: &Config, mode: Mode, rows: usize) -> f64 {
     (0..config.layers).map(layer).sum::<f64>() * if mode == Mode::Train { 3.0 } else { 1.0 }
 }
 
-fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<Outcome> {
+/// A session with a configuration's values on the device, what it computes, and its batch.
+pub fn prepare(device: &Device, config: &Config, mode: Mode) -> Result<(Session, Graph, Batch)> {
     let batch = config.batch()?;
     let rows = batch.axis(0)?.rows();
     let mut session = device.session()?;
@@ -108,6 +110,12 @@ fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<O
         session.set(name, &Tensor::new(shape, first)?)?;
     }
     session.wait()?;
+    Ok((session, graph, batch))
+}
+
+fn measure(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<Outcome> {
+    let (mut session, graph, batch) = prepare(device, config, mode)?;
+    let rows = batch.axis(0)?.rows();
     let begin = Instant::now();
     let mut executable = session.load(&graph, &Capacity::exactly(&batch))?;
     let (held, plan) = (executable.program().memory(), executable.program().measures.to_string());

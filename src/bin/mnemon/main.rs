@@ -8,6 +8,7 @@ mod generate;
 mod options;
 mod output;
 mod plan;
+mod profile;
 mod progress;
 mod run;
 #[cfg(feature = "gpu")]
@@ -43,6 +44,7 @@ enum Command {
     Verify(verify::Arguments),
     Bench(bench::Arguments),
     Plan(plan::Arguments),
+    Profile(profile::Arguments),
     #[cfg(feature = "gpu")]
     Shaders(shaders::Arguments),
 }
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Verify(a) => verify::run(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Plan(a) => plan::run(&a),
+        Command::Profile(a) => profile::run(&a),
         #[cfg(feature = "gpu")]
         Command::Shaders(a) => shaders::run(&a),
     };
