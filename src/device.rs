@@ -2,16 +2,17 @@
 
 mod budget;
 mod session;
+mod tuner;
 
 pub use crate::scheduler::strategy::AdapterReport;
 pub use budget::{Budget, Source};
 pub use session::{Executable, Reading, Session};
+pub use tuner::{FIRST_USE, Finding, Tuner};
 
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu;
 use crate::scheduler::{Kernels, Target};
-#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 /// Which limits and features of a GPU to use.
@@ -51,6 +52,7 @@ pub struct Device {
     choice: Choice,
     memory: Option<u64>,
     kernels: Kernels,
+    tuner: Option<Arc<Tuner>>,
 }
 
 impl std::fmt::Debug for Device {
@@ -67,7 +69,7 @@ impl Device {
 
     /// The CPU with as many threads as the process may use.
     pub fn cpu() -> Self {
-        Self { memory: None, kernels: Kernels::default(), choice: Choice::Cpu(None) }
+        Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Cpu(None) }
     }
 
     /// The CPU with `threads` threads.
@@ -75,12 +77,12 @@ impl Device {
         if threads == 0 {
             return Err(Error::argument("device: threads must be at least 1, got 0"));
         }
-        Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Cpu(Some(threads)) })
+        Ok(Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Cpu(Some(threads)) })
     }
 
     /// The reference: plain loops, for checking.
     pub fn reference() -> Self {
-        Self { memory: None, kernels: Kernels::default(), choice: Choice::Reference }
+        Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Reference }
     }
 
     /// A real GPU, else a software one with a warning in the log.
@@ -111,9 +113,12 @@ impl Device {
             "reference" => Ok(Self::reference()),
             #[cfg(feature = "gpu")]
             "best" => match gpu::Context::open(gpu::Wanted::Real, limits == GpuLimits::Default).await {
-                Ok(context) => {
-                    Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Gpu(Arc::new(context)) })
-                }
+                Ok(context) => Ok(Self {
+                    memory: None,
+                    kernels: Kernels::default(),
+                    tuner: None,
+                    choice: Choice::Gpu(Arc::new(context)),
+                }),
                 Err(_) => cpu(),
             },
             #[cfg(feature = "gpu")]
@@ -124,7 +129,12 @@ impl Device {
                     _ => gpu::Wanted::Named(text["gpu:".len()..].to_string()),
                 };
                 let context = gpu::Context::open(wanted, limits == GpuLimits::Default).await?;
-                Ok(Self { memory: None, kernels: Kernels::default(), choice: Choice::Gpu(Arc::new(context)) })
+                Ok(Self {
+                    memory: None,
+                    kernels: Kernels::default(),
+                    tuner: None,
+                    choice: Choice::Gpu(Arc::new(context)),
+                })
             }
             #[cfg(not(feature = "gpu"))]
             "best" => {
@@ -167,6 +177,7 @@ impl Device {
         Ok(Self {
             memory: None,
             kernels: Kernels::default(),
+            tuner: None,
             choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)),
         })
     }
@@ -235,9 +246,31 @@ impl Device {
         self
     }
 
-    /// Which strategies its sessions run layers by.
-    pub fn kernels(&self) -> &Kernels {
-        &self.kernels
+    /// Which strategies its sessions run layers by: those given, and those a tuner has found.
+    pub fn kernels(&self) -> Kernels {
+        let mut kernels = self.kernels.clone();
+        self.tuner.iter().for_each(|tuner| tuner.extend(&mut kernels));
+        kernels
+    }
+
+    /// The same device, whose sessions let `tuner` measure each new kind of layer before they run it, and use what it found.
+    /// Only GPUs have strategies to choose from.
+    #[must_use]
+    pub fn with_tuner(mut self, tuner: Arc<Tuner>) -> Self {
+        self.tuner = Some(tuner);
+        self
+    }
+
+    /// The same device without a tuner.
+    #[must_use]
+    pub(crate) fn untuned(mut self) -> Self {
+        self.tuner = None;
+        self
+    }
+
+    /// The tuner, if it has one.
+    pub fn tuner(&self) -> Option<&Arc<Tuner>> {
+        self.tuner.as_ref()
     }
 
     /// What a session on it may hold: what [`Self::with_memory`] said, else the memory of a GPU that tells it, else half of

@@ -201,8 +201,20 @@ impl Session {
     /// where the device refuses an allocation all the same, less.
     pub fn load_with(&mut self, graph: &Graph, options: &CompileOptions) -> Result<Executable> {
         let mut options = options.clone();
-        options.kernels.get_or_insert_with(|| self.device.kernels().clone());
         let target = self.device.target();
+        if let Some(tuner) =
+            self.device.tuner().filter(|_| options.kernels.is_none() && target.executor == Executor::Gpu)
+        {
+            let plan = compile(graph, target, &CompileOptions { budget: None, ..options.clone() });
+            // What cannot be compiled fails below, with more to say; a device that cannot be measured uses the table.
+            let left = plan.and_then(|program| tuner.settle(&self.device, &program));
+            match left {
+                Ok(0) => {}
+                Ok(left) => log::info!("{left} layers are not tuned yet; `mnemon tune` does it ahead of time"),
+                Err(e) => log::warn!("tuner: {e}"),
+            }
+        }
+        options.kernels.get_or_insert_with(|| self.device.kernels());
         let chooses = options.budget.is_none() && options.measures.is_none() && target.executor != Executor::Reference;
         let left = self.budget.bytes.saturating_sub(self.held.others());
         options.budget = if chooses { Some(left) } else { options.budget };

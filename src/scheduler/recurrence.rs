@@ -289,15 +289,17 @@ pub fn step_rows(sequences: usize) -> usize {
 }
 
 /// Which strategies layers run by.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernels {
     /// Asked for of every layer that can be run so.
     pub family: Option<Family>,
     /// Asked for of every matrix product.
     pub product: Option<Product>,
     /// Picked by measurement; they go before the table.
+    #[serde(with = "pairs")]
     pub picks: BTreeMap<Layer, Recurrence>,
     /// The same of products.
+    #[serde(with = "pairs")]
     pub products: BTreeMap<ProductShape, Product>,
 }
 
@@ -320,5 +322,27 @@ impl Kernels {
         let table = shape.by_table(target)?;
         let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
         self.product.filter(can).or_else(|| self.products.get(shape).copied().filter(can)).or(Some(table))
+    }
+}
+
+/// Maps as lists of pairs: keys of JSON's own maps are texts.
+mod pairs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
     }
 }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
 use crate::nn::{Description, Sequential};
 use crate::optim::Optimizer;
+use crate::scheduler::Kernels;
 use crate::scheduler::strategy::KERNEL_TABLE;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,6 +27,19 @@ struct Training {
     order: u64,
 }
 
+/// Which kernels a file was written by: the table, and what was chosen besides it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Choices {
+    table: String,
+    chosen: Kernels,
+}
+
+impl Choices {
+    fn of(device: &Device) -> Self {
+        Self { table: KERNEL_TABLE.to_string(), chosen: device.kernels() }
+    }
+}
+
 impl Sequential {
     /// The model's description and parameters.
     pub(super) fn model_file(&mut self) -> Result<ModelFile> {
@@ -37,13 +51,20 @@ impl Sequential {
         for spec in self.parameters() {
             tensors.insert(spec.name.clone(), self.session()?.get(&spec.name)?);
         }
-        let metadata = json!({ "kernels": KERNEL_TABLE, "model": description });
+        let metadata = json!({ "kernels": Choices::of(self.session()?.device()), "model": description });
         Ok(ModelFile { metadata, tensors })
     }
 
     /// The model that a file describes, with its parameters.
     pub(super) fn from_file(device: &Device, file: &ModelFile) -> Result<Self> {
         let description: Description = file.part("model")?;
+        let choices = file.metadata.get("kernels").and_then(|k| serde_json::from_value::<Choices>(k.clone()).ok());
+        let choices = choices.filter(|c| c.table == KERNEL_TABLE);
+        // Training goes on by the choices that it was begun with.
+        let device = match &choices {
+            Some(c) if c.chosen != Kernels::default() => &device.clone().with_kernels(c.chosen.clone()),
+            _ => device,
+        };
         let mut model = Self::new(device);
         for layer in description.layers {
             model.add(layer);
@@ -56,7 +77,7 @@ impl Sequential {
         for spec in model.parameters() {
             model.set_parameter(&spec.name, file.tensor(&spec.name)?)?;
         }
-        if file.metadata.get("kernels") != Some(&json!(KERNEL_TABLE)) {
+        if choices.is_none() {
             log::warn!("the file was written with other kernel choices: training continues, but not bit for bit");
         }
         Ok(model)

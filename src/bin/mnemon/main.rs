@@ -15,6 +15,7 @@ mod run;
 mod shaders;
 mod summary;
 mod train;
+mod tune;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +46,7 @@ enum Command {
     Bench(bench::Arguments),
     Plan(plan::Arguments),
     Profile(profile::Arguments),
+    Tune(tune::Arguments),
     #[cfg(feature = "gpu")]
     Shaders(shaders::Arguments),
 }
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Bench(a) => bench::run(&a),
         Command::Plan(a) => plan::run(&a),
         Command::Profile(a) => profile::run(&a),
+        Command::Tune(a) => tune::run(&a),
         #[cfg(feature = "gpu")]
         Command::Shaders(a) => shaders::run(&a),
     };

@@ -2,9 +2,12 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use mnemon::device::{Device, GpuLimits};
+use mnemon::device::{Device, DeviceKind, FIRST_USE, GpuLimits, Tuner};
 use mnemon::error::Result;
 use mnemon::scheduler::{Family, Kernels};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Device")]
@@ -24,6 +27,15 @@ pub struct DeviceOptions {
     /// How a GPU runs the recurrence of each layer that can be run so [default: what is picked for it, else a fixed table]
     #[arg(long, env = "MNEMON_STRATEGY", value_name = "STRATEGY", value_parser = strategies())]
     strategy: Option<String>,
+
+    /// Whether to measure each new kind of layer before it runs, for at most 2 seconds a model, and to use what was measured
+    /// before; auto does on real GPUs
+    #[arg(long, env = "MNEMON_TUNE", value_enum, default_value_t = Tune::Auto)]
+    tune: Tune,
+
+    /// Where measurements are remembered [default: mnemon/kernels.json in the user's folder for caches]
+    #[arg(long, env = "MNEMON_TUNED", value_name = "FILE")]
+    tuned: Option<PathBuf>,
 
     /// Most memory to hold on the device, as 900MiB or 2GiB [default: the device's, half of the host's where it computes]
     #[arg(long, env = "MNEMON_MEMORY", value_name = "BYTES", value_parser = bytes)]
@@ -65,7 +77,27 @@ enum Limits {
     Adapter,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tune {
+    /// On real GPUs
+    Auto,
+    /// On whatever GPU there is
+    On,
+    /// Never: a fixed table chooses
+    Off,
+}
+
 impl DeviceOptions {
+    /// The device without a tuner.
+    pub fn open_untuned(&self) -> Result<Device> {
+        Self { tune: Tune::Off, ..self.clone() }.open()
+    }
+
+    /// A tuner for `device` that spends at most `budget` at a time.
+    pub fn tuner(&self, device: &Device, budget: Duration) -> Result<Tuner> {
+        Tuner::new(device, self.tuned.clone().or_else(Tuner::default_file), budget)
+    }
+
     pub fn open(&self) -> Result<Device> {
         let limits = match self.gpu_limits {
             Limits::Default => GpuLimits::Default,
@@ -75,6 +107,19 @@ impl DeviceOptions {
         let device = self.memory.iter().fold(device, |device, &bytes| device.with_memory(bytes));
         let family = self.strategy.as_deref().map(str::parse).transpose()?;
         let device = device.with_kernels(Kernels { family, ..Kernels::default() });
+        let real = device.kind() == DeviceKind::Gpu;
+        let tunes = match self.tune {
+            Tune::Auto => real,
+            Tune::On => real || device.kind() == DeviceKind::Software,
+            Tune::Off => false,
+        };
+        let device = match tunes {
+            true => {
+                let tuner = self.tuner(&device, FIRST_USE)?;
+                device.with_tuner(Arc::new(tuner))
+            }
+            false => device,
+        };
         log::info!("computing on {}, {}", device.name(), device.budget());
         Ok(device)
     }
