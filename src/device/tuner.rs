@@ -233,15 +233,18 @@ fn agrees(device: &Device, layer: &Layer, candidate: Recurrence) -> Result<bool>
         outputs.iter().map(|name| session.output(&executable, name)).collect()
     };
     let (got, wanted) = (of(device, Some(candidate))?, of(&Device::reference(), None)?);
+    let mut right = true;
     for (got, wanted) in got.iter().zip(&wanted) {
-        let pairs = got.f32s()?.iter().zip(wanted.f32s()?).map(|(&a, &b)| (f64::from(a), f64::from(b)));
-        let (difference, size) = pairs.fold((0.0, 0.0), |(d, s), (a, b)| (d + (a - b).powi(2), s + b * b));
-        // Written so that what is not a number does not agree.
-        if !(difference <= TOLERANCE.powi(2) * size) {
-            return Ok(false);
-        }
+        right &= close(got.f32s()?, wanted.f32s()?);
     }
-    Ok(true)
+    Ok(right)
+}
+
+/// Whether `got` is within [`TOLERANCE`] of `wanted`; what is not a number is not.
+fn close(got: &[f32], wanted: &[f32]) -> bool {
+    let pairs = got.iter().zip(wanted).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+    let (difference, size) = pairs.fold((0.0, 0.0), |(d, s), (a, b)| (d + (a - b).powi(2), s + b * b));
+    got.len() == wanted.len() && difference <= TOLERANCE.powi(2) * size
 }
 
 /// Seconds of one call by `candidate`: the median of five after one of warm-up.
@@ -258,4 +261,19 @@ fn time(device: &Device, layer: &Layer, candidate: Recurrence) -> Result<f64> {
     times.remove(0);
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::close;
+
+    #[test]
+    fn a_candidate_that_is_wrong_is_found_out() {
+        let wanted = [1.0, -2.0, 3.0];
+        assert!(close(&wanted, &wanted));
+        assert!(close(&[1.00001, -2.0, 3.0], &wanted));
+        assert!(!close(&[1.01, -2.0, 3.0], &wanted));
+        assert!(!close(&[f32::NAN, -2.0, 3.0], &wanted));
+        assert!(!close(&[1.0, -2.0], &wanted));
+    }
 }

@@ -262,11 +262,16 @@ impl Layer {
 
     /// The fixed table. Estimates of `docs/performance.md` where no GPU has been measured: weights stay in registers while
     /// a thread has a hundred of them; up to 192 units a workgroup reads weights from its cache sooner than a dispatch begins.
+    /// Measured on lavapipe: a dispatch a timestep costs more than the step itself up to 64 units of 8 sequences.
     pub fn by_table(&self, target: &Target) -> Result<Recurrence> {
         const REGISTER_THREADS: usize = 640;
         const STREAMED_UNITS: usize = 192;
+        const SOFTWARE_UNITS: usize = 64;
+        const SOFTWARE_SEQUENCES: usize = 8;
         if broadcast(target) == Broadcast::Subgroup {
-            return Ok(Recurrence::Broadcast);
+            let few = self.hidden <= SOFTWARE_UNITS && self.sequences <= SOFTWARE_SEQUENCES;
+            let inside = self.member(Family::Registers, target).filter(|_| few);
+            return Ok(inside.unwrap_or(Recurrence::Broadcast));
         }
         let registers = self
             .member(Family::Registers, target)

@@ -110,7 +110,7 @@ pub fn row_tiles(broadcast: Broadcast, sequences: usize) -> BTreeSet<usize> {
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-3";
+pub const KERNEL_TABLE: &str = "fixed-4";
 
 /// Dispatches whose parameters a GPU holds at a time.
 pub const PARAMETER_SLOTS: usize = 4096;
