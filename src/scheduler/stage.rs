@@ -86,6 +86,7 @@ pub struct Move {
 }
 
 /// What a stage does.
+#[allow(clippy::large_enum_variant, reason = "nearly every action is a step")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Runs a step.

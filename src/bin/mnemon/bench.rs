@@ -73,17 +73,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut failed = false;
     for config in &configs {
         for &mode in &arguments.modes {
-            let result = measure(&device, config, mode, arguments.limit)
-                .unwrap_or_else(|error| Outcome::Failed { error: error.to_string() });
-            failed |= matches!(&result, Outcome::Failed { error } if !error.starts_with("skipped"));
-            let (version, adapter) = (env!("CARGO_PKG_VERSION"), device.name());
-            let device = device.label();
-            let line = Line { peer: "mnemon", version, device, adapter, config: &config.name, mode, result };
-            let line = serde_json::to_string(&line).map_err(|e| Error::new(ErrorKind::Internal, e))?;
+            let line = line(&device, config, mode, arguments.limit)?;
+            failed |= line["error"].as_str().is_some_and(|error| !error.starts_with("skipped"));
             say!("{line}");
         }
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// What is measured of a configuration, or why it is not.
+pub fn line(device: &Device, config: &Config, mode: Mode, limit: f64) -> Result<serde_json::Value> {
+    let result =
+        measure(device, config, mode, limit).unwrap_or_else(|error| Outcome::Failed { error: error.to_string() });
+    let (version, adapter, device) = (env!("CARGO_PKG_VERSION"), device.name(), device.label());
+    let line = Line { peer: "mnemon", version, device, adapter, config: &config.name, mode, result };
+    serde_json::to_value(&line).map_err(|e| Error::new(ErrorKind::Internal, e))
 }
 
 /// Floating-point operations of one call over `rows` rows.

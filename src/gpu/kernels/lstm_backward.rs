@@ -111,14 +111,15 @@ impl Variants {
                 Self { kernels, tiles: tiled_steps(threads), inside: None, block: threads.units, broadcast }
             }
             Recurrence::Sequence { rows, threads, weights } => {
-                let mut constants = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
+                // The gradient of h_0 adds up as the steps do, so that a sequence that is read in parts has the bits of one
+                // that is not.
+                let alike = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
+                let mut constants = alike.clone();
                 constants.push(("INSIDE", 1.0));
                 constants.extend(held(weights, layer.output));
                 let kernel = if weights == Weights::Registers { &REGISTERS } else { &TILED[0] };
-                // The gradient of h_0 is one product; it is tiled like those of *step*.
-                let threads = Threads { units: 32, slices: 2 };
                 let inside = Some((kernel, rows, constants));
-                Self { kernels, tiles: tiled_steps(threads), inside, block: threads.units, broadcast }
+                Self { kernels, tiles: vec![(rows, alike)], inside, block: threads.units, broadcast }
             }
         }
     }
@@ -497,7 +498,7 @@ impl Runner for LstmBackward {
             }
         }
         if !self.initial.is_empty() {
-            let tile = row_tile(self.broadcast, sequences);
+            let tile = self.inside.as_ref().map_or_else(|| row_tile(self.broadcast, sequences), |(rows, _)| *rows);
             let row_blocks = sequences.div_ceil(tile);
             let operand = if self.inside.is_some() { 0 } else { steps % 2 * slot };
             let params = Params { ahead: 0, operand: word(operand), row_blocks: word(row_blocks), ..all };
