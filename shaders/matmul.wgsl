@@ -6,7 +6,7 @@
 
 // [half][row][quad of the inner dimension] and [half][inner][quad of columns].
 var<workgroup> a_tile: array<vec4<f32>, 2u * 16u * ROWS * 2u>;
-var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * 32u>;
+var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * select(16u, 32u, WIDE)>;
 
 fn a_element(row: u32, k: u32) -> f32 {
     // What is past the inner dimension must not count: it is zero in both operands.

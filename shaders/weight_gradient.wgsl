@@ -31,7 +31,7 @@ const CHUNK: u32 = 64u;
 
 // [half][row of A and B][quad of their columns].
 var<workgroup> a_tile: array<vec4<f32>, 2u * 8u * 4u * ROWS>;
-var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * 32u>;
+var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * select(16u, 32u, WIDE)>;
 
 fn address(row: u32) -> u32 {
     let stored = select(row, (row & 3u) * params.units + (row >> 2u), params.units > 0u);

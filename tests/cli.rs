@@ -484,3 +484,14 @@ fn training_says_what_a_budget_does_not_hold() {
     let trained = mnemon(&[&train[..], &["--memory", "64MiB"]].concat());
     assert!(code(&trained) == 0 && err(&trained).contains("the device waited"), "{}", err(&trained));
 }
+
+#[test]
+fn strategies_are_for_gpus() {
+    for flags in [["--strategy", "step"], ["--tune", "on"]] {
+        let out = mnemon(&["bench", "--only", "tiny", "--device", "cpu", flags[0], flags[1]]);
+        assert_eq!(out.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("are for GPUs"), "{out:?}");
+    }
+    let out = mnemon(&["bench", "--only", "tiny", "--device", "cpu", "--strategy", "spiral"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("sequence-registers"), "{out:?}");
+}

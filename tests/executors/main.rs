@@ -449,6 +449,19 @@ fn lstm_on_lengths_in_any_order() {
     check_layers(&lstm_case(&[0, 2, 0], 3, 5, Bias::One, false, 1.0));
 }
 
+/// A sequence of 70,000 steps and a batch of 70,000 sequences, by every strategy that keeps states inside a workgroup.
+#[test]
+fn lstms_that_are_long_and_wide() {
+    let inside = strategies().into_iter().filter(|d| d.kernels().family != Some(Family::Step));
+    let inside: Vec<_> = inside.collect();
+    let mut wide = vec![1; 70_000];
+    wide[3] = 2;
+    for lengths in [&[70_000, 3][..], &wide] {
+        let case = lstm_case(lengths, 2, 3, Bias::One, true, 1.0);
+        check_on(&case, &inside);
+    }
+}
+
 #[test]
 fn lstm_with_saturated_gates() {
     // The f32 reference itself is 3.2e-5 from f64 in d.bias_hh_l0, whose norm is 2e-10: 1 - a gate near 1 cancels. So

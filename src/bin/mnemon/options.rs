@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use mnemon::device::{Device, DeviceKind, FIRST_USE, GpuLimits, Tuner};
-use mnemon::error::Result;
+use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::scheduler::{Family, Kernels};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,17 +108,25 @@ impl DeviceOptions {
         let family = self.strategy.as_deref().map(str::parse).transpose()?;
         let device = device.with_kernels(Kernels { family, ..Kernels::default() });
         let real = device.kind() == DeviceKind::Gpu;
-        let tunes = match self.tune {
-            Tune::Auto => real,
-            Tune::On => real || device.kind() == DeviceKind::Software,
-            Tune::Off => false,
-        };
-        let device = match tunes {
-            true => {
+        let gpu = real || device.kind() == DeviceKind::Software;
+        if !gpu && (family.is_some() || self.tune == Tune::On) {
+            let message = format!("--strategy and --tune on are for GPUs, got {}", device.name());
+            return Err(Error::new(ErrorKind::Argument, message));
+        }
+        let device = match self.tune {
+            Tune::On => {
                 let tuner = self.tuner(&device, FIRST_USE)?;
                 device.with_tuner(Arc::new(tuner))
             }
-            false => device,
+            Tune::Auto if real => {
+                // What only saves time does not stop a command.
+                let tuner = self.tuner(&device, FIRST_USE).or_else(|e| {
+                    log::warn!("{e}; nothing is remembered");
+                    Tuner::new(&device, None, FIRST_USE)
+                })?;
+                device.with_tuner(Arc::new(tuner))
+            }
+            Tune::Auto | Tune::Off => device,
         };
         log::info!("computing on {}, {}", device.name(), device.budget());
         Ok(device)

@@ -82,8 +82,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     if !arguments.count {
-        let (product, pass) = rates(&device)?;
-        say!("\nthis device: {product:.1} GFLOP/s in a large product, {pass:.1} GB/s in a large pass over values");
+        match rates(&device) {
+            Ok((product, pass)) => {
+                say!(
+                    "\nthis device: {product:.1} GFLOP/s in a large product, {pass:.1} GB/s in a large pass over values"
+                );
+            }
+            Err(e) => say!("\nthis device's rates are not known: {e}"),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
