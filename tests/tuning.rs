@@ -11,7 +11,7 @@ use mnemon::graph::{Graph, N};
 use mnemon::nn::{Dense, Input, Lstm, Sequential};
 use mnemon::params::{Initializer, Tensor, lstm_parameters};
 use mnemon::scheduler::recurrence::{Layer, Weights};
-use mnemon::scheduler::{Batch, Capacity, Family, Kernels, Recurrence};
+use mnemon::scheduler::{Batch, Capacity, CompileOptions, Family, Kernels, Recurrence, compile};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +60,7 @@ fn findings_are_right_and_remembered() {
         assert_eq!(findings.len(), 2, "one there, one back");
         for (finding, chosen) in findings.iter().zip(&chosen) {
             assert_eq!(finding.pick, *chosen);
+            assert!(finding.complete);
             assert!(finding.layer.admits(finding.pick, &device.target()));
             assert!((2..=6).contains(&finding.timed.len()), "{} candidates", finding.timed.len());
             let fastest = finding.timed.iter().filter_map(|t| t.1).fold(f64::INFINITY, f64::min);
@@ -77,6 +78,26 @@ fn findings_are_right_and_remembered() {
         let error = Tuner::new(&device, Some(file.clone()), Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("not a file of findings"), "{error}");
         std::fs::remove_file(&file).unwrap();
+    }
+}
+
+/// What one strategy alone can run is known at once, and not measured again at each load.
+#[test]
+fn layers_without_a_choice_are_settled() {
+    for device in gpus().into_iter().skip(1) {
+        let mut g = Graph::new();
+        let x = g.persistent("x", [N, 4.into()]).unwrap();
+        let config = LstmConfig::new(4, 6).projection(Some(3));
+        let values: Vec<_> =
+            lstm_parameters(&config, 0).iter().map(|p| (p.role, g.persistent(&p.name, &p.shape).unwrap())).collect();
+        let weights = LstmWeights::by_role(|role| values.iter().find(|v| v.0 == role).map(|v| v.1)).unwrap();
+        let y = g.lstm(x, None, &weights).unwrap().y;
+        g.output("y", y).unwrap();
+        let capacity = Capacity::exactly(&Batch::dense(2, 3).unwrap());
+        let program = compile(&g, device.target(), &CompileOptions::new(&capacity)).unwrap();
+        let tuner = Tuner::new(&device, None, Duration::ZERO).unwrap();
+        assert_eq!(tuner.settle(&device, &program).unwrap(), 0);
+        assert_eq!(tuner.findings().len(), 1);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Finding {
     pub pick: Recurrence,
     /// Every candidate with the seconds of a call; none for one that was wrong, and so is struck out.
     pub timed: Vec<(Recurrence, Option<f64>)>,
+    /// Whether time was left for every candidate; what first use has begun, `mnemon tune` finishes.
+    pub complete: bool,
 }
 
 /// Findings of one adapter, remembered in a file.
@@ -97,7 +99,8 @@ impl Tuner {
         layers.sort();
         layers.dedup();
         let known = self.findings();
-        layers.retain(|l| known.iter().all(|f| f.layer != *l));
+        let ahead = self.budget > FIRST_USE;
+        layers.retain(|l| !known.iter().any(|f| f.layer == *l && (f.complete || !ahead)));
         let (mut left, mut new) = (0, Vec::new());
         for layer in layers {
             let remaining = self.budget.saturating_sub(begin.elapsed());
@@ -146,8 +149,12 @@ fn candidates(device: &Device, layer: &Layer) -> Result<Vec<Recurrence>> {
 /// The fastest candidate that is right; none where `budget` ends before the table's own choice was compared with another.
 fn measure(device: &Device, layer: &Layer, budget: Duration) -> Result<Option<Finding>> {
     let begin = Instant::now();
+    let all = candidates(device, layer)?;
+    if let [only] = all[..] {
+        return Ok(Some(Finding { layer: *layer, pick: only, timed: Vec::new(), complete: true }));
+    }
     let mut timed = Vec::new();
-    for candidate in candidates(device, layer)? {
+    for &candidate in &all {
         if begin.elapsed() >= budget {
             break;
         }
@@ -167,7 +174,8 @@ fn measure(device: &Device, layer: &Layer, budget: Duration) -> Result<Option<Fi
         timed.push((candidate, time));
     }
     let best = timed.iter().filter_map(|&(c, t)| Some((c, t?))).min_by(|a, b| a.1.total_cmp(&b.1));
-    Ok(best.filter(|_| timed.len() > 1).map(|(pick, _)| Finding { layer: *layer, pick, timed }))
+    let complete = timed.len() == all.len();
+    Ok(best.filter(|_| timed.len() > 1).map(|(pick, _)| Finding { layer: *layer, pick, timed, complete }))
 }
 
 /// The layer as a user would write it, over an input as wide as its state.

@@ -57,7 +57,7 @@ impl std::fmt::Display for Product {
 }
 
 /// What the choice of a tile depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProductShape {
     /// Whether it sums over the rows of both operands, as weight gradients do.
     pub gradient: bool,

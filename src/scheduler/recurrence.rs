@@ -303,9 +303,6 @@ pub struct Kernels {
     /// Picked by measurement; they go before the table.
     #[serde(with = "pairs")]
     pub picks: BTreeMap<Layer, Recurrence>,
-    /// The same of products.
-    #[serde(with = "pairs")]
-    pub products: BTreeMap<ProductShape, Product>,
 }
 
 impl Kernels {
@@ -326,7 +323,7 @@ impl Kernels {
     pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
         let table = shape.by_table(target)?;
         let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
-        self.product.filter(can).or_else(|| self.products.get(shape).copied().filter(can)).or(Some(table))
+        self.product.filter(can).or(Some(table))
     }
 }
 
