@@ -73,6 +73,7 @@ fn one_family() -> Result<ExitCode, Failure> {
             invocations: 1024,
             workgroup: 32768,
             storage_bindings: 16,
+            resident: 128,
             ..Limits::HOST
         },
         software: false,

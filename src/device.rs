@@ -242,6 +242,12 @@ impl Device {
     /// The same device, whose sessions run layers by these strategies where they can.
     #[must_use]
     pub fn with_kernels(mut self, kernels: Kernels) -> Self {
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice
+            && kernels.meet()
+        {
+            context.prove_meetings();
+        }
         self.kernels = kernels;
         self
     }

@@ -70,7 +70,7 @@ fn every_shader_is_valid_and_translates() {
 #[test]
 fn every_variant_translates() {
     for (invocations, workgroup) in [(256, 16384), (1024, 32768)] {
-        let limits = Limits { subgroup: 32, uniform: 256, invocations, workgroup, ..Limits::HOST };
+        let limits = Limits { subgroup: 32, uniform: 256, invocations, workgroup, resident: 128, ..Limits::HOST };
         let target = Target { executor: Executor::Gpu, limits, software: false, unified: false };
         let all = variants(&target).unwrap();
         assert!(all.len() > 50, "{} variants", all.len());

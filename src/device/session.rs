@@ -409,6 +409,16 @@ impl Session {
         }
     }
 
+    /// How many tiles of layers that run by *grid* had to be resumed so far, because their workgroups did not meet: 0 but on a
+    /// device that does not run them at the same time. Results are right all the same, only later.
+    pub fn stalls(&mut self) -> Result<u64> {
+        match &mut self.backend {
+            Backend::Cpu(_) | Backend::Reference(_) => Ok(0),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(b) => Ok(arrive(b.begin_stalls()?)?.u32s()?.iter().map(|&n| u64::from(n)).sum()),
+        }
+    }
+
     /// [`Self::output`] without blocking.
     pub async fn output_async(&mut self, executable: &Executable, name: &str) -> Result<Tensor> {
         self.own(executable)?;

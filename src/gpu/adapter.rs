@@ -1,9 +1,10 @@
 //! Finding adapters and opening a device on one.
 
 use super::buffer::Buffers;
+use super::meeting;
 use crate::error::{Error, Result};
 use crate::scheduler::strategy::{AdapterReport, Executor, Limits, Target};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Which adapter is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub struct Context {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     memory: Option<u64>,
+    resident: OnceLock<usize>,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -152,7 +154,16 @@ impl Context {
         });
         let buffers = Buffers::new(device.clone());
         let memory = vulkan_memory(&adapter);
-        Ok(Self { memory, buffers, info: adapter.get_info(), limits, device, queue, failure })
+        Ok(Self {
+            memory,
+            resident: OnceLock::new(),
+            buffers,
+            info: adapter.get_info(),
+            limits,
+            device,
+            queue,
+            failure,
+        })
     }
 
     /// Whether it is a software rasteriser.
@@ -164,6 +175,22 @@ impl Context {
     pub fn shares_host_memory(&self) -> bool {
         use wgpu::DeviceType::{Cpu, IntegratedGpu};
         self.is_software() || matches!(self.info.device_type, Cpu | IntegratedGpu)
+    }
+
+    /// Whether Vulkan runs it.
+    pub(super) fn is_vulkan(&self) -> bool {
+        self.info.backend == wgpu::Backend::Vulkan
+    }
+
+    /// Finds out how many workgroups run at a time and can meet, once; from then on the target says so. Blocks; for
+    /// `device.rs` alone.
+    pub fn prove_meetings(&self) {
+        self.resident.get_or_init(|| {
+            meeting::resident(self).unwrap_or_else(|e| {
+                log::warn!("device: whether workgroups can meet was not found out: {e}");
+                0
+            })
+        });
     }
 
     /// Bytes of its largest heap, where the driver tells.
@@ -197,6 +224,7 @@ impl Context {
                     .max_compute_invocations_per_workgroup
                     .min(self.limits.max_compute_workgroup_size_x) as usize,
                 workgroup: self.limits.max_compute_workgroup_storage_size as usize,
+                resident: self.resident.get().copied().unwrap_or(0),
             },
             software: self.is_software(),
             unified: self.shares_host_memory(),

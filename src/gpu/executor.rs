@@ -40,6 +40,8 @@ pub struct Gpu {
     persistent: BTreeMap<String, Persistent>,
     /// Bound where an operation's optional value is absent: one to be read, one to be written.
     nothing: [Buffer; 2],
+    /// How often the workgroups of *grid* waited for each other in vain.
+    stalls: Buffer,
     params: Buffer,
     under_way: VecDeque<wgpu::SubmissionIndex>,
     submissions: u64,
@@ -77,6 +79,7 @@ impl Gpu {
     /// No values yet.
     pub fn new(context: Arc<Context>) -> Result<Self> {
         let nothing = [context.buffers.storage("nothing", NOTHING)?, context.buffers.storage("nothing", NOTHING)?];
+        let stalls = context.buffers.storage("stalls", NOTHING)?;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params =
             context.buffers.create("params", PARAMETER_SLOTS as u64 * context.target().limits.uniform, uniform)?;
@@ -86,6 +89,7 @@ impl Gpu {
             pipelines: Pipelines::default(),
             persistent: BTreeMap::new(),
             nothing,
+            stalls,
             params,
             under_way: VecDeque::new(),
             submissions: 0,
@@ -128,6 +132,12 @@ impl Gpu {
         Reading::begin(&self.context, &self.staging, &[view], &p.shape, p.dtype)
     }
 
+    /// Begins to read how many tiles of *grid* had to be resumed so far, because their workgroups did not meet.
+    pub fn begin_stalls(&mut self) -> Result<Reading> {
+        let view = View { buffer: self.stalls.clone(), offset: 0, bytes: 4 };
+        Reading::begin(&self.context, &self.staging, &[view], &[1], DType::U32)
+    }
+
     /// Begins to read output number `index` of the program's last run.
     pub fn begin_output(&mut self, prepared: &Prepared, index: usize) -> Result<Reading> {
         let Some(batch) = &prepared.last else {
@@ -156,6 +166,7 @@ impl Gpu {
             values: &values,
             pipelines: &mut self.pipelines,
             nothing: &self.nothing,
+            stalls: &self.stalls,
             params: &self.params,
             run_scalars: &run_scalars,
             table: &table,

@@ -8,6 +8,7 @@ mod adapter;
 mod buffer;
 mod executor;
 mod kernels;
+mod meeting;
 mod offload;
 mod pipeline;
 mod profile;

@@ -117,6 +117,7 @@ pub(super) struct Preparer<'a> {
     pub values: &'a Values,
     pub(super) pipelines: &'a mut Pipelines,
     pub(super) nothing: &'a [Buffer; 2],
+    pub(super) stalls: &'a Buffer,
     pub(super) params: &'a Buffer,
     pub(super) run_scalars: &'a Buffer,
     pub(super) table: &'a Buffer,
@@ -133,6 +134,11 @@ impl Preparer<'_> {
     /// [`Self::table`] of all axes.
     pub fn tables(&self) -> View {
         View { buffer: self.table.clone(), offset: 0, bytes: 4 * self.values.program.table().words() as u64 }
+    }
+
+    /// Where workgroups that waited in vain are counted.
+    pub fn stalls(&self) -> View {
+        View { buffer: self.stalls.clone(), offset: 0, bytes: self.stalls.size() }
     }
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The least that a buffer takes for values on their way to the host.
 pub const STAGING: u64 = 256;
-/// Bytes that stand for an absent value.
+/// Bytes that stand for an absent value; there is one to be read, one to be written, and one for a count.
 pub const NOTHING: u64 = 256;
 
 /// What a program holds, in bytes.
@@ -56,7 +56,7 @@ impl Program {
             return Memory { arenas, persistent, packs, ..Memory::default() };
         }
         let parameters = PARAMETER_SLOTS as u64 * self.target.limits.uniform;
-        let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 2 * NOTHING;
+        let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 3 * NOTHING;
         let offloaded = self.values.iter().filter(|v| v.offloaded).map(bytes).sum();
         Memory { arenas, persistent, packs, tables, staging: self.staging(), offloaded }
     }

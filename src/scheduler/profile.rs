@@ -74,17 +74,19 @@ impl Program {
             let (rows, row) = output(at)?;
             values += rows * row;
         }
-        let recurrent =
-            |parameter: fn(usize, Parameter) -> usize, directions: usize, rows: u64| -> Result<(u64, u64)> {
-                let (hh, hr) = (input(parameter(0, Parameter::WeightHh))?, input(parameter(0, Parameter::WeightHr))?);
-                let weights = directions as u64 * (hh.0 * hh.1 + hr.0 * hr.1);
-                // The values of all weights, once a step in which they are not kept.
-                let again = match step.recurrence {
-                    Some(Recurrence::Sequence { weights: Weights::Registers, .. }) | None => 0,
-                    Some(_) => batch.axis(0)?.steps().saturating_sub(1) as u64,
-                };
-                Ok((2 * rows * weights, again * weights))
+        let recurrent = |parameter: fn(usize, Parameter) -> usize,
+                         directions: usize,
+                         rows: u64|
+         -> Result<(u64, u64)> {
+            let (hh, hr) = (input(parameter(0, Parameter::WeightHh))?, input(parameter(0, Parameter::WeightHr))?);
+            let weights = directions as u64 * (hh.0 * hh.1 + hr.0 * hr.1);
+            // The values of all weights, once a step in which they are not kept.
+            let again = match step.recurrence {
+                Some(Recurrence::Sequence { weights: Weights::Registers, .. } | Recurrence::Grid { .. }) | None => 0,
+                Some(_) => batch.axis(0)?.steps().saturating_sub(1) as u64,
             };
+            Ok((2 * rows * weights, again * weights))
+        };
         let mut flops = 0;
         match &step.op {
             Op::Linear | Op::MatMul | Op::LstmInputGradient { .. } if step.inputs.len() > 1 => {

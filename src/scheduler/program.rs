@@ -197,11 +197,11 @@ impl Program {
         })
     }
 
-    /// Whether a layer that runs by *sequence* has values in several pieces.
+    /// Whether a layer that runs by *sequence* or *grid* has values in several pieces.
     pub(super) fn inside_pieces(&self) -> bool {
         let split = |value: &usize| self.placement.places.get(&self.root(*value)).is_some_and(|p| p.pieces.len() > 1);
         self.stage_steps()
-            .filter(|s| matches!(s.recurrence, Some(Recurrence::Sequence { .. })))
+            .filter(|s| matches!(s.recurrence, Some(Recurrence::Sequence { .. } | Recurrence::Grid { .. })))
             .any(|s| s.inputs.iter().chain(&s.outputs).flatten().any(split))
     }
 

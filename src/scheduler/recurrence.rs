@@ -55,6 +55,19 @@ pub enum Recurrence {
         /// Where it has the weights.
         weights: Weights,
     },
+    /// A dispatch for many timesteps whose workgroups share the units of some sequences, keep their weights in registers and
+    /// meet at each step.
+    Grid {
+        /// Sequences of one workgroup.
+        rows: usize,
+        /// Sequences that it computes between two barriers of its own.
+        pass: usize,
+        /// Its threads.
+        threads: Threads,
+        /// How often it looks whether the others have come before it gives up; what is left then is done by a dispatch that
+        /// need not meet.
+        patience: u32,
+    },
 }
 
 impl std::fmt::Display for Recurrence {
@@ -70,6 +83,7 @@ impl std::fmt::Display for Recurrence {
                     Weights::Registers => write!(f, "in registers"),
                 }
             }
+            Self::Grid { rows, threads: t, .. } => write!(f, "grid, {rows} rows, {} x {} threads", t.units, t.slices),
         }
     }
 }
@@ -85,11 +99,14 @@ pub enum Family {
     Held,
     /// Many timesteps a dispatch, weights in registers.
     Registers,
+    /// Many timesteps a dispatch, weights in the registers of several workgroups that meet at each step: only where it is
+    /// asked for, and the device has shown that workgroups can meet (`Limits::resident`).
+    Grid,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Step, Self::Streamed, Self::Held, Self::Registers];
+    pub const ALL: [Self; 5] = [Self::Step, Self::Streamed, Self::Held, Self::Registers, Self::Grid];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -98,6 +115,7 @@ impl Family {
             Self::Streamed => "sequence-streamed",
             Self::Held => "sequence-held",
             Self::Registers => "sequence-registers",
+            Self::Grid => "grid",
         }
     }
 }
@@ -186,6 +204,10 @@ impl Layer {
                 let held = if let Weights::Held(n) = weights { n * self.row() } else { 0 };
                 of(rows, threads, self.inside_depth(threads, weights), held)
             }
+            Recurrence::Grid { pass, threads, .. } => {
+                let depth = threads.slices * self.register_rows();
+                pass * (16 * depth + sum * threads.units * (threads.slices + threads.slices.div_ceil(8))) + 16
+            }
         }
     }
 
@@ -204,7 +226,46 @@ impl Layer {
                     || (threads.units >= self.hidden && threads.slices * self.register_rows() >= self.depth());
                 self.stays_inside() && matches!(rows, 1 | 2 | 4 | 8) && on_chip && fits(threads)
             }
+            Recurrence::Grid { rows, pass, threads, .. } => {
+                let divides = pass > 0 && rows.is_multiple_of(pass);
+                let on_chip = threads.units > 0 && threads.slices * self.register_rows() >= self.depth();
+                let bound = target.limits.storage_bindings >= GRID_BINDINGS;
+                self.stays_inside()
+                    && divides
+                    && on_chip
+                    && bound
+                    && self.grid_workgroups(rows, threads.units) <= target.limits.resident
+                    && fits(threads)
+            }
         }
+    }
+
+    /// Workgroups of *grid*.
+    fn grid_workgroups(&self, rows: usize, units: usize) -> usize {
+        self.directions * self.sequences.div_ceil(rows) * self.hidden.div_ceil(units)
+    }
+
+    /// The member of [`Family::Grid`] that gives a workgroup the least work.
+    fn grid(&self, target: &Target) -> Option<Recurrence> {
+        let slices = self.depth().div_ceil(self.register_rows());
+        let patience = if target.software { SOFTWARE_PATIENCE } else { PATIENCE };
+        let of = |rows: usize| {
+            let tiles = self.directions * self.sequences.div_ceil(rows);
+            let blocks = (target.limits.resident / tiles).min(self.hidden.div_ceil(GRID_UNITS));
+            let units = self.hidden.div_ceil(blocks.max(1));
+            let threads = Threads { units, slices };
+            // Few sequences at a time leave room for the sums of many slices.
+            let passes = std::iter::successors(Some(rows), |p| (*p > 1).then_some(p / 2));
+            let fits = |r: &Recurrence| threads.count() <= REGISTER_THREADS && self.admits(*r, target);
+            passes.map(|pass| Recurrence::Grid { rows, pass, threads, patience }).find(fits)
+        };
+        let work = |r: &Recurrence| match r {
+            Recurrence::Grid { rows, threads, .. } => rows * threads.units,
+            _ => usize::MAX,
+        };
+        // A single workgroup a tile has nobody to meet.
+        let shared = |r: &Recurrence| matches!(r, Recurrence::Grid { threads, .. } if threads.units < self.hidden);
+        [1, 2, 4, 8].into_iter().filter_map(of).filter(shared).min_by_key(work)
     }
 
     /// Rows of [`Self::depth`] whose weights one thread keeps in registers: 64 registers.
@@ -257,6 +318,7 @@ impl Layer {
                     .map(of)
                     .find(|r| self.admits(*r, target))
             }
+            Family::Grid => self.grid(target),
         }
     }
 
@@ -264,7 +326,6 @@ impl Layer {
     /// a thread has a hundred of them; up to 192 units a workgroup reads weights from its cache sooner than a dispatch begins.
     /// Measured on lavapipe: a dispatch a timestep costs more than the step itself up to 64 units of 8 sequences.
     pub fn by_table(&self, target: &Target) -> Result<Recurrence> {
-        const REGISTER_THREADS: usize = 640;
         const STREAMED_UNITS: usize = 192;
         const SOFTWARE_UNITS: usize = 64;
         const SOFTWARE_SEQUENCES: usize = 8;
@@ -284,6 +345,21 @@ impl Layer {
         })
     }
 }
+
+/// Threads of a workgroup that keep weights in registers: as many as have a hundred of them, of 64 Ki.
+pub const REGISTER_THREADS: usize = 640;
+
+/// Fewest units of a workgroup of *grid*: fewer make a meeting of more workgroups than it is worth. An estimate.
+const GRID_UNITS: usize = 8;
+
+/// Storage bindings of the kernels of *grid*.
+const GRID_BINDINGS: usize = 10;
+
+/// Looks that a workgroup of *grid* waits for others: about a tenth of a second. A meeting takes microseconds.
+pub const PATIENCE: u32 = 1 << 17;
+
+/// Looks on a software GPU, where the system may take a workgroup's thread away in the middle of a step.
+pub const SOFTWARE_PATIENCE: u32 = 1 << 21;
 
 /// Vectors of the operand of one sequence that a tile of *step* multiplies between two barriers.
 pub const STEP_DEPTH: usize = 16;
@@ -306,6 +382,11 @@ pub struct Kernels {
 }
 
 impl Kernels {
+    /// Whether a layer may be run by *grid*, so that the device has to show that it can.
+    pub fn meet(&self) -> bool {
+        self.family == Some(Family::Grid) || self.picks.values().any(|r| matches!(r, Recurrence::Grid { .. }))
+    }
+
     /// The strategy of `layer` on `target`.
     pub fn choose(&self, layer: &Layer, target: &Target) -> Result<Option<Recurrence>> {
         if target.executor != Executor::Gpu {

@@ -37,6 +37,8 @@ pub struct Limits {
     pub invocations: usize,
     /// Bytes of memory of one workgroup.
     pub workgroup: usize,
+    /// Workgroups that were seen to run at a time and to meet; 0 where nobody has looked, or they cannot.
+    pub resident: usize,
 }
 
 impl Limits {
@@ -49,6 +51,7 @@ impl Limits {
         uniform: 0,
         invocations: usize::MAX,
         workgroup: usize::MAX,
+        resident: 0,
     };
 }
 
@@ -246,7 +249,7 @@ pub fn workspace(
     }
     let shape = |at: usize| inputs.get(at).copied().flatten();
     match op {
-        Op::Lstm(lstm) => lstm_workspace(lstm, shape),
+        Op::Lstm(lstm) => lstm_workspace(lstm, recurrence, shape),
         Op::LstmBackward(lstm) => lstm_backward_workspace(lstm, recurrence, shape),
         Op::LstmWeightGradient { part: LstmPart::RecurrentWeights | LstmPart::Peepholes, lstm, .. } => {
             let columns = shape(1).map_or(0, |s| fixed(s, 1)) / lstm.directions();
@@ -301,9 +304,23 @@ fn lstm_sizes(weight_hh: Option<&Shape>) -> (usize, usize) {
     weight_hh.map_or((0, 0), |s| (fixed(s, 0) / GATES, fixed(s, 1)))
 }
 
-/// In this order: W_ih, U with a row of peepholes, biases, the state's two slots, W_hr, what a normalised cell reads; all
-/// directions together.
-fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -> Vec<Workspace> {
+/// Where the workgroups of *grid* meet: of each tile of sequences a word, and one for each block of columns. Tiles are at
+/// most as many as sequences.
+fn meeting(recurrence: Option<Recurrence>, directions: usize, columns: usize) -> Workspace {
+    let words = match recurrence {
+        Some(Recurrence::Grid { threads, .. }) => directions * (1 + columns.div_ceil(threads.units)),
+        _ => return scratch("meeting", [1usize], DType::U32),
+    };
+    scratch("meeting", [Dim::Fixed(words), B], DType::U32)
+}
+
+/// In this order: W_ih, U with a row of peepholes, biases, the state's two slots, W_hr, what a normalised cell reads, where
+/// workgroups meet; all directions together.
+fn lstm_workspace<'a>(
+    op: &LstmOp,
+    recurrence: Option<Recurrence>,
+    shape: impl Fn(usize) -> Option<&'a Shape>,
+) -> Vec<Workspace> {
     let d = op.directions();
     let all = |parameters: &[Parameter]| -> Vec<usize> {
         (0..d).flat_map(|d| parameters.iter().map(move |&p| forward::parameter(d, p))).collect()
@@ -328,6 +345,7 @@ fn lstm_workspace<'a>(op: &LstmOp, shape: impl Fn(usize) -> Option<&'a Shape>) -
             Some(_) => packed("packed_norm", [d * hidden, NORM_VALUES], &all(&NORM_PARAMETERS)),
             None => none("packed_norm"),
         },
+        meeting(recurrence, d, hidden),
     ]
 }
 
@@ -336,7 +354,8 @@ pub const NORM_VALUES: usize = 12;
 const NORM_PARAMETERS: [Parameter; 4] =
     [Parameter::NormHh, Parameter::NormGain, Parameter::NormBias, Parameter::Peepholes];
 
-/// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr, what a normalised cell reads.
+/// In this order: U, the gradients' slots, what is carried from step to step, peepholes, W_hr, what a normalised cell reads,
+/// where workgroups meet.
 fn lstm_backward_workspace<'a>(
     op: &LstmOp,
     recurrence: Option<Recurrence>,
@@ -370,6 +389,7 @@ fn lstm_backward_workspace<'a>(
         } else {
             none("packed_norm")
         },
+        meeting(recurrence, d, hidden),
     ]
 }
 

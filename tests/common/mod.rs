@@ -30,7 +30,7 @@ pub fn strategies() -> Vec<Device> {
             let kernels = Kernels { family: Some(family), product: Some(Product::Tiled(tile)), ..Kernels::default() };
             device.clone().with_kernels(kernels)
         };
-        Family::ALL.into_iter().zip(Tile::ALL).map(of)
+        Family::ALL.into_iter().zip(Tile::ALL.into_iter().cycle()).map(of)
     };
     gpus().into_iter().take(1).flat_map(families).collect()
 }

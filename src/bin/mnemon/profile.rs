@@ -75,6 +75,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let seconds = call_time(&mut session, &mut executable, &batch)?;
         let profile = session.profile(&mut executable, &batch, &[])?;
         report(config, &executable, &batch, &profile, seconds)?;
+        match session.stalls()? {
+            0 => {}
+            stalls => say!("{stalls} tiles of sequences had to be resumed, because their workgroups did not meet"),
+        }
         if let Some(path) = &arguments.trace {
             let text = trace(&profile, &executable).to_string();
             std::fs::write(path, text)

@@ -1,129 +1,21 @@
 //! One LSTM layer back through time, all directions together: a fused dispatch a timestep (two where h is projected), or one
 //! for many timesteps; then the gradients of the initial states.
 
-use super::lstm_forward::{bounds, chunks, held, layer_of, pieces_of_step, tiled};
+use super::lstm_backward_kernels::{Inside, Params, Variants};
+use super::lstm_forward::{bounds, chunks, layer_of, pieces_of_step};
 use super::{
-    Runner, input, kernel, lstm_constants, lstm_keys, lstm_norm_backward_cell, lstm_norm_backward_gates, output,
-    params, reverse_bits, word,
+    Runner, input, lstm_constants, lstm_keys, lstm_norm_backward_cell, lstm_norm_backward_gates, output, reverse_bits,
+    word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::pipeline::{Constants, Kernel};
+use crate::gpu::pipeline::Constants;
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
-use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile, row_tiles};
-use crate::scheduler::{Axis, Recurrence, Step};
+use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile};
+use crate::scheduler::{Axis, Step};
 use std::collections::{BTreeMap, BTreeSet};
-
-params!(Params {
-    hidden: u32,
-    output: u32,
-    columns: u32,
-    inner: u32,
-    weight_rows: u32,
-    step: u32,
-    steps: u32,
-    ahead: u32,
-    piece_start: u32,
-    piece_end: u32,
-    previous_start: u32,
-    previous_end: u32,
-    sequences: u32,
-    operand: u32,
-    result: u32,
-    unit_blocks: u32,
-    row_blocks: u32,
-    directions: u32,
-    reverse: u32,
-    has_c0: u32,
-    has_dy: u32,
-    offsets: u32,
-    lengths: u32,
-    start: u32,
-    dropout_x: u32,
-    dropout_y: u32,
-    zoneout_h_x: u32,
-    zoneout_h_y: u32,
-    zoneout_c_x: u32,
-    zoneout_c_y: u32,
-});
-
-/// The kernels of one shader: the fused step, what arrives at a projected h and goes on below it, the gradient of h_0.
-macro_rules! kernels {
-    ($stem:literal) => {
-        [
-            kernel!($stem, "main", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
-            kernel!($stem, "arrive_h", Params, [Params, Read, Write, Absent, Absent, Read, Write, Read, Absent, Write]),
-            kernel!($stem, "unproject", Params, [Params, Read, Write, Write, Read, Absent, Write, Read, Read, Write]),
-            kernel!(
-                $stem,
-                "initial",
-                Params,
-                [Params, Read, Write, Absent, Absent, Absent, Write, Read, Absent, Write]
-            ),
-        ]
-    };
-}
-
-pub(super) static TILED: [Kernel; 4] = kernels!("lstm_backward");
-pub(super) static REGISTERS: Kernel =
-    kernel!("lstm_backward", "registers", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]);
-pub(super) static SUBGROUP: [Kernel; 4] = kernels!("lstm_backward_step_subgroup");
-
-/// The kernels of a layer, with the constants that choose them.
-struct Variants {
-    kernels: &'static [Kernel; 4],
-    /// By sequences of one workgroup, in a dispatch a timestep.
-    tiles: Vec<(usize, Constants)>,
-    /// Many timesteps a dispatch: the kernel, its sequences.
-    inside: Option<(&'static Kernel, usize, Constants)>,
-    /// Columns of one workgroup, in a dispatch a timestep.
-    block: usize,
-    broadcast: Broadcast,
-}
-
-/// For each number of sequences of one workgroup the kernel of the fused step of `layer` and the constants that choose it.
-pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'static Kernel, Constants)> {
-    let Variants { kernels, tiles, inside, .. } = Variants::of(recurrence, layer);
-    match inside {
-        Some((kernel, rows, constants)) => vec![(rows, kernel, constants)],
-        None => tiles.into_iter().map(|(tile, constants)| (tile, &kernels[0], constants)).collect(),
-    }
-}
-
-impl Variants {
-    fn of(recurrence: Recurrence, layer: &Layer) -> Self {
-        let sequences = layer.sequences;
-        let tiled_steps = |threads: Threads| {
-            let of = |tile| (tile, tiled(tile, threads, ("DEPTH", STEP_DEPTH)));
-            row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
-        };
-        let (kernels, broadcast) = (&TILED, Broadcast::Memory);
-        match recurrence {
-            Recurrence::Broadcast => {
-                let of = |tile| (tile, vec![("ROWS", tile as f32)]);
-                let tiles = row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect();
-                Self { kernels: &SUBGROUP, tiles, inside: None, block: 4 * 32, broadcast: Broadcast::Subgroup }
-            }
-            Recurrence::Step(threads) => {
-                Self { kernels, tiles: tiled_steps(threads), inside: None, block: threads.units, broadcast }
-            }
-            Recurrence::Sequence { rows, threads, weights } => {
-                // The gradient of h_0 adds up as the steps do, so that a sequence that is read in parts has the bits of one
-                // that is not.
-                let alike = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
-                let mut constants = alike.clone();
-                constants.push(("INSIDE", 1.0));
-                constants.extend(held(weights, layer.output));
-                let kernel = if weights == Weights::Registers { &REGISTERS } else { &TILED[0] };
-                let inside = Some((kernel, rows, constants));
-                Self { kernels, tiles: vec![(rows, alike)], inside, block: threads.units, broadcast }
-            }
-        }
-    }
-}
 
 /// How many pieces away from a row's own the row of the step before may lie.
 pub(super) fn pieces_away(values: &Values, axis: Option<u8>) -> usize {
@@ -133,8 +25,10 @@ pub(super) fn pieces_away(values: &Values, axis: Option<u8>) -> usize {
 /// A layer's backward pass.
 pub(super) struct LstmBackward {
     op: LstmOp,
-    /// Many timesteps a dispatch: the sequences of one workgroup, and the launches of the first step and of all others.
-    inside: Option<(usize, [Launch; 2])>,
+    /// Many timesteps a dispatch, and the launches of the first step and of all others, each with what resumes it.
+    inside: Option<(Inside, [Vec<Launch>; 2])>,
+    /// Where the workgroups of *grid* meet.
+    meeting: View,
     /// By sequences of one workgroup, piece of this step's rows and piece of the rows of the step before; `None` at the first
     /// step.
     launches: BTreeMap<(usize, usize, Option<usize>), Launch>,
@@ -168,7 +62,9 @@ impl LstmBackward {
         let (gates, cells) = (input(step, at::GATES)?, input(step, at::CELLS)?);
         let weight_hh = input(step, at::parameter(0, Parameter::WeightHh))?;
         let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
-        let [packed, state, carry, peepholes, packed_hr, norms] = [0, 1, 2, 3, 4, 5].map(|w| step.workspace[w]);
+        let [packed, state, carry, peepholes, packed_hr, norms, meeting] =
+            [0, 1, 2, 3, 4, 5, 6].map(|w| step.workspace[w]);
+        let meeting = values.view(meeting, 0)?;
         let projects = step.inputs[at::parameter(0, Parameter::WeightHr)].is_some();
         let (state, carry) = (values.view(state, 0)?, values.view(carry, 0)?);
         let peepholes = op.cell.peepholes.then(|| values.view(peepholes, 0)).transpose()?;
@@ -189,7 +85,7 @@ impl LstmBackward {
                 [values.view(packed, 0)?, state.clone(), carry.clone(), preparer.table(axis), values.view(dh0, 0)?];
             let views = views.map(Some);
             for (tile, constants) in tiles_with(&constants) {
-                initial.insert(tile, preparer.launch_with(&kernels[3], "", None, &constants, &views)?);
+                initial.insert(tile, preparer.launch_with(variants.initial, "", None, &constants, &views)?);
             }
         }
         let away = pieces_away(values, axis);
@@ -231,15 +127,18 @@ impl LstmBackward {
                 if normed && (!projects || q.is_some_and(|q| q != p)) {
                     continue; // one launch a piece unprojects
                 }
-                let (kernel, views) = if projects {
-                    (&kernels[2], [weights, state, gates, previous, carry, table.clone(), peepholes.clone(), dcell])
+                let table = table.clone();
+                let (kernel, mut views) = if projects {
+                    (&kernels[2], vec![weights, state, gates, previous, carry, table, peepholes.clone(), dcell])
                 } else {
                     let dy = dy.clone();
-                    (&kernels[0], [weights, state, gates, previous, dy, carry, table.clone(), peepholes.clone()])
+                    (&kernels[0], vec![weights, state, gates, previous, dy, carry, table, peepholes.clone()])
                 };
-                if let Some((kernel, _, own)) = &variants.inside {
-                    let constants = constants.iter().copied().chain(own.iter().copied()).collect();
-                    inside.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
+                if let Some(own) = &variants.inside {
+                    let constants = constants.iter().copied().chain(own.constants.iter().copied()).collect();
+                    views.extend([Some(meeting.clone()), Some(preparer.stalls())]);
+                    let launch = |kernel| preparer.launch_with(kernel, "", None, &constants, &views);
+                    inside.push(own.kernels.iter().map(launch).collect::<Result<Vec<_>>>()?);
                     continue;
                 }
                 for (tile, constants) in &tiles {
@@ -254,8 +153,8 @@ impl LstmBackward {
             let views = [gates, product, dproduct, state.clone(), preparer.table(axis), values.view(norms, 0)?];
             norm_gates.push(preparer.launch(&lstm_norm_backward_gates::KERNEL, &views.map(Some))?);
         }
-        let inside = match (&variants.inside, <[Launch; 2]>::try_from(inside)) {
-            (Some((_, rows, _)), Ok([others, first])) => Some((*rows, [first, others])),
+        let inside = match (variants.inside, <[Vec<Launch>; 2]>::try_from(inside)) {
+            (Some(inside), Ok([others, first])) => Some((inside, [first, others])),
             (None, Err(_)) => None,
             _ => return Err(Error::internal("a layer that stays inside has its values in one piece")),
         };
@@ -266,6 +165,7 @@ impl LstmBackward {
             norm_cells,
             norm_gates,
             inside,
+            meeting,
             projects,
             initial,
             broadcast: variants.broadcast,
@@ -281,6 +181,11 @@ impl LstmBackward {
             has_c0: step.inputs[at::C0].is_some(),
             has_dy: step.inputs[at::DY].is_some(),
         })
+    }
+
+    /// Whether it runs by *grid*.
+    fn meets(&self) -> bool {
+        self.inside.as_ref().is_some_and(|(inside, _)| inside.kernels.len() > 1)
     }
 
     /// A part of what is carried: `count` values from `first` on.
@@ -429,27 +334,39 @@ impl Runner for LstmBackward {
             zoneout_c_x: zoneout_c[0],
             zoneout_c_y: zoneout_c[1],
         };
-        if let Some((rows, [first, others])) = &self.inside {
+        let slots = |s: usize| ((steps - 1 - s) % 2 * slot, (steps - s) % 2 * slot);
+        if let Some((Inside { rows, units, .. }, [first, others])) = &self.inside {
             // The first step reads c_0 where the others read cells.
             let alone = usize::from(self.has_c0).min(steps);
-            let chunks =
-                chunks(steps - alone, sequences, *rows, directions, hidden).map(|c| c.start + alone..c.end + alone);
+            let blocks = hidden.div_ceil(*units);
+            // Tiles that meet run at the same time.
+            let tiles = if self.meets() { 1 } else { sequences.div_ceil(*rows) * directions };
+            let chunks = chunks(steps - alone, tiles, [*rows, (*units).min(hidden), hidden])
+                .map(|c| c.start + alone..c.end + alone);
             let begins = (alone > 0).then_some((0..1, first));
-            for (chunk, launch) in begins.into_iter().chain(chunks.map(|c| (c, others))).rev() {
+            for (chunk, launches) in begins.into_iter().chain(chunks.map(|c| (c, others))).rev() {
                 let row_blocks = axis.rows_at(chunk.start).div_ceil(*rows);
+                let (operand, result) = if self.meets() { slots(chunk.end - 1) } else { (0, 0) };
                 let params = Params {
                     step: word(chunk.end - 1),
                     steps: word(chunk.len()),
-                    unit_blocks: 1,
+                    operand: word(operand),
+                    result: word(result),
+                    unit_blocks: word(blocks),
                     row_blocks: word(row_blocks),
                     ..all
                 };
-                out.dispatch(launch, &params, directions * row_blocks);
+                if self.meets() {
+                    out.clear(self.meeting.clone());
+                }
+                for (launch, blocks) in launches.iter().zip([blocks, 1]) {
+                    out.dispatch(launch, &params, directions * row_blocks * blocks);
+                }
             }
         }
         for s in (0..if self.inside.is_some() { 0 } else { steps }).rev() {
             let active = axis.rows_at(s);
-            let (operand, result) = ((steps - 1 - s) % 2 * slot, (steps - s) % 2 * slot);
+            let (operand, result) = slots(s);
             let tile = row_tile(self.broadcast, active);
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
@@ -498,9 +415,9 @@ impl Runner for LstmBackward {
             }
         }
         if !self.initial.is_empty() {
-            let tile = self.inside.as_ref().map_or_else(|| row_tile(self.broadcast, sequences), |(rows, _)| *rows);
+            let tile = self.inside.as_ref().map_or_else(|| row_tile(self.broadcast, sequences), |(i, _)| i.rows);
             let row_blocks = sequences.div_ceil(tile);
-            let operand = if self.inside.is_some() { 0 } else { steps % 2 * slot };
+            let operand = if self.inside.is_some() && !self.meets() { 0 } else { steps % 2 * slot };
             let params = Params { ahead: 0, operand: word(operand), row_blocks: word(row_blocks), ..all };
             let launch = self.initial.get(&tile).ok_or_else(missing)?;
             out.dispatch(launch, &params, directions * row_blocks * params.unit_blocks as usize);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constants, Kernel};
-use crate::gpu::record::{Launch, Recorder};
+use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
@@ -49,6 +49,21 @@ pub(super) static TILED: Kernel =
     kernel!("lstm_forward", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
 pub(super) static REGISTERS: Kernel =
     kernel!("lstm_forward", "registers", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+/// The kernel of *grid*, and what resumes it.
+pub(super) static GRID: [Kernel; 2] = [
+    kernel!(
+        "lstm_forward_grid",
+        "main",
+        Params,
+        [Params, Read, Write, Write, Write, Write, Write, Write, Read, Absent, Write]
+    ),
+    kernel!(
+        "lstm_forward_grid",
+        "resume",
+        Params,
+        [Params, Read, Write, Write, Write, Write, Write, Write, Read, Absent, Write, Write]
+    ),
+];
 pub(super) static SUBGROUP: Kernel = kernel!(
     "lstm_forward_step_subgroup",
     "main",
@@ -66,8 +81,10 @@ pub(super) struct LstmForward {
     /// W_ih x, or its products as they are given, into the gates.
     input: Box<dyn Runner>,
     begin: Launch,
-    /// By sequences of one workgroup, then by piece.
+    /// By sequences of one workgroup, then by piece; for *grid* the launch and its resumption.
     pieces: BTreeMap<usize, Vec<Launch>>,
+    /// Where the workgroups of *grid* meet.
+    meeting: View,
     /// What normalises the step's product and goes on from there, where the cell is normalised.
     norm: Vec<Launch>,
     /// What makes h of what the step leaves, where it is projected or normalised.
@@ -112,6 +129,10 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
             constants.extend(held(weights, 4 * layer.hidden));
             vec![(rows, if weights == Weights::Registers { &REGISTERS } else { &TILED }, constants)]
         }
+        Recurrence::Grid { rows, pass, threads, patience } => {
+            let constants = gridded(rows, pass, threads, patience);
+            GRID.iter().map(|kernel| (rows, kernel, constants.clone())).collect()
+        }
     }
 }
 
@@ -119,6 +140,13 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
 pub(super) fn tiled(rows: usize, threads: Threads, (depth, vectors): (&'static str, usize)) -> Constants {
     let all = [("ROWS", rows), ("UNITS", threads.units), ("SLICES", threads.slices), (depth, vectors)];
     all.into_iter().map(|(name, value)| (name, value as f32)).collect()
+}
+
+/// The constants of *grid*: sequences of a tile and of a pass, threads, patience.
+pub(super) fn gridded(rows: usize, pass: usize, threads: Threads, patience: u32) -> Constants {
+    let all = [("ROWS", rows), ("PASS", pass), ("UNITS", threads.units), ("SLICES", threads.slices)];
+    let patience = ("PATIENCE", patience as usize);
+    all.into_iter().chain([patience]).map(|(name, value)| (name, value as f32)).collect()
 }
 
 /// The constants that say how many rows of weights, of so many vectors each, are in workgroup memory.
@@ -136,18 +164,17 @@ pub(super) fn layer_of(preparer: &Preparer<'_>, step: &Step) -> Result<Layer> {
     layer.ok_or_else(|| Error::internal("a layer without recurrent weights"))
 }
 
-/// The steps of each dispatch of *sequence*: few enough that one ends long before a watchdog looks, on a device that gives a
-/// workgroup a gigaflop a second and runs sixteen of them at a time.
+/// The steps of each dispatch of workgroups that compute `units` units of `rows` sequences over many steps: few enough that one
+/// ends long before a watchdog looks, on a device that gives a workgroup a gigaflop a second and runs sixteen of them at a
+/// time.
 pub(super) fn chunks(
     steps: usize,
-    sequences: usize,
-    rows: usize,
-    directions: usize,
-    hidden: usize,
+    tiles: usize,
+    [rows, units, hidden]: [usize; 3],
 ) -> impl DoubleEndedIterator<Item = Range<usize>> {
     const BUDGET: f64 = 0.1e9;
-    let waves = (sequences.div_ceil(rows) * directions).div_ceil(16);
-    let step = (8 * rows * hidden * hidden * waves).max(1) as f64;
+    let waves = tiles.div_ceil(16);
+    let step = (8 * rows * units * hidden * waves).max(1) as f64;
     let most = ((BUDGET / step) as usize).max(1);
     (0..steps.div_ceil(most)).map(move |n| n * most..((n + 1) * most).min(steps))
 }
@@ -160,8 +187,9 @@ impl LstmForward {
         let weight_hh = super::input(step, forward::parameter(0, Parameter::WeightHh))?;
         let (hidden, r) = (values.fixed(weight_hh, 0)? / 4, values.fixed(weight_hh, 1)?);
         let projects = step.inputs[forward::parameter(0, Parameter::WeightHr)].is_some();
-        let [packed_ih, packed_hh, packed_bias, state, packed_hr, norms] =
-            [0, 1, 2, 3, 4, 5].map(|w| step.workspace[w]);
+        let [packed_ih, packed_hh, packed_bias, state, packed_hr, norms, meeting] =
+            [0, 1, 2, 3, 4, 5, 6].map(|w| step.workspace[w]);
+        let meeting = values.view(meeting, 0)?;
         let columns = op.directions() * 4 * hidden;
         let input: Box<dyn Runner> = match step.inputs[forward::parameter(0, Parameter::WeightIh)] {
             Some(_) => {
@@ -220,7 +248,7 @@ impl LstmForward {
         let recurrence = step.recurrence.ok_or_else(|| Error::internal("a layer without a strategy"))?;
         for (tile, kernel, own) in variants(recurrence, &layer_of(preparer, step)?) {
             let constants: Constants = constants.iter().copied().chain(own).collect();
-            let mut own = Vec::new();
+            let own: &mut Vec<Launch> = pieces.entry(tile).or_default();
             for p in 0..values.pieces(axis) {
                 let views = [
                     Some(values.view(packed_hh, 0)?),
@@ -231,15 +259,31 @@ impl LstmForward {
                     step.outputs[forward::CELLS].map(|v| values.view(v, p)).transpose()?,
                     h_n.clone(),
                     table.clone(),
+                    Some(meeting.clone()),
+                    Some(preparer.stalls()),
                 ];
                 own.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
             }
-            pieces.insert(tile, own);
         }
         let read = |value: usize| values.program.stage_steps().any(|s| s.inputs.contains(&Some(value)));
         let save = [read(gates), step.outputs[forward::CELLS].is_some()];
         let op = *op;
-        Ok(Self { op, recurrence, input, begin, pieces, norm, project, axis, hidden, output: r, has_h0, has_c0, save })
+        Ok(Self {
+            op,
+            recurrence,
+            input,
+            begin,
+            pieces,
+            meeting,
+            norm,
+            project,
+            axis,
+            hidden,
+            output: r,
+            has_h0,
+            has_c0,
+            save,
+        })
     }
 }
 
@@ -299,11 +343,26 @@ impl Runner for LstmForward {
         let (step_broadcast, units) = match self.recurrence {
             Recurrence::Sequence { rows, .. } => {
                 let launch = &self.pieces.get(&rows).ok_or_else(missing)?[0];
-                for chunk in chunks(steps as usize, sequences, rows, directions, self.hidden) {
+                let tiles = sequences.div_ceil(rows) * directions;
+                for chunk in chunks(steps as usize, tiles, [rows, self.hidden, self.hidden]) {
                     let row_blocks = axis.rows_at(chunk.start).div_ceil(rows);
                     let (step, step_end) = (word(chunk.start), word(chunk.end));
                     let params = Params { step, step_end, row_blocks: word(row_blocks), ..all };
                     out.dispatch(launch, &params, directions * row_blocks);
+                }
+                return Ok(());
+            }
+            Recurrence::Grid { rows, threads, .. } => {
+                let launches = self.pieces.get(&rows).ok_or_else(missing)?;
+                let unit_blocks = self.hidden.div_ceil(threads.units);
+                for chunk in chunks(steps as usize, 1, [rows, threads.units, self.hidden]) {
+                    let tiles = directions * axis.rows_at(chunk.start).div_ceil(rows);
+                    let (step, step_end) = (word(chunk.start), word(chunk.end));
+                    let row_blocks = word(tiles / directions);
+                    let params = Params { step, step_end, row_blocks, unit_blocks: word(unit_blocks), ..all };
+                    out.clear(self.meeting.clone());
+                    out.dispatch(&launches[0], &params, tiles * unit_blocks);
+                    out.dispatch(&launches[1], &params, tiles);
                 }
                 return Ok(());
             }

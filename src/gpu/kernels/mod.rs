@@ -14,6 +14,7 @@ mod embedding;
 mod embedding_backward;
 mod gather;
 mod lstm_backward;
+mod lstm_backward_kernels;
 mod lstm_begin;
 mod lstm_forward;
 mod lstm_gates;
@@ -32,6 +33,7 @@ mod reduce_rows;
 mod softmax;
 mod weight_gradient;
 
+use super::meeting;
 use super::pipeline::{Constants, Kernel, assemble};
 use super::record::Recorder;
 use super::values::{Preparer, Run};
@@ -60,21 +62,21 @@ macro_rules! params {
         }
     };
 }
-use params;
+pub(super) use params;
 
 /// A kernel whose shader is the file of its name.
 macro_rules! kernel {
     ($stem:literal, $entry:literal, $params:ty, [$($binding:ident),* $(,)?]) => {
         $crate::gpu::pipeline::Kernel {
             name: $stem,
-            source: include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
+            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $stem, ".wgsl")),
             entry: $entry,
             bindings: &[$($crate::gpu::pipeline::Binding::$binding),*],
             fields: <$params>::FIELDS,
         }
     };
 }
-use kernel;
+pub(super) use kernel;
 
 /// The constants of a layer's kernels, as `shaders/common/lstm_options.wgsl` declares them; what is plain is left out.
 fn lstm_constants(op: &LstmOp) -> Constants {
@@ -144,19 +146,24 @@ pub const KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
     &gather::KERNEL,
-    &lstm_backward::TILED[0],
-    &lstm_backward::TILED[1],
-    &lstm_backward::TILED[2],
-    &lstm_backward::TILED[3],
-    &lstm_backward::REGISTERS,
-    &lstm_backward::SUBGROUP[0],
-    &lstm_backward::SUBGROUP[1],
-    &lstm_backward::SUBGROUP[2],
-    &lstm_backward::SUBGROUP[3],
+    &lstm_backward_kernels::TILED[0],
+    &lstm_backward_kernels::TILED[1],
+    &lstm_backward_kernels::TILED[2],
+    &lstm_backward_kernels::TILED[3],
+    &lstm_backward_kernels::REGISTERS,
+    &lstm_backward_kernels::SUBGROUP[0],
+    &lstm_backward_kernels::SUBGROUP[1],
+    &lstm_backward_kernels::SUBGROUP[2],
+    &lstm_backward_kernels::SUBGROUP[3],
+    &lstm_backward_kernels::GRID[0],
+    &lstm_backward_kernels::GRID[1],
+    &lstm_backward_kernels::GRID[2],
     &lstm_begin::KERNEL,
     &lstm_forward::TILED,
     &lstm_forward::REGISTERS,
     &lstm_forward::SUBGROUP,
+    &lstm_forward::GRID[0],
+    &lstm_forward::GRID[1],
     &lstm_gates::INTO,
     &lstm_gates::BACK,
     &lstm_norm_forward::KERNEL,
@@ -165,6 +172,7 @@ pub const KERNELS: &[&Kernel] = &[
     &lstm_peephole_gradient::KERNEL,
     &lstm_previous::KERNEL,
     &lstm_project::KERNEL,
+    &meeting::KERNEL,
     &matmul::KERNEL,
     &matmul::SUBGROUP,
     &over_time::KERNEL,
@@ -228,7 +236,7 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
             let Some(recurrence) = layer.member(family, target) else { continue };
             let variants = match backward {
                 false => lstm_forward::variants(recurrence, &layer),
-                true => lstm_backward::variants(recurrence, &layer),
+                true => lstm_backward_kernels::variants(recurrence, &layer),
             };
             for (rows, kernel, constants) in variants {
                 let way = if backward { "backward" } else { "forward" };
@@ -237,7 +245,9 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
         }
     }
     for kernel in KERNELS {
-        let tiled = kernel.name == "lstm_forward" || kernel.name == "lstm_backward" && kernel.entry != "initial";
+        let tiled =
+            matches!(kernel.name, "lstm_forward" | "lstm_backward" | "lstm_forward_grid" | "lstm_backward_grid")
+                && matches!(kernel.entry, "main" | "registers" | "resume");
         if !tiled && !matches!(kernel.name, "matmul" | "weight_gradient") {
             add(format!("{} {}", kernel.name, kernel.entry), kernel, Constants::new())?;
         }
@@ -311,7 +321,7 @@ fn output(step: &Step, at: usize) -> Result<usize> {
 }
 
 /// A size as the shaders count.
-fn word(n: usize) -> u32 {
+pub(super) fn word(n: usize) -> u32 {
     debug_assert!(n <= u32::MAX as usize);
     n as u32
 }
