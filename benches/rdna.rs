@@ -10,6 +10,7 @@
 
 use ash::{Device, Entry, khr, vk};
 use mnemon::gpu::{Binding, Variant, variants};
+use mnemon::scheduler::Precision;
 use mnemon::scheduler::strategy::{Executor, Limits, Target};
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use std::collections::BTreeMap;
@@ -78,6 +79,7 @@ fn one_family() -> Result<ExitCode, Failure> {
         },
         software: false,
         unified: false,
+        precision: Precision::F32,
     };
     let (mut spilt, mut few) = (Vec::new(), Vec::new());
     for variant in variants(&target)? {

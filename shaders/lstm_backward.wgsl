@@ -9,6 +9,7 @@
 // Grid = directions · sequence blocks · column blocks.
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -27,11 +28,11 @@ override INSIDE: bool = false;
 override HELD: u32 = 0u;
 override HELD_VALUES: u32 = 1u;
 
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>; // [D, weight_rows][columns]
+@group(0) @binding(1) var<storage, read> weights: array<Weights>; // [D, weight_rows][columns]
 
 var<workgroup> operand: array<vec4<f32>, 2u * ROWS * DEPTH>;
 var<workgroup> sums: array<f32, UNITS * SLICES * ROWS>;
-var<workgroup> held: array<vec4<f32>, HELD_VALUES>;
+var<workgroup> held: array<Weights, HELD_VALUES>;
 
 // What a workgroup computes.
 struct Tile {
@@ -126,9 +127,9 @@ fn multiply(t: Tile, thread: Thread, column: u32, inside_half: u32, inner: u32) 
             let k = first + i;
             var w: vec4<f32>;
             if (k < HELD) {
-                w = held[k * params.columns + column];
+                w = four(held[k * params.columns + column]);
             } else {
-                w = weights[weight + k * params.columns + column];
+                w = four(weights[weight + k * params.columns + column]);
             }
             s0 = fma(operand[base + i], w, s0);
             if (ROWS > 1u) {
@@ -225,22 +226,22 @@ fn registers(
     let most = params.inner - 1u;
     let k = 16u * thread.slice;
     let w = t.d * params.weight_rows * params.columns + min(thread.lane, params.columns - 1u);
-    let w0 = weights[w + min(k, most) * params.columns];
-    let w1 = weights[w + min(k + 1u, most) * params.columns];
-    let w2 = weights[w + min(k + 2u, most) * params.columns];
-    let w3 = weights[w + min(k + 3u, most) * params.columns];
-    let w4 = weights[w + min(k + 4u, most) * params.columns];
-    let w5 = weights[w + min(k + 5u, most) * params.columns];
-    let w6 = weights[w + min(k + 6u, most) * params.columns];
-    let w7 = weights[w + min(k + 7u, most) * params.columns];
-    let w8 = weights[w + min(k + 8u, most) * params.columns];
-    let w9 = weights[w + min(k + 9u, most) * params.columns];
-    let w10 = weights[w + min(k + 10u, most) * params.columns];
-    let w11 = weights[w + min(k + 11u, most) * params.columns];
-    let w12 = weights[w + min(k + 12u, most) * params.columns];
-    let w13 = weights[w + min(k + 13u, most) * params.columns];
-    let w14 = weights[w + min(k + 14u, most) * params.columns];
-    let w15 = weights[w + min(k + 15u, most) * params.columns];
+    let w0 = four(weights[w + min(k, most) * params.columns]);
+    let w1 = four(weights[w + min(k + 1u, most) * params.columns]);
+    let w2 = four(weights[w + min(k + 2u, most) * params.columns]);
+    let w3 = four(weights[w + min(k + 3u, most) * params.columns]);
+    let w4 = four(weights[w + min(k + 4u, most) * params.columns]);
+    let w5 = four(weights[w + min(k + 5u, most) * params.columns]);
+    let w6 = four(weights[w + min(k + 6u, most) * params.columns]);
+    let w7 = four(weights[w + min(k + 7u, most) * params.columns]);
+    let w8 = four(weights[w + min(k + 8u, most) * params.columns]);
+    let w9 = four(weights[w + min(k + 9u, most) * params.columns]);
+    let w10 = four(weights[w + min(k + 10u, most) * params.columns]);
+    let w11 = four(weights[w + min(k + 11u, most) * params.columns]);
+    let w12 = four(weights[w + min(k + 12u, most) * params.columns]);
+    let w13 = four(weights[w + min(k + 13u, most) * params.columns]);
+    let w14 = four(weights[w + min(k + 14u, most) * params.columns]);
+    let w15 = four(weights[w + min(k + 15u, most) * params.columns]);
     load(t, thread, 0u, 0u);
     load(t, thread, 0u, 1u); // its padding is read too
     workgroupBarrier();

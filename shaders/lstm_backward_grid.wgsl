@@ -5,6 +5,7 @@
 //   initial: the product of the first step's gate gradients with U, and the gradient of h_0; grid as main
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -16,7 +17,7 @@
 
 override DEPTH: u32 = 16u * SLICES;
 
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;          // [D, H][R]
+@group(0) @binding(1) var<storage, read> weights: array<Weights>;          // [D, H][R]
 @group(0) @binding(2) var<storage, read_write> exchange: array<atomic<u32>>; // [2, D, B, H] of four gradients
 
 var<workgroup> operand: array<vec4<f32>, PASS * DEPTH>;
@@ -60,22 +61,22 @@ fn rows_of(t: Tile, thread: Thread, block: u32) -> Rows {
     let k = 16u * thread.slice;
     let w = t.d * params.weight_rows * params.columns + min(block * UNITS + thread.lane, params.columns - 1u);
     return Rows(
-        weights[w + min(k, most) * params.columns],
-        weights[w + min(k + 1u, most) * params.columns],
-        weights[w + min(k + 2u, most) * params.columns],
-        weights[w + min(k + 3u, most) * params.columns],
-        weights[w + min(k + 4u, most) * params.columns],
-        weights[w + min(k + 5u, most) * params.columns],
-        weights[w + min(k + 6u, most) * params.columns],
-        weights[w + min(k + 7u, most) * params.columns],
-        weights[w + min(k + 8u, most) * params.columns],
-        weights[w + min(k + 9u, most) * params.columns],
-        weights[w + min(k + 10u, most) * params.columns],
-        weights[w + min(k + 11u, most) * params.columns],
-        weights[w + min(k + 12u, most) * params.columns],
-        weights[w + min(k + 13u, most) * params.columns],
-        weights[w + min(k + 14u, most) * params.columns],
-        weights[w + min(k + 15u, most) * params.columns],
+        four(weights[w + min(k, most) * params.columns]),
+        four(weights[w + min(k + 1u, most) * params.columns]),
+        four(weights[w + min(k + 2u, most) * params.columns]),
+        four(weights[w + min(k + 3u, most) * params.columns]),
+        four(weights[w + min(k + 4u, most) * params.columns]),
+        four(weights[w + min(k + 5u, most) * params.columns]),
+        four(weights[w + min(k + 6u, most) * params.columns]),
+        four(weights[w + min(k + 7u, most) * params.columns]),
+        four(weights[w + min(k + 8u, most) * params.columns]),
+        four(weights[w + min(k + 9u, most) * params.columns]),
+        four(weights[w + min(k + 10u, most) * params.columns]),
+        four(weights[w + min(k + 11u, most) * params.columns]),
+        four(weights[w + min(k + 12u, most) * params.columns]),
+        four(weights[w + min(k + 13u, most) * params.columns]),
+        four(weights[w + min(k + 14u, most) * params.columns]),
+        four(weights[w + min(k + 15u, most) * params.columns]),
     );
 }
 

@@ -3,6 +3,7 @@
 // Grid = directions · sequence blocks · column blocks, 32 threads across quads of columns.
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -13,7 +14,7 @@
 // Sequences of one thread: 1, 8 or 16.
 override ROWS: u32 = 16u;
 
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>; // [D, 4 weight_rows][padded columns / 4]
+@group(0) @binding(1) var<storage, read> weights: array<Weights>; // [D, 4 weight_rows][padded columns / 4]
 
 // Where a workgroup's sequences begin, and its direction; apart from a thread's columns, for these are alike in all threads.
 struct Place {
@@ -63,10 +64,10 @@ fn product(place: Place, quad: u32, lane: u32) -> Sums {
     var t = Sums();
     for (var k = 0u; k < inner; k++) {
         let w = first + k * 4u * quads;
-        let w0 = weights[w];
-        let w1 = weights[w + quads];
-        let w2 = weights[w + 2u * quads];
-        let w3 = weights[w + 3u * quads];
+        let w0 = four(weights[w]);
+        let w1 = four(weights[w + quads]);
+        let w2 = four(weights[w + 2u * quads]);
+        let w3 = four(weights[w + 3u * quads]);
         let d0 = state[r0 + k];
         t.s0 = multiply(subgroupBroadcast(d0, 0u), w0, w1, w2, w3, t.s0);
         if (ROWS > 1u) {

@@ -8,6 +8,7 @@
 // Grid = directions · sequence blocks · unit blocks.
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -26,7 +27,7 @@ override HELD_VALUES: u32 = 1u;
 
 var<workgroup> hs: array<vec4<f32>, 2u * ROWS * QUADS>;
 var<workgroup> sums: array<vec4<f32>, UNITS * SLICES * ROWS>;
-var<workgroup> held: array<vec4<f32>, HELD_VALUES>;
+var<workgroup> held: array<Weights, HELD_VALUES>;
 
 // What a workgroup computes.
 struct Tile {
@@ -178,16 +179,16 @@ fn main(
                     var w3: vec4<f32>;
                     if (q < HELD) {
                         let w = q * 4u * params.hidden + column;
-                        w0 = held[w];
-                        w1 = held[w + params.hidden];
-                        w2 = held[w + 2u * params.hidden];
-                        w3 = held[w + 3u * params.hidden];
+                        w0 = four(held[w]);
+                        w1 = four(held[w + params.hidden]);
+                        w2 = four(held[w + 2u * params.hidden]);
+                        w3 = four(held[w + 3u * params.hidden]);
                     } else {
                         let w = weights_of(t.d) + q * 4u * params.hidden + column;
-                        w0 = weights[w];
-                        w1 = weights[w + params.hidden];
-                        w2 = weights[w + 2u * params.hidden];
-                        w3 = weights[w + 3u * params.hidden];
+                        w0 = four(weights[w]);
+                        w1 = four(weights[w + params.hidden]);
+                        w2 = four(weights[w + 2u * params.hidden]);
+                        w3 = four(weights[w + 3u * params.hidden]);
                     }
                     s0 = multiply(hs[h + i], w0, w1, w2, w3, s0);
                     if (ROWS > 1u) {
@@ -239,22 +240,22 @@ fn registers(
     let most = 4u * params.quads - 1u;
     let k = 16u * thread.slice;
     let w = weights_of(t.d) + min(thread.lane, params.hidden - 1u);
-    let w0 = weights[w + min(k, most) * params.hidden];
-    let w1 = weights[w + min(k + 1u, most) * params.hidden];
-    let w2 = weights[w + min(k + 2u, most) * params.hidden];
-    let w3 = weights[w + min(k + 3u, most) * params.hidden];
-    let w4 = weights[w + min(k + 4u, most) * params.hidden];
-    let w5 = weights[w + min(k + 5u, most) * params.hidden];
-    let w6 = weights[w + min(k + 6u, most) * params.hidden];
-    let w7 = weights[w + min(k + 7u, most) * params.hidden];
-    let w8 = weights[w + min(k + 8u, most) * params.hidden];
-    let w9 = weights[w + min(k + 9u, most) * params.hidden];
-    let w10 = weights[w + min(k + 10u, most) * params.hidden];
-    let w11 = weights[w + min(k + 11u, most) * params.hidden];
-    let w12 = weights[w + min(k + 12u, most) * params.hidden];
-    let w13 = weights[w + min(k + 13u, most) * params.hidden];
-    let w14 = weights[w + min(k + 14u, most) * params.hidden];
-    let w15 = weights[w + min(k + 15u, most) * params.hidden];
+    let w0 = four(weights[w + min(k, most) * params.hidden]);
+    let w1 = four(weights[w + min(k + 1u, most) * params.hidden]);
+    let w2 = four(weights[w + min(k + 2u, most) * params.hidden]);
+    let w3 = four(weights[w + min(k + 3u, most) * params.hidden]);
+    let w4 = four(weights[w + min(k + 4u, most) * params.hidden]);
+    let w5 = four(weights[w + min(k + 5u, most) * params.hidden]);
+    let w6 = four(weights[w + min(k + 6u, most) * params.hidden]);
+    let w7 = four(weights[w + min(k + 7u, most) * params.hidden]);
+    let w8 = four(weights[w + min(k + 8u, most) * params.hidden]);
+    let w9 = four(weights[w + min(k + 9u, most) * params.hidden]);
+    let w10 = four(weights[w + min(k + 10u, most) * params.hidden]);
+    let w11 = four(weights[w + min(k + 11u, most) * params.hidden]);
+    let w12 = four(weights[w + min(k + 12u, most) * params.hidden]);
+    let w13 = four(weights[w + min(k + 13u, most) * params.hidden]);
+    let w14 = four(weights[w + min(k + 14u, most) * params.hidden]);
+    let w15 = four(weights[w + min(k + 15u, most) * params.hidden]);
     load(t, thread, 0u, 0u, 0u);
     load(t, thread, 0u, 0u, 1u); // its padding is read too
     workgroupBarrier();

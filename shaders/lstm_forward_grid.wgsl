@@ -5,6 +5,7 @@
 //   resume: what is left where workgroups did not meet, in the same order; grid = directions · sequence blocks
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -62,22 +63,22 @@ fn rows_of(t: Tile, thread: Thread, block: u32) -> Rows {
     let k = 16u * thread.slice;
     let w = weights_of(t.d) + min(block * UNITS + thread.lane, params.hidden - 1u);
     return Rows(
-        weights[w + min(k, most) * params.hidden],
-        weights[w + min(k + 1u, most) * params.hidden],
-        weights[w + min(k + 2u, most) * params.hidden],
-        weights[w + min(k + 3u, most) * params.hidden],
-        weights[w + min(k + 4u, most) * params.hidden],
-        weights[w + min(k + 5u, most) * params.hidden],
-        weights[w + min(k + 6u, most) * params.hidden],
-        weights[w + min(k + 7u, most) * params.hidden],
-        weights[w + min(k + 8u, most) * params.hidden],
-        weights[w + min(k + 9u, most) * params.hidden],
-        weights[w + min(k + 10u, most) * params.hidden],
-        weights[w + min(k + 11u, most) * params.hidden],
-        weights[w + min(k + 12u, most) * params.hidden],
-        weights[w + min(k + 13u, most) * params.hidden],
-        weights[w + min(k + 14u, most) * params.hidden],
-        weights[w + min(k + 15u, most) * params.hidden],
+        four(weights[w + min(k, most) * params.hidden]),
+        four(weights[w + min(k + 1u, most) * params.hidden]),
+        four(weights[w + min(k + 2u, most) * params.hidden]),
+        four(weights[w + min(k + 3u, most) * params.hidden]),
+        four(weights[w + min(k + 4u, most) * params.hidden]),
+        four(weights[w + min(k + 5u, most) * params.hidden]),
+        four(weights[w + min(k + 6u, most) * params.hidden]),
+        four(weights[w + min(k + 7u, most) * params.hidden]),
+        four(weights[w + min(k + 8u, most) * params.hidden]),
+        four(weights[w + min(k + 9u, most) * params.hidden]),
+        four(weights[w + min(k + 10u, most) * params.hidden]),
+        four(weights[w + min(k + 11u, most) * params.hidden]),
+        four(weights[w + min(k + 12u, most) * params.hidden]),
+        four(weights[w + min(k + 13u, most) * params.hidden]),
+        four(weights[w + min(k + 14u, most) * params.hidden]),
+        four(weights[w + min(k + 15u, most) * params.hidden]),
     );
 }
 

@@ -4,6 +4,7 @@
 // units.
 // #import grid
 // #import math
+// #import weights
 // #import activation
 // #import threefry
 // #import lstm_options
@@ -55,10 +56,10 @@ fn main(
     var s15 = vec4<f32>(0.0);
     for (var q = 0u; q < params.quads; q++) {
         let w = weights_of(d) + q * 4u * params.hidden + column;
-        let w0 = weights[w];
-        let w1 = weights[w + params.hidden];
-        let w2 = weights[w + 2u * params.hidden];
-        let w3 = weights[w + 3u * params.hidden];
+        let w0 = four(weights[w]);
+        let w1 = four(weights[w + params.hidden]);
+        let w2 = four(weights[w + 2u * params.hidden]);
+        let w3 = four(weights[w + 3u * params.hidden]);
         let h0 = state[r0 + q];
         s0 = multiply(subgroupBroadcast(h0, 0u), w0, w1, w2, w3, s0);
         if (ROWS > 1u) {

@@ -1,6 +1,7 @@
 // C [rows, columns] = A [rows, inner] · B [inner, columns] (+ bias [columns]), B's rows padded to multiples of four.
 // Each element is one chain of multiply-adds over the inner dimension, whatever the tile. Grid = row tiles · column tiles.
 // #import grid
+// #import weights
 // #import matmul_store
 // #import product_tile
 
@@ -25,7 +26,7 @@ fn fetch_b(first_quad: u32, k: u32, i: u32) -> vec4<f32> {
     let quads = (params.columns + 3u) / 4u;
     let across = tile_columns() / 4u;
     let row = k + i / across;
-    let w = b[min(row, params.inner - 1u) * quads + min(first_quad + i % across, quads - 1u)];
+    let w = four(b[min(row, params.inner - 1u) * quads + min(first_quad + i % across, quads - 1u)]);
     return select(vec4<f32>(0.0), w, row < params.inner);
 }
 

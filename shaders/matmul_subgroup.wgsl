@@ -1,6 +1,7 @@
 // `matmul` with broadcasts inside subgroups; see `lstm_forward_step_subgroup`.
 // One thread computes 16 rows of 4 columns. Grid = row blocks · column blocks, 64 threads across columns.
 // #import grid
+// #import weights
 // #import matmul_store
 
 // Four values of A in a row.
@@ -54,10 +55,10 @@ fn main(
     var s15 = start;
     let whole = params.inner & ~3u;
     for (var k = 0u; k < whole; k += 4u) {
-        let b0 = b[k * quads + origin];
-        let b1 = b[(k + 1u) * quads + origin];
-        let b2 = b[(k + 2u) * quads + origin];
-        let b3 = b[(k + 3u) * quads + origin];
+        let b0 = four(b[k * quads + origin]);
+        let b1 = four(b[(k + 1u) * quads + origin]);
+        let b2 = four(b[(k + 2u) * quads + origin]);
+        let b3 = four(b[(k + 3u) * quads + origin]);
         let a0 = load(r0 + k);
         let a8 = load(r8 + k);
         s0 = multiply(subgroupBroadcast(a0, 0u), b0, b1, b2, b3, s0);
@@ -78,7 +79,7 @@ fn main(
         s15 = multiply(subgroupBroadcast(a8, 7u), b0, b1, b2, b3, s15);
     }
     for (var k = whole; k < params.inner; k++) {
-        let b0 = b[k * quads + origin];
+        let b0 = four(b[k * quads + origin]);
         let a0 = a[r0 + k];
         let a8 = a[r8 + k];
         s0 = fma(vec4<f32>(subgroupBroadcast(a0, 0u)), b0, s0);

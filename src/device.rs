@@ -12,7 +12,7 @@ pub use tuner::{FIRST_USE, Finding, Tuner};
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu;
-use crate::scheduler::{Kernels, Target};
+use crate::scheduler::{Kernels, Precision, Target};
 use std::sync::Arc;
 
 /// Which limits and features of a GPU to use.
@@ -52,6 +52,7 @@ pub struct Device {
     choice: Choice,
     memory: Option<u64>,
     kernels: Kernels,
+    precision: Precision,
     tuner: Option<Arc<Tuner>>,
 }
 
@@ -62,6 +63,10 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
+    fn of(choice: Choice) -> Self {
+        Self { choice, memory: None, kernels: Kernels::default(), precision: Precision::F32, tuner: None }
+    }
+
     /// A real GPU if there is one, else the CPU; never a software rasteriser.
     pub fn best() -> Result<Self> {
         Self::parse("best", GpuLimits::Adapter, None)
@@ -69,7 +74,7 @@ impl Device {
 
     /// The CPU with as many threads as the process may use.
     pub fn cpu() -> Self {
-        Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Cpu(None) }
+        Self::of(Choice::Cpu(None))
     }
 
     /// The CPU with `threads` threads.
@@ -77,12 +82,12 @@ impl Device {
         if threads == 0 {
             return Err(Error::argument("device: threads must be at least 1, got 0"));
         }
-        Ok(Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Cpu(Some(threads)) })
+        Ok(Self::of(Choice::Cpu(Some(threads))))
     }
 
     /// The reference: plain loops, for checking.
     pub fn reference() -> Self {
-        Self { memory: None, kernels: Kernels::default(), tuner: None, choice: Choice::Reference }
+        Self::of(Choice::Reference)
     }
 
     /// A real GPU, else a software one with a warning in the log.
@@ -113,12 +118,7 @@ impl Device {
             "reference" => Ok(Self::reference()),
             #[cfg(feature = "gpu")]
             "best" => match gpu::Context::open(gpu::Wanted::Real, limits == GpuLimits::Default).await {
-                Ok(context) => Ok(Self {
-                    memory: None,
-                    kernels: Kernels::default(),
-                    tuner: None,
-                    choice: Choice::Gpu(Arc::new(context)),
-                }),
+                Ok(context) => Ok(Self::of(Choice::Gpu(Arc::new(context)))),
                 Err(_) => cpu(),
             },
             #[cfg(feature = "gpu")]
@@ -129,12 +129,7 @@ impl Device {
                     _ => gpu::Wanted::Named(text["gpu:".len()..].to_string()),
                 };
                 let context = gpu::Context::open(wanted, limits == GpuLimits::Default).await?;
-                Ok(Self {
-                    memory: None,
-                    kernels: Kernels::default(),
-                    tuner: None,
-                    choice: Choice::Gpu(Arc::new(context)),
-                })
+                Ok(Self::of(Choice::Gpu(Arc::new(context))))
             }
             #[cfg(not(feature = "gpu"))]
             "best" => {
@@ -174,12 +169,7 @@ impl Device {
     /// A program's own wgpu device. It must have been made with at least WebGPU's default limits.
     #[cfg(feature = "gpu")]
     pub fn from_wgpu(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        Ok(Self {
-            memory: None,
-            kernels: Kernels::default(),
-            tuner: None,
-            choice: Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?)),
-        })
+        Ok(Self::of(Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?))))
     }
 
     /// What it is.
@@ -223,7 +213,7 @@ impl Device {
             Choice::Cpu(_) => Target::CPU,
             Choice::Reference => Target::REFERENCE,
             #[cfg(feature = "gpu")]
-            Choice::Gpu(context) => context.target(),
+            Choice::Gpu(context) => Target { precision: self.precision, ..context.target() },
         }
     }
 
@@ -237,6 +227,29 @@ impl Device {
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
+    }
+
+    /// The same device, whose sessions hold weights so where kernels read them. An error where fewer than 32 bits are asked
+    /// for and it is not a GPU, or one without halves.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
+        let can = match &self.choice {
+            Choice::Cpu(_) | Choice::Reference => false,
+            #[cfg(feature = "gpu")]
+            Choice::Gpu(context) => context.has_halves(),
+        };
+        if precision != Precision::F32 && !can {
+            return Err(Error::unsupported(format!(
+                "device: precision {precision} is for GPUs that unpack halves, {} computes in 32 bits",
+                self.name()
+            )));
+        }
+        self.precision = precision;
+        Ok(self)
+    }
+
+    /// In how many bits its sessions hold weights where kernels read them.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The same device, whose sessions run layers by these strategies where they can.

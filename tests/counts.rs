@@ -2,6 +2,12 @@
 //! creep up.
 #![cfg(all(feature = "gpu", feature = "cli"))]
 
+mod common;
+
+use mnemon::graph::Graph;
+use mnemon::optim::{Adam, Gate, Optimizer, clip_factor};
+use mnemon::params::{Initializer, ParameterSpec, Tensor};
+use mnemon::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -43,5 +49,47 @@ fn no_configuration_dispatches_or_moves_more_than_it_did() {
                 assert!(now <= most, "{case}, {name}: {now} {what}, were {most}");
             }
         }
+    }
+}
+
+/// Clipping and Adam over nine parameters: their norm takes two dispatches of seven values at most and one for the sum, all
+/// updates one where the device binds enough.
+#[test]
+fn an_optimiser_is_a_few_dispatches() {
+    for device in common::gpus() {
+        let mut g = Graph::new();
+        let spec = |n: usize| ParameterSpec {
+            name: format!("w{n}"),
+            shape: vec![n + 3, 5],
+            initializer: Initializer::Zeros,
+            regularizer: None,
+            constraint: None,
+        };
+        let specs: Vec<ParameterSpec> = (0..9).map(spec).collect();
+        let mut session = device.session().unwrap();
+        let mut gradients = Vec::new();
+        for (n, spec) in specs.iter().enumerate() {
+            let name = format!("g{n}");
+            let values = Initializer::Normal(1.0).values(&spec.shape, 1, n as u64).unwrap();
+            session.set(&name, &Tensor::new(&spec.shape, values.clone()).unwrap()).unwrap();
+            session.set(&spec.name, &Tensor::new(&spec.shape, values).unwrap()).unwrap();
+            gradients.push(g.persistent(&name, &spec.shape).unwrap());
+        }
+        session.set("alive", &Tensor::new(&[1], vec![1.0]).unwrap()).unwrap();
+        let alive = g.persistent("alive", [1]).unwrap();
+        let squares = g.sum_of_squares(&gradients).unwrap();
+        let scale = Some(clip_factor(&mut g, squares, 1.0).unwrap());
+        let optimizer = Optimizer::from(Adam::default());
+        optimizer.apply(&mut g, &specs, &gradients, Gate { scale, alive }).unwrap();
+        let mut batch = Batch::dense(1, 1).unwrap();
+        for (name, value) in optimizer.scalars(0, 1e-3) {
+            batch.set_scalar(name, value);
+        }
+        let mut executable = session.load(&g, &Capacity::exactly(&batch)).unwrap();
+        let profile = session.count(&mut executable, &batch, &[]).unwrap();
+        // Four values of each parameter, the factor and the gate.
+        let enough = device.target().limits.storage_bindings >= 4 * 9 + 2;
+        let updates = if enough { 1 } else { 9 };
+        assert_eq!(profile.device.len(), 2 + 1 + 1 + updates, "{device:?}");
     }
 }

@@ -3,6 +3,7 @@
 #![cfg(feature = "gpu")]
 
 use mnemon::gpu::{Binding, KERNELS, shaders, variants};
+use mnemon::scheduler::Precision;
 use mnemon::scheduler::strategy::{Executor, Limits, Target};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::index;
@@ -13,7 +14,9 @@ fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
     let subgroups = name.contains("_subgroup");
-    let capabilities = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    // All but some of WebGL have the packing of halves.
+    let halves = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities = if subgroups { halves | Capabilities::SUBGROUP } else { halves };
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     if subgroups {
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
@@ -71,7 +74,8 @@ fn every_shader_is_valid_and_translates() {
 fn every_variant_translates() {
     for (invocations, workgroup) in [(256, 16384), (1024, 32768)] {
         let limits = Limits { subgroup: 32, uniform: 256, invocations, workgroup, resident: 128, ..Limits::HOST };
-        let target = Target { executor: Executor::Gpu, limits, software: false, unified: false };
+        let target =
+            Target { executor: Executor::Gpu, limits, software: false, unified: false, precision: Precision::F32 };
         let all = variants(&target).unwrap();
         assert!(all.len() > 50, "{} variants", all.len());
         for v in &all {

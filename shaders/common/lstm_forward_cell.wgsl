@@ -26,7 +26,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;     // [D, padded R + 1][H] of i f g o; last peepholes
+@group(0) @binding(1) var<storage, read> weights: array<Weights>;       // [D, padded R + 1][H] of i f g o; last peepholes
 @group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>; // [2, D, B, quads]
 @group(0) @binding(3) var<storage, read_write> gates: array<vec4<f32>>; // [rows, D, H]: xw, then what is saved
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;           // [rows, D, R]; [rows, D, H] before a projection
@@ -80,7 +80,7 @@ fn finish(b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
     var z = gates[at] + product;
     var peephole = vec4<f32>(0.0);
     if (PEEPHOLES) {
-        peephole = weights[weights_of(d) + 4u * params.quads * params.hidden + unit];
+        peephole = four(weights[weights_of(d) + 4u * params.quads * params.hidden + unit]);
         z.x += peephole.x * c_prev;
         z.y += peephole.y * c_prev;
     }

@@ -8,7 +8,8 @@ use crate::graph::builder::LstmWeights;
 use crate::graph::{Graph, LstmOp, N};
 use crate::params::{Initializer, Tensor, lstm_parameters};
 use crate::scheduler::recurrence::{Family, Kernels, Layer, Recurrence};
-use crate::scheduler::{Batch, Capacity, Program};
+use crate::scheduler::{Batch, Capacity, Precision, Program};
+use half::f16;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,11 @@ impl Tuner {
     /// A tuner for `device`, which begins with what `file` remembers of it and spends at most `budget` at a time. A file that
     /// cannot be read is an error.
     pub fn new(device: &Device, file: Option<PathBuf>, budget: Duration) -> Result<Self> {
-        let key = format!("{}, mnemon {}", device.name(), env!("CARGO_PKG_VERSION"));
+        let precision = match device.precision() {
+            Precision::F32 => String::new(),
+            precision => format!(", {precision}"),
+        };
+        let key = format!("{}{precision}, mnemon {}", device.name(), env!("CARGO_PKG_VERSION"));
         let all = file.as_deref().map_or_else(|| Ok(Remembered::new()), remembered)?;
         let own = all.get(&key).cloned().unwrap_or_default();
         let findings = own.into_iter().map(|f| (f.layer, f)).collect();
@@ -224,7 +229,9 @@ fn loaded(
     let x = Initializer::Normal(1.0).values(&[rows, layer.hidden], 0, 1)?;
     session.set("x", &Tensor::new(&[rows, layer.hidden], x)?)?;
     for (at, p) in lstm_parameters(&config(layer), 0).iter().enumerate() {
-        let values = Initializer::Uniform(1.0 / (layer.hidden as f32).sqrt()).values(&p.shape, 0, 2 + at as u64)?;
+        let mut values = Initializer::Uniform(1.0 / (layer.hidden as f32).sqrt()).values(&p.shape, 0, 2 + at as u64)?;
+        // The same in any precision.
+        values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32());
         session.set(&p.name, &Tensor::new(&p.shape, values)?)?;
     }
     let executable = session.load(&graph(layer)?, &Capacity::exactly(batch))?;

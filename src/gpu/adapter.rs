@@ -3,6 +3,7 @@
 use super::buffer::Buffers;
 use super::meeting;
 use crate::error::{Error, Result};
+use crate::scheduler::Precision;
 use crate::scheduler::strategy::{AdapterReport, Executor, Limits, Target};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -28,6 +29,7 @@ pub struct Context {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     memory: Option<u64>,
+    halves: bool,
     resident: OnceLock<usize>,
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -154,8 +156,10 @@ impl Context {
         });
         let buffers = Buffers::new(device.clone());
         let memory = vulkan_memory(&adapter);
+        let halves = adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32);
         Ok(Self {
             memory,
+            halves,
             resident: OnceLock::new(),
             buffers,
             info: adapter.get_info(),
@@ -175,6 +179,11 @@ impl Context {
     pub fn shares_host_memory(&self) -> bool {
         use wgpu::DeviceType::{Cpu, IntegratedGpu};
         self.is_software() || matches!(self.info.device_type, Cpu | IntegratedGpu)
+    }
+
+    /// Whether kernels can unpack weights in 16 bits.
+    pub fn has_halves(&self) -> bool {
+        self.halves
     }
 
     /// Whether Vulkan runs it.
@@ -228,6 +237,7 @@ impl Context {
             },
             software: self.is_software(),
             unified: self.shares_host_memory(),
+            precision: Precision::F32,
         }
     }
 

@@ -52,7 +52,7 @@ pub struct Gpu {
 pub struct Prepared {
     program: Arc<Program>,
     values: Values,
-    /// For each stage its actions; moves need no preparation.
+    /// For each stage its actions; moves need no preparation, nor what an earlier step runs with it.
     stages: Vec<Vec<Option<PreparedStep>>>,
     run_scalars: Buffer,
     table: Buffer,
@@ -171,13 +171,8 @@ impl Gpu {
             run_scalars: &run_scalars,
             table: &table,
         };
-        let mut prepare = |action: &Action| match action {
-            Action::Move(_) => Ok(None),
-            Action::Step(step) => prepare_step(&mut preparer, step).map(Some).map_err(|e| e.within(step.op.name())),
-        };
-        let stages: Result<Vec<Vec<_>>> =
-            program.stages.iter().map(|stage| stage.body.iter().map(&mut prepare).collect()).collect();
-        let stages = stages?;
+        let stages = program.stages.iter().map(|stage| prepare_stage(&mut preparer, stage));
+        let stages = stages.collect::<Result<Vec<_>>>()?;
         Ok(Prepared {
             indices: program.stages.iter().map(|stage| Indices::of(program, stage)).collect::<Result<_>>()?,
             offloaded: Offloaded::of(program, &self.context.buffers)?,
@@ -336,7 +331,7 @@ impl<'a> Recording<'a, '_> {
             match (action, step) {
                 (Action::Move(m), _) => self.transfer(m)?,
                 (Action::Step(step), Some(ready)) => self.step(step, ready)?,
-                (Action::Step(_), None) => return Err(Error::internal("a step is not prepared")),
+                (Action::Step(_), None) => {} // an earlier step ran it
             }
         }
         for m in stage.after.iter().filter(|_| self.part.ends) {
@@ -436,6 +431,28 @@ impl<'a> Recording<'a, '_> {
         }
         Ok(())
     }
+}
+
+/// The launchers of a stage's steps; neighbours that one launcher can run together are with the first of them.
+fn prepare_stage(preparer: &mut Preparer<'_>, stage: &Stage) -> Result<Vec<Option<PreparedStep>>> {
+    let mut ready = Vec::new();
+    while let Some(action) = stage.body.get(ready.len()) {
+        let Action::Step(step) = action else {
+            ready.push(None);
+            continue;
+        };
+        let rest = stage.body[ready.len()..].iter().map_while(|a| if let Action::Step(s) = a { Some(s) } else { None });
+        let rest: Vec<&Step> = rest.collect();
+        let count = kernels::together(preparer.values, &rest)?;
+        let prepared = match count {
+            1 => prepare_step(preparer, step),
+            _ => kernels::prepare_together(preparer, &rest[..count])
+                .map(|runner| PreparedStep { packs: Vec::new(), runner }),
+        };
+        ready.push(Some(prepared.map_err(|e| e.within(step.op.name()))?));
+        ready.extend((1..count).map(|_| None));
+    }
+    Ok(ready)
 }
 
 fn prepare_step(preparer: &mut Preparer<'_>, step: &Step) -> Result<PreparedStep> {

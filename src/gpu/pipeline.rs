@@ -52,14 +52,21 @@ const COMMON: &[(&str, &str)] = &[
     ("product_tile", include_str!("../../shaders/common/product_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
+    ("weights", include_str!("../../shaders/common/weights.wgsl")),
+    ("weights_half", include_str!("../../shaders/common/weights_half.wgsl")),
     ("workgroup_sum", include_str!("../../shaders/common/workgroup_sum.wgsl")),
 ];
+
+/// The prelude of a kernel that reads weights in 16 bits.
+pub(super) const HALF_WEIGHTS: &str = "// Weights in 16 bits.\n";
 
 /// Joins a generated prelude, the imported files and the shader into one WGSL source.
 pub fn assemble(prelude: &str, source: &str) -> Result<String> {
     let mut text = String::from(prelude);
     for line in source.lines() {
         if let Some(name) = line.strip_prefix("// #import ") {
+            let halves = name == "weights" && prelude == HALF_WEIGHTS;
+            let name = if halves { "weights_half" } else { name };
             let (_, import) = COMMON
                 .iter()
                 .find(|(stem, _)| *stem == name.trim())

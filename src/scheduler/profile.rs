@@ -1,6 +1,7 @@
 //! Where the time of a run goes: what a device did and when, and how much work each step of a program is.
 
 use super::batch::Batch;
+use super::precision::Precision;
 use super::program::{Program, Step};
 use super::recurrence::{Recurrence, Weights};
 use crate::error::Result;
@@ -85,7 +86,9 @@ impl Program {
                 Some(Recurrence::Sequence { weights: Weights::Registers, .. } | Recurrence::Grid { .. }) | None => 0,
                 Some(_) => batch.axis(0)?.steps().saturating_sub(1) as u64,
             };
-            Ok((2 * rows * weights, again * weights))
+            // Work is counted in values of 32 bits.
+            let each = if self.target.precision == Precision::F16Weights { 2 } else { 1 };
+            Ok((2 * rows * weights, again * weights / each))
         };
         let mut flops = 0;
         match &step.op {

@@ -3,6 +3,7 @@
 use super::batch::{Batch, Capacity};
 use super::measures::Measures;
 use super::memory::Placement;
+use super::precision::Precision;
 use super::products::Product;
 use super::recurrence::{Kernels, Recurrence};
 use super::stage::{Cut, Stage};
@@ -213,8 +214,11 @@ impl Program {
 
 impl Target {
     /// The reference executor.
-    pub const REFERENCE: Target =
-        Target { executor: Executor::Reference, limits: Limits::HOST, software: false, unified: true };
+    pub const REFERENCE: Target = Target::host(Executor::Reference);
     /// The CPU executor.
-    pub const CPU: Target = Target { executor: Executor::Cpu, limits: Limits::HOST, software: false, unified: true };
+    pub const CPU: Target = Target::host(Executor::Cpu);
+
+    const fn host(executor: Executor) -> Self {
+        Self { executor, limits: Limits::HOST, software: false, unified: true, precision: Precision::F32 }
+    }
 }

@@ -1,6 +1,7 @@
 //! Which kernels run a step, and what they need besides its values. For now one fixed table a target.
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
+use super::precision::Precision;
 use super::recurrence::{Recurrence, step_rows};
 use crate::config::GATES;
 use crate::error::Result;
@@ -66,6 +67,8 @@ pub struct Target {
     pub software: bool,
     /// Whether its memory is the host's.
     pub unified: bool,
+    /// In how many bits kernels read weights.
+    pub precision: Precision,
 }
 
 /// How all threads that need one value get it, in products on a GPU.
@@ -247,6 +250,16 @@ pub fn workspace(
     if target.executor != Executor::Gpu {
         return Vec::new();
     }
+    let all = workspace_values(op, recurrence, inputs, len);
+    all.into_iter().enumerate().map(|(number, w)| target.precision.hold(op, number, w)).collect()
+}
+
+fn workspace_values(
+    op: &Op,
+    recurrence: Option<Recurrence>,
+    inputs: &[Option<&Shape>],
+    len: &dyn Fn(&Shape) -> usize,
+) -> Vec<Workspace> {
     let shape = |at: usize| inputs.get(at).copied().flatten();
     match op {
         Op::Lstm(lstm) => lstm_workspace(lstm, recurrence, shape),

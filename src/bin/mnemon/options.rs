@@ -4,7 +4,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use mnemon::device::{Device, DeviceKind, FIRST_USE, GpuLimits, Tuner};
 use mnemon::error::{Error, ErrorKind, Result};
-use mnemon::scheduler::{Family, Kernels};
+use mnemon::scheduler::{Family, Kernels, Precision};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,10 @@ pub struct DeviceOptions {
     /// How a GPU runs the recurrence of each layer that can be run so [default: what is picked for it, else a fixed table]
     #[arg(long, env = "MNEMON_STRATEGY", value_name = "STRATEGY", value_parser = strategies())]
     strategy: Option<String>,
+
+    /// In how many bits a GPU holds weights where kernels read them; all else is computed in 32
+    #[arg(long, env = "MNEMON_PRECISION", default_value = "f32", value_parser = precisions())]
+    precision: String,
 
     /// Whether to measure each new kind of layer before it runs, for at most 2 seconds a model, and to use what was measured
     /// before; auto does on real GPUs
@@ -69,6 +73,11 @@ fn strategies() -> PossibleValuesParser {
     PossibleValuesParser::new(Family::ALL.map(Family::name))
 }
 
+/// The names of precisions.
+fn precisions() -> PossibleValuesParser {
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Limits {
     /// WebGPU's default limits and no optional feature
@@ -103,7 +112,7 @@ impl DeviceOptions {
             Limits::Default => GpuLimits::Default,
             Limits::Adapter => GpuLimits::Adapter,
         };
-        let device = Device::parse(&self.device, limits, self.threads)?;
+        let device = Device::parse(&self.device, limits, self.threads)?.with_precision(self.precision.parse()?)?;
         let device = self.memory.iter().fold(device, |device, &bytes| device.with_memory(bytes));
         let family = self.strategy.as_deref().map(str::parse).transpose()?;
         let device = device.with_kernels(Kernels { family, ..Kernels::default() });

@@ -85,7 +85,10 @@ impl LstmBackward {
                 [values.view(packed, 0)?, state.clone(), carry.clone(), preparer.table(axis), values.view(dh0, 0)?];
             let views = views.map(Some);
             for (tile, constants) in tiles_with(&constants) {
-                initial.insert(tile, preparer.launch_with(variants.initial, "", None, &constants, &views)?);
+                initial.insert(
+                    tile,
+                    preparer.launch_with(variants.initial, preparer.weights(), None, &constants, &views)?,
+                );
             }
         }
         let away = pieces_away(values, axis);
@@ -103,7 +106,8 @@ impl LstmBackward {
                 let weights = Some(values.view(packed, 0)?);
                 let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
                 for (tile, constants) in &tiles {
-                    arrive.insert((*tile, p), preparer.launch_with(&kernels[1], "", None, constants, &views)?);
+                    let launch = preparer.launch_with(&kernels[1], preparer.weights(), None, constants, &views)?;
+                    arrive.insert((*tile, p), launch);
                 }
             }
             let nearby = p.saturating_sub(away)..(p + away + 1).min(values.pieces(axis));
@@ -128,6 +132,8 @@ impl LstmBackward {
                     continue; // one launch a piece unprojects
                 }
                 let table = table.clone();
+                // W_hr keeps 32 bits.
+                let prelude = if projects { "" } else { preparer.weights() };
                 let (kernel, mut views) = if projects {
                     (&kernels[2], vec![weights, state, gates, previous, carry, table, peepholes.clone(), dcell])
                 } else {
@@ -137,12 +143,12 @@ impl LstmBackward {
                 if let Some(own) = &variants.inside {
                     let constants = constants.iter().copied().chain(own.constants.iter().copied()).collect();
                     views.extend([Some(meeting.clone()), Some(preparer.stalls())]);
-                    let launch = |kernel| preparer.launch_with(kernel, "", None, &constants, &views);
+                    let launch = |kernel| preparer.launch_with(kernel, prelude, None, &constants, &views);
                     inside.push(own.kernels.iter().map(launch).collect::<Result<Vec<_>>>()?);
                     continue;
                 }
                 for (tile, constants) in &tiles {
-                    launches.insert((*tile, p, q), preparer.launch_with(kernel, "", None, constants, &views)?);
+                    launches.insert((*tile, p, q), preparer.launch_with(kernel, prelude, None, constants, &views)?);
                 }
             }
         }

@@ -79,7 +79,7 @@ impl MatMul {
                 bias.map(|v| values.view(v, 0)).transpose()?,
                 Some(values.view(c, p)?),
             ];
-            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
+            pieces.push(preparer.launch_with(kernel, preparer.weights(), None, &constants, &views)?);
         }
         Ok(Self { pieces, tile, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
     }

@@ -34,9 +34,9 @@ mod softmax;
 mod weight_gradient;
 
 use super::meeting;
-use super::pipeline::{Constants, Kernel, assemble};
+use super::pipeline::{Constants, HALF_WEIGHTS, Kernel, assemble};
 use super::record::Recorder;
-use super::values::{Preparer, Run};
+use super::values::{Preparer, Run, Values};
 use crate::config::{Cell, Mask};
 use crate::error::{Error, Result};
 use crate::graph::{LstmOp, LstmPart, Op, Over};
@@ -177,6 +177,7 @@ pub const KERNELS: &[&Kernel] = &[
     &matmul::SUBGROUP,
     &over_time::KERNEL,
     &pack::KERNEL,
+    &pack::HALVES,
     &reduce_all::BLOCKS,
     &reduce_all::ALL_BLOCKS,
     &reduce_columns::KERNEL,
@@ -220,6 +221,10 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
         if !all.iter().any(same) {
             let prelude = if kernel.name == "elementwise" { elementwise::sample_prelude()? } else { String::new() };
             let source = assemble(&prelude, kernel.source)?;
+            if kernel.source.contains("// #import weights\n") {
+                let (name, constants) = (format!("{name}, weights in 16 bits"), constants.clone());
+                all.push(Variant { name, kernel, source: assemble(HALF_WEIGHTS, kernel.source)?, constants });
+            }
             all.push(Variant { name, kernel, source, constants });
         }
         Ok(())
@@ -283,7 +288,7 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::Dropout { rate, operation, mask } => {
             Box::new(dropout::Dropout::prepare(preparer, step, *rate, *operation, *mask)?)
         }
-        Op::Elementwise { exprs } => Box::new(elementwise::Elementwise::prepare(preparer, step, exprs)?),
+        Op::Elementwise { .. } => Box::new(elementwise::Elementwise::prepare(preparer, &[step])?),
         Op::Reduce { over: Over::All, kind } => Box::new(reduce_all::ReduceAll::prepare(preparer, step, *kind)?),
         Op::Reduce { over: Over::Rows, .. } => Box::new(reduce_rows::ReduceRows::prepare(preparer, step)?),
         Op::Reduce { over: Over::Columns, kind } => {
@@ -296,6 +301,16 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::ArgMax => Box::new(argmax::ArgMax::prepare(preparer, step)?),
         Op::View { .. } => Box::new(Nothing),
     })
+}
+
+/// How many of `steps`, from the first on, one launcher can run together. At least 1.
+pub(super) fn together(values: &Values, steps: &[&Step]) -> Result<usize> {
+    elementwise::alike(values, steps)
+}
+
+/// The launcher of `steps`, which [`together`] has found.
+pub(super) fn prepare_together(preparer: &mut Preparer<'_>, steps: &[&Step]) -> Result<Box<dyn Runner>> {
+    Ok(Box::new(elementwise::Elementwise::prepare(preparer, steps)?))
 }
 
 /// The launcher that packs workspace `number` of `step`.

@@ -8,7 +8,7 @@ use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
 use crate::scheduler::strategy::{Broadcast, NORM_VALUES, quads};
-use crate::scheduler::{Recurrence, Step};
+use crate::scheduler::{Precision, Recurrence, Step};
 
 params!(Params {
     len: u32,
@@ -24,9 +24,11 @@ params!(Params {
     first: u32,
     stride_to: u32,
     source_len: u32,
+    round: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("pack", "main", Params, [Params, Read, Write]);
+pub(super) static HALVES: Kernel = kernel!("pack", "halves", Params, [Params, Read, Write]);
 
 /// Where a source's elements go: three dimensions, the last two of them in a row.
 struct Map {
@@ -49,12 +51,17 @@ impl Map {
 /// One workspace packed from one or more sources.
 pub(super) struct Pack {
     launches: Vec<(Launch, Params)>,
+    /// Elements of one thread.
+    each: usize,
     clear: Option<View>,
 }
 
 impl Pack {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step, number: usize) -> Result<Self> {
         let to = preparer.values.view(step.workspace[number], 0)?;
+        let precision = preparer.values.program.target.precision;
+        let halves = precision.halves(&step.op, number);
+        let (kernel, each) = if halves { (&HALVES, 2) } else { (&KERNEL, 1) };
         let mut launches = Vec::new();
         // Some sources add up in one place, and some places have no source.
         let clear = matches!((&step.op, number), (Op::Lstm(_), 1 | 2));
@@ -62,7 +69,7 @@ impl Pack {
             let Some(value) = step.inputs.get(position).copied().flatten() else { continue };
             let map = map(preparer, step, number, position)?;
             let source = preparer.values.view(value, 0)?;
-            let launch = preparer.launch(&KERNEL, &[Some(source), Some(to.clone())])?;
+            let launch = preparer.launch(kernel, &[Some(source), Some(to.clone())])?;
             let [_, b, c] = map.sizes.map(word);
             let [limit_a, limit_b, limit_c] = map.limits.map(word);
             let [stride_a, stride_b, stride_c] = map.strides.map(word);
@@ -80,11 +87,22 @@ impl Pack {
                 first: word(map.first),
                 stride_to: word(map.stride_to),
                 source_len: word(size(preparer, value)?),
+                round: u32::from(is_peephole(&step.op, position) && precision == Precision::F16Weights),
             };
             launches.push((launch, params));
         }
-        Ok(Self { launches, clear: clear.then_some(to) })
+        Ok(Self { launches, each, clear: clear.then_some(to) })
     }
+}
+
+/// Whether the input at `position` is a layer's peepholes, which are rounded wherever they are read.
+fn is_peephole(op: &Op, position: usize) -> bool {
+    let first = match op {
+        Op::Lstm(_) => forward::FIRST,
+        Op::LstmBackward(_) => backward::FIRST,
+        _ => return false,
+    };
+    position >= first && (position - first) % PARAMETERS == Parameter::Peepholes as usize
 }
 
 /// The number of values of a weight.
@@ -191,7 +209,7 @@ impl Runner for Pack {
             out.clear(view.clone());
         }
         for (launch, params) in &self.launches {
-            out.dispatch(launch, params, (params.len as usize).div_ceil(256));
+            out.dispatch(launch, params, (params.len as usize).div_ceil(256 * self.each));
         }
         Ok(())
     }
