@@ -17,6 +17,9 @@ struct Params {
     a_first: u32,     // where the columns of A that count begin
     b_stride: u32,    // the same of B
     b_first: u32,
+    parts: u32,         // of the kernel that splits chunks
+    chunk_start: u32,
+    chunk_end: u32,
 }
 
 const CHUNK: u32 = 64u;

@@ -6,7 +6,7 @@ mod common;
 
 use mnemon::graph::Graph;
 use mnemon::optim::{Adam, Gate, Optimizer, clip_factor};
-use mnemon::params::{Initializer, ParameterSpec, Tensor};
+use mnemon::params::{DType, Initializer, ParameterSpec, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -81,6 +81,9 @@ fn an_optimiser_is_a_few_dispatches() {
         let scale = Some(clip_factor(&mut g, squares, 1.0).unwrap());
         let optimizer = Optimizer::from(Adam::default());
         optimizer.apply(&mut g, &specs, &gradients, Gate { scale, alive }).unwrap();
+        for (name, shape) in optimizer.slots(&specs) {
+            session.zero(&name, &shape, DType::F32).unwrap();
+        }
         let mut batch = Batch::dense(1, 1).unwrap();
         for (name, value) in optimizer.scalars(0, 1e-3) {
             batch.set_scalar(name, value);

@@ -43,7 +43,7 @@ impl Laid<'_> {
                 let shapes: Vec<Option<&Shape>> =
                     step.inputs.iter().map(|v| v.map(|v| &self.values[v].shape)).collect();
                 let len = |s: &Shape| capacity.resolve(s).map_or(0, |s| s.iter().product());
-                let needs = strategy::workspace(&step.op, step.recurrence, &self.target, &shapes, &len);
+                let needs = strategy::workspace(step, &self.target, &shapes, &len);
                 for (at, need) in needs.into_iter().enumerate() {
                     let kept = !need.packs.is_empty();
                     if let Some(&value) = packed.get(&(step.number, at)).filter(|_| kept) {

@@ -38,13 +38,26 @@ impl Tile {
     }
 }
 
-/// How a product runs. An element of its result has the same bits in each tile.
+/// Workgroups that give every core of a large GPU one or two. An estimate.
+const ENOUGH: usize = 256;
+
+/// Parts of a chunk; a chunk of 64 timesteps has at least as many tiles of rows from two sequences on.
+const MOST_PARTS: usize = 16;
+
+/// Chunks of one dispatch whose parts wait to be added up, for a sum of so many values in so many parts.
+pub fn chunks_together(tile: Tile, parts: usize, rows: usize, columns: usize) -> usize {
+    (ENOUGH / (tile.groups(rows, columns) * parts).max(1)).max(1)
+}
+
+/// How a product runs. An element of its result has the same bits in each tile, and other bits in other numbers of parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Product {
     /// Lanes hand operands to their subgroup.
     Broadcast,
     /// Operands pass through workgroup memory.
     Tiled(Tile),
+    /// The same of a sum over rows, where each chunk of them is shared by so many workgroups.
+    Split(Tile, usize),
 }
 
 impl std::fmt::Display for Product {
@@ -52,6 +65,7 @@ impl std::fmt::Display for Product {
         match self {
             Self::Broadcast => write!(f, "broadcast in subgroups"),
             Self::Tiled(tile) => write!(f, "tiles of {} x {}", tile.sizes()[0], tile.sizes()[1]),
+            Self::Split(tile, parts) => write!(f, "tiles of {} x {}, {parts} parts", tile.sizes()[0], tile.sizes()[1]),
         }
     }
 }
@@ -107,7 +121,6 @@ impl ProductShape {
     /// The fixed table: the largest tile that gives every core of a large GPU a workgroup or two, and whose last tiles are
     /// not mostly empty.
     pub fn by_table(&self, target: &Target) -> Option<Product> {
-        const ENOUGH: usize = 256;
         if target.executor != Executor::Gpu {
             return None;
         }
@@ -118,6 +131,9 @@ impl ProductShape {
         let computed = |t: &Tile| groups(t) * t.sizes()[0] * t.sizes()[1];
         let least = Tile::ALL.iter().map(computed).min().unwrap_or(0);
         let fits = |t: &Tile| groups(t) >= ENOUGH && computed(t) <= least + least / 8;
-        Some(Product::Tiled(Tile::ALL.into_iter().find(fits).unwrap_or(Tile::ALL[3])))
+        let tile = Tile::ALL.into_iter().find(fits).unwrap_or(Tile::ALL[3]);
+        // Of the result alone, not of how many rows there are: so a sum has the same bits in any cut.
+        let parts = (ENOUGH / groups(&tile).max(1)).min(MOST_PARTS);
+        Some(if self.gradient && parts > 1 { Product::Split(tile, parts) } else { Product::Tiled(tile) })
     }
 }

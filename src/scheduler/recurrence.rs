@@ -404,7 +404,11 @@ impl Kernels {
     pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
         let table = shape.by_table(target)?;
         let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
-        self.product.filter(can).or(Some(table))
+        let fit = |p: Product| match p {
+            Product::Split(tile, _) if !shape.gradient => Product::Tiled(tile),
+            p => p,
+        };
+        self.product.filter(can).map(fit).or(Some(table))
     }
 }
 

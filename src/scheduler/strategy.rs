@@ -2,6 +2,8 @@
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::precision::Precision;
+use super::products::{Product, chunks_together};
+use super::program::Step;
 use super::recurrence::{Recurrence, step_rows};
 use crate::config::GATES;
 use crate::error::Result;
@@ -116,7 +118,7 @@ pub fn row_tiles(broadcast: Broadcast, sequences: usize) -> BTreeSet<usize> {
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-4";
+pub const KERNEL_TABLE: &str = "fixed-5";
 
 /// Dispatches whose parameters a GPU holds at a time.
 pub const PARAMETER_SLOTS: usize = 4096;
@@ -238,11 +240,10 @@ pub(super) fn fixed(shape: &Shape, at: usize) -> usize {
     }
 }
 
-/// What `op` needs on `target` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
+/// What `step` needs on `target` besides inputs (of these shapes) and outputs. `len` gives a shape's largest number of
 /// values.
 pub fn workspace(
-    op: &Op,
-    recurrence: Option<Recurrence>,
+    step: &Step,
     target: &Target,
     inputs: &[Option<&Shape>],
     len: &dyn Fn(&Shape) -> usize,
@@ -250,8 +251,27 @@ pub fn workspace(
     if target.executor != Executor::Gpu {
         return Vec::new();
     }
-    let all = workspace_values(op, recurrence, inputs, len);
-    all.into_iter().enumerate().map(|(number, w)| target.precision.hold(op, number, w)).collect()
+    let mut all = workspace_values(&step.op, step.recurrence, inputs, len);
+    if let (Some(Product::Split(tile, parts)), Some([rows, columns])) = (step.product, gradient_sizes(&step.op, inputs))
+    {
+        let chunks = chunks_together(tile, parts, rows, columns);
+        all.push(scratch("partials", [chunks * parts * rows * columns], DType::F32));
+    }
+    all.into_iter().enumerate().map(|(number, w)| target.precision.hold(&step.op, number, w)).collect()
+}
+
+/// Rows and columns of a weight's gradient that is a product.
+fn gradient_sizes(op: &Op, inputs: &[Option<&Shape>]) -> Option<[usize; 2]> {
+    let columns = |at: usize| inputs.get(at).copied().flatten().map_or(0, |s| s.row_len().unwrap_or(0));
+    match op {
+        Op::WeightGradient => Some([columns(0), columns(1)]),
+        Op::LstmWeightGradient { part: LstmPart::Bias | LstmPart::Peepholes, .. } => None,
+        Op::LstmWeightGradient { part, lstm, .. } => {
+            let d = lstm.directions();
+            Some([columns(0) / d, if *part == LstmPart::InputWeights { columns(1) } else { columns(1) / d }])
+        }
+        _ => None,
+    }
 }
 
 fn workspace_values(

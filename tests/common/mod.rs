@@ -23,15 +23,17 @@ pub fn gpus() -> Vec<Device> {
     vec![open(GpuLimits::Adapter), open(GpuLimits::Default)]
 }
 
-/// The GPU under test once for each family of strategies, which runs every layer that it can carry, and each tile of products.
+/// The GPU under test once for each family of strategies, which runs every layer that it can carry, and each tile of products,
+/// of which every other splits sums over rows.
 /// *Grid*, whose workgroups need the processor to themselves, is tested apart (`tests/grid.rs`).
 pub fn strategies() -> Vec<Device> {
     let families = |device: Device| {
-        let of = move |(family, tile)| {
-            let kernels = Kernels { family: Some(family), product: Some(Product::Tiled(tile)), ..Kernels::default() };
+        let of = move |(n, (family, tile))| {
+            let product = if n % 2 == 0 { Product::Tiled(tile) } else { Product::Split(tile, 2 + n) };
+            let kernels = Kernels { family: Some(family), product: Some(product), ..Kernels::default() };
             device.clone().with_kernels(kernels)
         };
-        Family::ALL.into_iter().filter(|f| *f != Family::Grid).zip(Tile::ALL).map(of)
+        Family::ALL.into_iter().filter(|f| *f != Family::Grid).zip(Tile::ALL).enumerate().map(of)
     };
     gpus().into_iter().take(1).flat_map(families).collect()
 }

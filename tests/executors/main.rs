@@ -5,15 +5,19 @@ mod axes;
 #[path = "../common/mod.rs"]
 mod common;
 
-use common::{assert_close, devices, strategies};
+use common::{assert_close, devices, gpus, strategies};
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
+use mnemon::device::Device;
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{B, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, TimeKind, Value};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
+use mnemon::scheduler::products::Tile;
 use mnemon::scheduler::recurrence::Weights;
-use mnemon::scheduler::{Batch, Capacity, CompileOptions, Family, Measures, Recurrence, Target, compile};
+use mnemon::scheduler::{
+    Batch, Capacity, CompileOptions, Family, Kernels, Measures, Product, Recurrence, Target, compile,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -421,14 +425,24 @@ fn products_in_every_tile() {
     g.output("y", y).unwrap();
     let inputs = [("x", random(&[rows, input], 1, 1.0)), ("up", random(&[rows, output], 2, 1.0))];
     let persistent = [("weight", random(&[output, input], 3, 0.3)), ("bias", random(&[output], 4, 0.3))];
-    check_layers(&Case {
+    let case = Case {
         name: "linear".into(),
         graph: g,
         persistent: persistent.into_iter().map(|(n, t)| (n.to_string(), t)).collect(),
         inputs: inputs.into_iter().map(|(n, t)| (n.to_string(), t)).collect(),
         batch,
         tolerance: 3e-5,
-    });
+    };
+    check_layers(&case);
+    // Every tile and number of parts, none of which divides the rows of the chunks, and more chunks than one dispatch takes.
+    let device = gpus().into_iter().take(1);
+    let products =
+        Tile::ALL.into_iter().flat_map(|t| [Product::Tiled(t), Product::Split(t, 3), Product::Split(t, 200)]);
+    let of = |device: Device| {
+        move |product| device.clone().with_kernels(Kernels { product: Some(product), ..Kernels::default() })
+    };
+    let devices: Vec<Device> = device.flat_map(|device| products.clone().map(of(device))).collect();
+    check_on(&case, &devices);
 }
 
 #[test]

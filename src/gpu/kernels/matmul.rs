@@ -68,7 +68,7 @@ impl MatMul {
         let values = preparer.values;
         let axis = row_axis(values.shape(a));
         let (kernel, tile, constants) = match product {
-            Product::Tiled(tile) => (&KERNEL, tile.sizes(), tile_constants(tile)),
+            Product::Tiled(tile) | Product::Split(tile, _) => (&KERNEL, tile.sizes(), tile_constants(tile)),
             Product::Broadcast => (&SUBGROUP, SUBGROUP_TILE, Constants::new()),
         };
         let mut pieces = Vec::new();

@@ -184,6 +184,8 @@ pub const KERNELS: &[&Kernel] = &[
     &reduce_rows::KERNEL,
     &softmax::KERNEL,
     &weight_gradient::KERNEL,
+    &weight_gradient::PARTIAL,
+    &weight_gradient::ADD_PARTS,
     &weight_gradient::SUBGROUP,
 ];
 
@@ -231,8 +233,8 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
     };
     for tile in Tile::ALL {
         let [rows, columns] = tile.sizes();
-        for kernel in [&matmul::KERNEL, &weight_gradient::KERNEL] {
-            add(format!("{} {rows} x {columns}", kernel.name), kernel, matmul::tile_constants(tile))?;
+        for kernel in [&matmul::KERNEL, &weight_gradient::KERNEL, &weight_gradient::PARTIAL] {
+            add(format!("{} {} {rows} x {columns}", kernel.name, kernel.entry), kernel, matmul::tile_constants(tile))?;
         }
     }
     for (hidden, sequences) in [32, 64, 96, 128, 192, 256, 512, 1024].into_iter().flat_map(|h| [(h, 1), (h, 64)]) {
@@ -253,7 +255,8 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
         let tiled =
             matches!(kernel.name, "lstm_forward" | "lstm_backward" | "lstm_forward_grid" | "lstm_backward_grid")
                 && matches!(kernel.entry, "main" | "registers" | "resume");
-        if !tiled && !matches!(kernel.name, "matmul" | "weight_gradient") {
+        let tiled = tiled || kernel.name == "matmul" || kernel.name == "weight_gradient" && kernel.entry != "add_parts";
+        if !tiled {
             add(format!("{} {}", kernel.name, kernel.entry), kernel, Constants::new())?;
         }
     }

@@ -8,6 +8,8 @@ use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::{LstmPart, Op};
+use crate::scheduler::batch::GRADIENT_CHUNK;
+use crate::scheduler::products::chunks_together;
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::{Product, Step};
 
@@ -25,9 +27,16 @@ params!(Params {
     a_first: u32,
     b_stride: u32,
     b_first: u32,
+    parts: u32,
+    chunk_start: u32,
+    chunk_end: u32,
 });
 
 pub(super) static KERNEL: Kernel = kernel!("weight_gradient", "main", Params, [Params, Read, Read, Read, Write]);
+pub(super) static PARTIAL: Kernel =
+    kernel!("weight_gradient", "partial", Params, [Params, Read, Read, Read, Absent, Write]);
+pub(super) static ADD_PARTS: Kernel =
+    kernel!("weight_gradient", "add_parts", Params, [Params, Absent, Absent, Absent, Write, Write]);
 pub(super) static SUBGROUP: Kernel =
     kernel!("weight_gradient_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
 
@@ -48,6 +57,15 @@ pub(super) struct WeightGradient {
     /// Of A and of B: values from row to row, and where the columns that count begin.
     strides: [(usize, usize); 2],
     result: View,
+    split: Option<Split>,
+}
+
+/// Chunks that several workgroups share.
+struct Split {
+    parts: usize,
+    /// Chunks of one dispatch.
+    chunks: usize,
+    add: Launch,
 }
 
 impl WeightGradient {
@@ -78,10 +96,17 @@ impl WeightGradient {
         let strides = [a_columns, b_columns];
         let axis = row_axis(values.shape(a));
         let table = preparer.table(axis);
+        let split = match product_of(step)? {
+            Product::Split(tile, parts) => Some((parts, chunks_together(tile, parts, m, n))),
+            _ => None,
+        };
+        let last = step.workspace.last().filter(|_| split.is_some());
+        let partials = last.map(|&w| values.view(w, 0)).transpose()?;
         let (kernel, blocks, constants) = match product_of(step)? {
-            Product::Tiled(tile) => {
+            Product::Tiled(tile) | Product::Split(tile, _) => {
                 let [rows, columns] = tile.sizes();
-                (&KERNEL, [n.div_ceil(columns), m.div_ceil(rows)], tile_constants(tile))
+                let kernel = if partials.is_some() { &PARTIAL } else { &KERNEL };
+                (kernel, [n.div_ceil(columns), m.div_ceil(rows)], tile_constants(tile))
             }
             Product::Broadcast => {
                 let [columns, rows] = SUBGROUP_TILE;
@@ -90,10 +115,19 @@ impl WeightGradient {
         };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
-            let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), values.view(c, 0)?].map(Some);
+            let to = partials.clone().map_or_else(|| values.view(c, 0), Ok)?;
+            let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), to].map(Some);
             pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
         }
-        Ok(Self { previous, pieces, axis, a, m, n, units, blocks, strides, result: values.view(c, 0)? })
+        let result = values.view(c, 0)?;
+        let split = match (split, partials) {
+            (Some((parts, chunks)), Some(partials)) => {
+                let add = preparer.launch(&ADD_PARTS, &[Some(result.clone()), Some(partials)])?;
+                Some(Split { parts, chunks, add })
+            }
+            _ => None,
+        };
+        Ok(Self { previous, pieces, axis, a, m, n, units, blocks, strides, result, split })
     }
 }
 
@@ -123,8 +157,24 @@ impl Runner for WeightGradient {
                 a_first: word(self.strides[0].1),
                 b_stride: word(self.strides[1].0),
                 b_first: word(self.strides[1].1),
+                parts: 1,
+                chunk_start: 0,
+                chunk_end: 0,
             };
-            out.dispatch(&self.pieces[p], &params, others * blocks);
+            let Some(split) = &self.split else {
+                out.dispatch(&self.pieces[p], &params, others * blocks);
+                continue;
+            };
+            let chunks = (steps as usize).div_ceil(GRADIENT_CHUNK).max(1);
+            let mut accumulate = params.accumulate;
+            for first in (0..chunks).step_by(split.chunks).rev() {
+                let last = (first + split.chunks).min(chunks);
+                let (chunk_start, chunk_end) = (word(first), word(last));
+                let params = Params { parts: word(split.parts), chunk_start, chunk_end, accumulate, ..params };
+                out.dispatch(&self.pieces[p], &params, others * blocks * split.parts * (last - first));
+                out.dispatch(&split.add, &params, (self.m * self.n).div_ceil(256));
+                accumulate = 1;
+            }
         }
         Ok(())
     }
