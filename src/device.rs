@@ -7,12 +7,12 @@ mod tuner;
 pub use crate::scheduler::strategy::AdapterReport;
 pub use budget::{Budget, Source};
 pub use session::{Executable, Reading, Session};
-pub use tuner::{FIRST_USE, Finding, Tuner};
+pub use tuner::{FIRST_USE, Finding, Findings, Tuner};
 
 use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 use crate::gpu;
-use crate::scheduler::{Kernels, Precision, Target};
+use crate::scheduler::{Kernels, Precision, Recurrence, Target};
 use std::sync::Arc;
 
 /// Which limits and features of a GPU to use.
@@ -229,6 +229,17 @@ impl Device {
         self
     }
 
+    /// The same device, which shows how many of its workgroups run at a time and can meet, so that a tuner may pick
+    /// [`Recurrence::Grid`](crate::scheduler::Recurrence::Grid). Nothing on one that has no Vulkan.
+    #[must_use]
+    pub fn with_grid(self) -> Self {
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice {
+            context.prove_meetings();
+        }
+        self
+    }
+
     /// The same device, whose sessions hold weights so where kernels read them. An error where fewer than 32 bits are asked
     /// for and it is not a GPU, or one without halves.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
@@ -255,11 +266,8 @@ impl Device {
     /// The same device, whose sessions run layers by these strategies where they can.
     #[must_use]
     pub fn with_kernels(mut self, kernels: Kernels) -> Self {
-        #[cfg(feature = "gpu")]
-        if let Choice::Gpu(context) = &self.choice
-            && kernels.meet()
-        {
-            context.prove_meetings();
+        if kernels.meet() {
+            self = self.with_grid();
         }
         self.kernels = kernels;
         self
@@ -276,6 +284,9 @@ impl Device {
     /// Only GPUs have strategies to choose from.
     #[must_use]
     pub fn with_tuner(mut self, tuner: Arc<Tuner>) -> Self {
+        if tuner.findings().layers.iter().any(|f| matches!(f.pick, Recurrence::Grid { .. })) {
+            self = self.with_grid();
+        }
         self.tuner = Some(tuner);
         self
     }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{assert_close, gpus};
 use mnemon::config::LstmConfig;
-use mnemon::device::{Device, Tuner};
+use mnemon::device::{Device, Findings, Tuner};
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{Graph, N};
 use mnemon::nn::{Dense, Input, Lstm, Sequential};
@@ -53,18 +53,24 @@ fn findings_are_right_and_remembered() {
     for device in gpus().into_iter().take(1) {
         let file = file("findings");
         let tuner = Arc::new(Tuner::new(&device, Some(file.clone()), Duration::from_secs(600)).unwrap());
-        assert!(tuner.findings().is_empty());
+        assert_eq!(tuner.findings(), Findings::default());
         let (got, chosen) = gradients(&device.clone().with_tuner(Arc::clone(&tuner)));
         assert_close("tuned", &got, &wanted, 3e-5);
         let findings = tuner.findings();
-        assert_eq!(findings.len(), 2, "one there, one back");
-        for (finding, chosen) in findings.iter().zip(&chosen) {
+        assert_eq!(findings.layers.len(), 2, "one there, one back");
+        for (finding, chosen) in findings.layers.iter().zip(&chosen) {
             assert_eq!(finding.pick, *chosen);
             assert!(finding.complete);
-            assert!(finding.layer.admits(finding.pick, &device.target()));
+            assert!(finding.of.admits(finding.pick, &device.target()));
             assert!((2..=6).contains(&finding.timed.len()), "{} candidates", finding.timed.len());
             let fastest = finding.timed.iter().filter_map(|t| t.1).fold(f64::INFINITY, f64::min);
             assert!(finding.timed.contains(&(finding.pick, Some(fastest))));
+        }
+        // The input projection, and the gradient of its weight.
+        assert_eq!(findings.products.len(), 2);
+        for finding in &findings.products {
+            assert!(finding.complete && (2..=6).contains(&finding.timed.len()), "{finding:?}");
+            assert!(finding.timed.iter().all(|t| t.1.is_some()), "{finding:?}");
         }
         // Another process finds them there and measures nothing.
         let again = Tuner::new(&device, Some(file.clone()), Duration::ZERO).unwrap();
@@ -72,7 +78,7 @@ fn findings_are_right_and_remembered() {
         // Without time nothing is found, and the table is used.
         let hasty = Arc::new(Tuner::new(&device, None, Duration::ZERO).unwrap());
         let (got, by_table) = gradients(&device.clone().with_tuner(Arc::clone(&hasty)));
-        assert!(hasty.findings().is_empty());
+        assert_eq!(hasty.findings(), Findings::default());
         assert_eq!((got, by_table), gradients(&device));
         std::fs::write(&file, "[1, 2").unwrap();
         let error = Tuner::new(&device, Some(file.clone()), Duration::ZERO).unwrap_err().to_string();
@@ -96,8 +102,9 @@ fn layers_without_a_choice_are_settled() {
         let capacity = Capacity::exactly(&Batch::dense(2, 3).unwrap());
         let program = compile(&g, device.target(), &CompileOptions::new(&capacity)).unwrap();
         let tuner = Tuner::new(&device, None, Duration::ZERO).unwrap();
-        assert_eq!(tuner.settle(&device, &program).unwrap(), 0);
-        assert_eq!(tuner.findings().len(), 1);
+        // Its product has tiles to choose from.
+        assert_eq!(tuner.settle(&device, &program).unwrap(), 1);
+        assert_eq!(tuner.findings().layers.len(), 1);
     }
 }
 

@@ -28,6 +28,12 @@ enum Command<'a> {
     Clear { view: View },
 }
 
+/// Dispatches of a run's first submission where there are more: few, so that the device begins soon. An estimate.
+const FIRST_DISPATCHES: usize = 64;
+
+/// Dispatches of each further one: a submission costs as much as some ten dispatches. An estimate.
+const NEXT_DISPATCHES: usize = 1024;
+
 /// The commands of one run.
 pub(super) struct Recorder<'a> {
     context: &'a Context,
@@ -37,6 +43,8 @@ pub(super) struct Recorder<'a> {
     params: Vec<u8>,
     slot_bytes: usize,
     slots: usize,
+    /// Dispatches after which what is recorded is submitted, so that the device works while the host goes on recording.
+    early: usize,
     most: u32,
     profiler: Option<&'a mut Profiler>,
 }
@@ -52,6 +60,7 @@ impl<'a> Recorder<'a> {
             params: Vec::new(),
             slot_bytes: context.target().limits.uniform as usize,
             slots: 0,
+            early: FIRST_DISPATCHES,
             most: context.workgroups(),
             profiler,
         }
@@ -72,6 +81,10 @@ impl<'a> Recorder<'a> {
         self.slots += 1;
         if let Some(profiler) = &mut self.profiler {
             profiler.dispatch(launch.pipeline.label);
+        }
+        if self.slots >= self.early {
+            self.flush();
+            self.early = NEXT_DISPATCHES;
         }
     }
 
@@ -113,6 +126,11 @@ impl<'a> Recorder<'a> {
 
     /// Encodes and submits everything so far.
     pub fn submit(&mut self) -> Result<()> {
+        self.flush();
+        self.context.check()
+    }
+
+    fn flush(&mut self) {
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
         self.slots = 0;
         let mut first = 0;
@@ -121,7 +139,7 @@ impl<'a> Recorder<'a> {
             profiler.profile.copies += commands.len() - dispatches;
             first = profiler.profile.device.len() - dispatches;
             if profiler.dry {
-                return Ok(());
+                return;
             }
         }
         let timed = self.profiler.is_some() && self.context.has_timestamps();
@@ -151,7 +169,6 @@ impl<'a> Recorder<'a> {
                 profiler.profile.submissions += 1;
             }
         }
-        self.context.check()
     }
 }
 

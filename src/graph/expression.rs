@@ -151,6 +151,18 @@ impl Expr {
         Self::Select(Arc::new(self), Arc::new(a), Arc::new(b))
     }
 
+    /// This expression with `f` of its number in place of each input.
+    pub fn with_inputs(&self, f: &dyn Fn(usize) -> Expr) -> Expr {
+        let shared = |e: &Expr| Arc::new(e.with_inputs(f));
+        match self {
+            Self::Input(i) => f(*i),
+            Self::Unary(op, a) => Self::Unary(*op, shared(a)),
+            Self::Binary(op, a, b) => Self::Binary(*op, shared(a), shared(b)),
+            Self::Select(a, b, c) => Self::Select(shared(a), shared(b), shared(c)),
+            Self::Const(_) | Self::Scalar(_) | Self::Size(_) => self.clone(),
+        }
+    }
+
     /// Calls `f` on this expression and all inside it, outside first.
     pub fn visit(&self, f: &mut impl FnMut(&Expr)) {
         f(self);

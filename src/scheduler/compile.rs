@@ -3,6 +3,7 @@
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::cut::{Draft, cut};
 use super::footprint::amount;
+use super::fuse::fuse;
 use super::lifetimes::Laid;
 use super::measures::{self, Measures};
 use super::memory;
@@ -19,6 +20,7 @@ use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broa
 pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Result<Program> {
     let mut compiler = Compiler::new(graph, target, options);
     compiler.live()?;
+    compiler.fuse();
     compiler.alias()?;
     if let Some(measures) = options.measures {
         return compiler.finish(options, measures);
@@ -138,6 +140,16 @@ impl<'a> Compiler<'a> {
             self.copies.push((p, v));
         }
         Ok(())
+    }
+
+    /// Lets elementwise steps run with those that they feed; the reference computes what was written.
+    fn fuse(&mut self) {
+        if self.target.executor == Executor::Reference {
+            return;
+        }
+        let ends = self.graph.outputs().iter().filter_map(|o| self.at[o.1.index()]);
+        let kept: Vec<usize> = ends.chain(self.copies.iter().map(|c| c.1)).collect();
+        fuse(&mut self.steps, &self.values, &kept, &self.target);
     }
 
     fn readers(&self, value: usize) -> impl Iterator<Item = usize> + '_ {

@@ -8,6 +8,7 @@ pub mod compile;
 mod cut;
 mod describe;
 pub mod footprint;
+mod fuse;
 pub mod gather;
 mod lifetimes;
 pub mod measures;

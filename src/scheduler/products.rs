@@ -44,9 +44,12 @@ const ENOUGH: usize = 256;
 /// Parts of a chunk; a chunk of 64 timesteps has at least as many tiles of rows from two sequences on.
 const MOST_PARTS: usize = 16;
 
-/// Chunks of one dispatch whose parts wait to be added up, for a sum of so many values in so many parts.
-pub fn chunks_together(tile: Tile, parts: usize, rows: usize, columns: usize) -> usize {
-    (ENOUGH / (tile.groups(rows, columns) * parts).max(1)).max(1)
+/// Chunks of one dispatch whose parts wait to be added up, for a sum of `rows` x `columns` values; 0 where not even those of one
+/// chunk fit a binding of `target`.
+pub fn chunks_together(target: &Target, tile: Tile, parts: usize, [rows, columns]: [usize; 2]) -> usize {
+    let enough = (ENOUGH / (tile.groups(rows, columns) * parts).max(1)).max(1);
+    let fit = target.limits.binding / (4 * parts * rows * columns).max(1) as u64;
+    enough.min(usize::try_from(fit).unwrap_or(usize::MAX))
 }
 
 /// How a product runs. An element of its result has the same bits in each tile, and other bits in other numbers of parts.
@@ -71,7 +74,7 @@ impl std::fmt::Display for Product {
 }
 
 /// What the choice of a tile depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProductShape {
     /// Whether it sums over the rows of both operands, as weight gradients do.
     pub gradient: bool,
@@ -81,6 +84,14 @@ pub struct ProductShape {
     pub columns: usize,
     /// What is summed over.
     pub inner: usize,
+}
+
+impl std::fmt::Display for ProductShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { gradient, rows, columns, inner } = self;
+        let what = if *gradient { "gradient of a weight" } else { "product" };
+        write!(f, "{what}, {rows} x {columns}, over {inner}")
+    }
 }
 
 impl ProductShape {
@@ -134,6 +145,40 @@ impl ProductShape {
         let tile = Tile::ALL.into_iter().find(fits).unwrap_or(Tile::ALL[3]);
         // Of the result alone, not of how many rows there are: so a sum has the same bits in any cut.
         let parts = (ENOUGH / groups(&tile).max(1)).min(MOST_PARTS);
-        Some(if self.gradient && parts > 1 { Product::Split(tile, parts) } else { Product::Tiled(tile) })
+        Some(if parts > 1 { self.fit(Product::Split(tile, parts), target) } else { Product::Tiled(tile) })
+    }
+
+    /// The shape that stands for all of like sizes: what depends on the batch is rounded up to a power of two.
+    pub fn bucket(&self) -> Self {
+        match self.gradient {
+            true => Self { inner: self.inner.max(1).next_power_of_two(), ..*self },
+            false => Self { rows: self.rows.max(1).next_power_of_two(), ..*self },
+        }
+    }
+
+    /// What may be fastest: the table's choice first, then every other tile.
+    pub fn candidates(&self, target: &Target) -> Vec<Product> {
+        let mut all: Vec<Product> = self.by_table(target).into_iter().collect();
+        for tile in Tile::ALL {
+            let parts = (ENOUGH / tile.groups(self.rows, self.columns).max(1)).min(MOST_PARTS);
+            let split = if parts > 1 { Product::Split(tile, parts) } else { Product::Tiled(tile) };
+            let candidate = self.fit(split, target);
+            if !all.contains(&candidate) {
+                all.push(candidate);
+            }
+        }
+        all
+    }
+
+    /// `product`, or without parts where this has none or no room for them.
+    pub fn fit(&self, product: Product, target: &Target) -> Product {
+        match product {
+            Product::Split(tile, parts)
+                if !self.gradient || chunks_together(target, tile, parts, [self.rows, self.columns]) == 0 =>
+            {
+                Product::Tiled(tile)
+            }
+            other => other,
+        }
     }
 }

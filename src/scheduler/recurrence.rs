@@ -148,6 +148,13 @@ pub struct Layer {
     pub normed: bool,
 }
 
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let way = if self.backward { "forward and back" } else { "forward" };
+        write!(f, "B {} H {} R {} D {} {way}", self.sequences, self.hidden, self.output, self.directions)
+    }
+}
+
 impl Layer {
     /// The layer that `step` runs over batches up to `capacity`; none for other operations.
     pub fn of(step: &Step, values: &[ProgramValue], capacity: &Capacity) -> Option<Self> {
@@ -379,6 +386,9 @@ pub struct Kernels {
     /// Picked by measurement; they go before the table.
     #[serde(with = "pairs")]
     pub picks: BTreeMap<Layer, Recurrence>,
+    /// The same of products, by their buckets.
+    #[serde(default, with = "pairs")]
+    pub products: BTreeMap<ProductShape, Product>,
 }
 
 impl Kernels {
@@ -404,11 +414,8 @@ impl Kernels {
     pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
         let table = shape.by_table(target)?;
         let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
-        let fit = |p: Product| match p {
-            Product::Split(tile, _) if !shape.gradient => Product::Tiled(tile),
-            p => p,
-        };
-        self.product.filter(can).map(fit).or(Some(table))
+        let picked = || self.products.get(&shape.bucket()).copied().filter(can);
+        self.product.filter(can).or_else(picked).map(|p| shape.fit(p, target)).or(Some(table))
     }
 }
 

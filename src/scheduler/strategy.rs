@@ -254,7 +254,7 @@ pub fn workspace(
     let mut all = workspace_values(&step.op, step.recurrence, inputs, len);
     if let (Some(Product::Split(tile, parts)), Some([rows, columns])) = (step.product, gradient_sizes(&step.op, inputs))
     {
-        let chunks = chunks_together(tile, parts, rows, columns);
+        let chunks = chunks_together(target, tile, parts, [rows, columns]);
         all.push(scratch("partials", [chunks * parts * rows * columns], DType::F32));
     }
     all.into_iter().enumerate().map(|(number, w)| target.precision.hold(&step.op, number, w)).collect()

@@ -28,6 +28,11 @@ pub struct DeviceOptions {
     #[arg(long, env = "MNEMON_STRATEGY", value_name = "STRATEGY", value_parser = strategies())]
     strategy: Option<String>,
 
+    /// Let the tuner try workgroups that wait for each other, which no standard promises to work; a device shows at the start
+    /// whether they do, and what does not meet is resumed
+    #[arg(long, env = "MNEMON_GRID")]
+    grid: bool,
+
     /// In how many bits a GPU holds weights where kernels read them; all else is computed in 32
     #[arg(long, env = "MNEMON_PRECISION", default_value = "f32", value_parser = precisions())]
     precision: String,
@@ -116,10 +121,11 @@ impl DeviceOptions {
         let device = self.memory.iter().fold(device, |device, &bytes| device.with_memory(bytes));
         let family = self.strategy.as_deref().map(str::parse).transpose()?;
         let device = device.with_kernels(Kernels { family, ..Kernels::default() });
+        let device = if self.grid { device.with_grid() } else { device };
         let real = device.kind() == DeviceKind::Gpu;
         let gpu = real || device.kind() == DeviceKind::Software;
-        if !gpu && (family.is_some() || self.tune == Tune::On) {
-            let message = format!("--strategy and --tune on are for GPUs, got {}", device.name());
+        if !gpu && (family.is_some() || self.tune == Tune::On || self.grid) {
+            let message = format!("--strategy, --grid and --tune on are for GPUs, got {}", device.name());
             return Err(Error::new(ErrorKind::Argument, message));
         }
         let device = match self.tune {

@@ -4,9 +4,10 @@ use crate::configs::{ConfigOptions, Mode};
 use crate::options::DeviceOptions;
 use crate::output::say;
 use clap::Args;
-use mnemon::device::{DeviceKind, Finding};
+use mnemon::device::{DeviceKind, Finding, Findings};
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::scheduler::{Capacity, CompileOptions, compile};
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ Examples:
   mnemon tune --only small,med --device software --tuned kernels.json
 
 Each kind of layer (its sizes, directions, the batch rounded up to a power of two, forward and back) is run by every strategy
-that the device can run it by, checked against the reference on a small case, and timed. The fastest is remembered for the
+that the device can run it by, and each matrix product in every tile, checked against the reference on a small case, and timed. The fastest is remembered for the
 adapter, its driver and this version, and every command uses it from then on unless it is given --tune off. Without this,
 first use measures for at most 2 seconds a model.";
 
@@ -54,23 +55,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let options = CompileOptions::new(&Capacity::exactly(&config.batch()?));
         let program = compile(&graph, device.target(), &options)?;
         let left = tuner.settle(&device, &program)?;
-        for finding in tuner.findings() {
-            if !shown.contains(&finding.layer) {
-                shown.push(finding.layer);
-                show(&finding);
-            }
-        }
+        let Findings { layers, products } = tuner.findings();
+        layers.iter().for_each(|f| show(f, &mut shown));
+        products.iter().for_each(|f| show(f, &mut shown));
         if left > 0 {
-            say!("{}: {left} layers left for another time", config.name);
+            say!("{}: {left} layers and products left for another time", config.name);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(finding: &Finding) {
-    let layer = &finding.layer;
-    let way = if layer.backward { "forward and back" } else { "forward" };
-    say!("B {} H {} R {} D {} {way}", layer.sequences, layer.hidden, layer.output, layer.directions);
+/// Prints what is not among `shown`.
+fn show<Of: Display, Choice: Display + PartialEq>(finding: &Finding<Of, Choice>, shown: &mut Vec<String>) {
+    let of = finding.of.to_string();
+    if shown.contains(&of) {
+        return;
+    }
+    say!("{of}");
+    shown.push(of);
     for (candidate, seconds) in &finding.timed {
         let mark = if *candidate == finding.pick { "*" } else { " " };
         match seconds {

@@ -21,7 +21,7 @@ const WORKGROUP: usize = 256;
 /// Bindings of one kernel, where the device allows more: what compilers and drivers are used to.
 const MOST_BINDINGS: usize = 64;
 
-/// One or more expressions over the same values; where sizes are fixed, of several steps that are alike.
+/// One or more expressions over the same values; where sizes are fixed, of several steps.
 pub(super) struct Elementwise {
     pieces: Vec<Launch>,
     axis: Option<u8>,
@@ -103,15 +103,11 @@ impl Bound {
     }
 }
 
-/// How many of `steps`, from the first on, one dispatch can run: elementwise steps of the same expressions over values of
-/// fixed sizes, of which none reads or writes what another writes, in as many bindings as there are. At least 1.
-pub(in crate::gpu) fn alike(values: &Values, steps: &[&Step]) -> Result<usize> {
+/// How many of `steps`, from the first on, one dispatch can run: elementwise steps over values of fixed sizes, of which none reads or writes what another writes, in as many bindings as there are. At least 1.
+pub(in crate::gpu) fn apart_from_each_other(values: &Values, steps: &[&Step]) -> Result<usize> {
     let mut members = Vec::new();
     for step in steps {
-        let (Op::Elementwise { exprs }, Op::Elementwise { exprs: first }) = (&step.op, &steps[0].op) else { break };
-        if exprs != first {
-            break;
-        }
+        let Op::Elementwise { exprs } = &step.op else { break };
         members.push(Member::of(values, step, exprs)?);
         let fits = members.last().is_some_and(|m| m.len().is_some()) && apart(values, &members)?;
         if !fits {
@@ -141,7 +137,7 @@ fn apart(values: &Values, members: &[Member]) -> Result<bool> {
 }
 
 impl Elementwise {
-    /// `steps` of the same expressions, as many as [`alike`] allows.
+    /// `steps`, as many as [`apart_from_each_other`] allows.
     pub fn prepare(preparer: &mut Preparer<'_>, steps: &[&Step]) -> Result<Self> {
         let values = preparer.values;
         let of = |step: &&Step| match &step.op {

@@ -308,7 +308,7 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
 
 /// How many of `steps`, from the first on, one launcher can run together. At least 1.
 pub(super) fn together(values: &Values, steps: &[&Step]) -> Result<usize> {
-    elementwise::alike(values, steps)
+    elementwise::apart_from_each_other(values, steps)
 }
 
 /// The launcher of `steps`, which [`together`] has found.

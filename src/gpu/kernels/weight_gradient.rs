@@ -97,7 +97,7 @@ impl WeightGradient {
         let axis = row_axis(values.shape(a));
         let table = preparer.table(axis);
         let split = match product_of(step)? {
-            Product::Split(tile, parts) => Some((parts, chunks_together(tile, parts, m, n))),
+            Product::Split(tile, parts) => Some((parts, chunks_together(&values.program.target, tile, parts, [m, n]))),
             _ => None,
         };
         let last = step.workspace.last().filter(|_| split.is_some());

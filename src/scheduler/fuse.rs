@@ -1,0 +1,97 @@
+//! Elementwise steps that only feed another one of the same shape become part of it: one pass over the values less.
+
+use super::program::{ProgramValue, Step};
+use super::strategy::Target;
+use crate::graph::{Expr, Op};
+
+/// Most operations of an expression that is read more than once, since it is then computed more than once.
+const REPEATED: usize = 8;
+
+/// Fuses what can be. Values that `kept` names stay, for they are read from outside.
+pub(super) fn fuse(steps: &mut Vec<Step>, values: &[ProgramValue], kept: &[usize], target: &Target) {
+    let mut at = 0;
+    while at < steps.len() {
+        match producer(steps, values, kept, target, at) {
+            Some((from, fused)) => {
+                steps[at] = fused;
+                steps.remove(from);
+                // What is at `at - 1` now may read what another step makes.
+                at -= 1;
+            }
+            None => at += 1,
+        }
+    }
+    for (number, step) in steps.iter_mut().enumerate() {
+        step.number = number;
+    }
+}
+
+/// A step whose only output only step `at` reads, and what both are together.
+fn producer(
+    steps: &[Step],
+    values: &[ProgramValue],
+    kept: &[usize],
+    target: &Target,
+    at: usize,
+) -> Option<(usize, Step)> {
+    let step = &steps[at];
+    let Op::Elementwise { exprs } = &step.op else { return None };
+    let shape = &values[step.outputs.iter().copied().flatten().next()?].shape;
+    (0..step.inputs.len()).find_map(|input| {
+        let value = step.inputs[input].filter(|v| !kept.contains(v) && values[*v].shape == *shape)?;
+        let from = steps[..at].iter().position(|s| s.outputs.contains(&Some(value)))?;
+        let Op::Elementwise { exprs: made } = &steps[from].op else { return None };
+        let [made] = made.as_slice() else { return None };
+        let reads = |s: &Step| s.inputs.iter().filter(|v| **v == Some(value)).count();
+        if steps.iter().map(reads).sum::<usize>() != 1 {
+            return None;
+        }
+        let mut uses = 0;
+        exprs.iter().for_each(|e| e.visit(&mut |e| uses += usize::from(*e == Expr::Input(input))));
+        let mut size = 0;
+        made.visit(&mut |e| size += usize::from(!matches!(e, Expr::Input(_) | Expr::Const(_))));
+        if uses > 1 && size > REPEATED {
+            return None;
+        }
+        // What it reads in place of the value is held for longer: no more than that.
+        let full = |v: &&Option<usize>| v.is_some_and(|v| values[v].shape == *shape) && !step.inputs.contains(v);
+        if from + 1 < at && steps[from].inputs.iter().filter(full).count() > 1 {
+            return None;
+        }
+        let fused = together(step, exprs, input, &steps[from], made);
+        (bindings(&fused) <= target.limits.storage_bindings).then_some((from, fused))
+    })
+}
+
+fn bindings(step: &Step) -> usize {
+    let mut all: Vec<usize> = step.inputs.iter().chain(&step.outputs).copied().flatten().collect();
+    all.sort_unstable();
+    all.dedup();
+    all.len()
+}
+
+/// `step` with what `from` computes in place of its input number `input`.
+fn together(step: &Step, exprs: &[Expr], input: usize, from: &Step, made: &Expr) -> Step {
+    let mut inputs = step.inputs.clone();
+    inputs.remove(input);
+    // Inputs of `from` that `step` has already are read once.
+    let places: Vec<usize> = from
+        .inputs
+        .iter()
+        .map(|value| {
+            inputs.iter().position(|v| v == value).unwrap_or_else(|| {
+                inputs.push(*value);
+                inputs.len() - 1
+            })
+        })
+        .collect();
+    let made = made.with_inputs(&|i| Expr::Input(places[i]));
+    let exprs = exprs.iter().map(|e| {
+        e.with_inputs(&|i| match i.cmp(&input) {
+            std::cmp::Ordering::Less => Expr::Input(i),
+            std::cmp::Ordering::Equal => made.clone(),
+            std::cmp::Ordering::Greater => Expr::Input(i - 1),
+        })
+    });
+    Step { op: Op::Elementwise { exprs: exprs.collect() }, inputs, ..step.clone() }
+}
