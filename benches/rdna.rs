@@ -111,7 +111,8 @@ fn one_family() -> Result<ExitCode, Failure> {
 
 /// The variant's SPIR-V with its constants in place, and which subgroups it needs.
 fn spirv(variant: &Variant) -> Result<Vec<u32>, Failure> {
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP);
+    let mut validator =
+        Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
     let module = naga::front::wgsl::parse_str(&variant.source)?;
     let info = validator.validate(&module)?;

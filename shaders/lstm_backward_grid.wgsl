@@ -194,7 +194,7 @@ fn main(
                 run(t, thread, w, block, first, n);
             }
         }
-        if (!meet_tile(t.number, block, n + 1u, n + 1u - begin, thread)) {
+        if (!meet_tile(t.number, block, n + 1u, n + 1u - begin, n + 1u == params.steps, thread)) {
             return;
         }
     }

@@ -174,7 +174,7 @@ fn main(
                 run(t, thread, w, block, first, step);
             }
         }
-        if (!meet_tile(t.number, block, n + 1u, n + 1u, thread)) {
+        if (!meet_tile(t.number, block, n + 1u, n + 1u, n + 1u == t.steps, thread)) {
             return;
         }
     }

@@ -43,9 +43,11 @@ fn value_of(i: u32) -> f32 {
     return 0.0;
 }
 
-// Two halves; what is past the largest becomes it.
+// Two halves; what is past the largest becomes it, and what is no number stays none.
 fn half_pair(value: vec2<f32>) -> u32 {
-    return pack2x16float(clamp(value, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
+    let pair = pack2x16float(clamp(value, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
+    let none = (bitcast<vec2<u32>>(value) & vec2<u32>(0x7fffffffu)) > vec2<u32>(0x7f800000u);
+    return pair | select(0u, 0x7e00u, none.x) | select(0u, 0x7e000000u, none.y);
 }
 
 @compute @workgroup_size(256)

@@ -27,11 +27,14 @@ fn done_at(tile: u32, block: u32) -> u32 {
     return params.directions * params.row_blocks + tile * params.unit_blocks + block;
 }
 
-// Says that `done` steps are done, and waits for the other workgroups of the tile, for the `time`-th time. Whether all have
-// come.
-fn meet_tile(tile: u32, block: u32, done: u32, time: u32, thread: Thread) -> bool {
+// Says that `done` steps are done, and waits for the other workgroups of the tile, for the `time`-th time, unless these were
+// the last: the end of the dispatch is a meeting too. Whether it goes on.
+fn meet_tile(tile: u32, block: u32, done: u32, time: u32, last: bool, thread: Thread) -> bool {
     if (thread.number == 0u) {
         atomicStore(&meeting[done_at(tile, block)], done);
+    }
+    if (last) {
+        return false;
     }
     return meet(tile, time * params.unit_blocks, thread.number == 0u);
 }

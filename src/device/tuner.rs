@@ -51,8 +51,8 @@ pub struct Tuner {
     findings: Mutex<Findings>,
 }
 
-/// What the file holds, by adapter.
-type Remembered = BTreeMap<String, Findings>;
+/// What the file holds, by adapter and version; what other versions wrote is kept as it is.
+type Remembered = BTreeMap<String, serde_json::Value>;
 
 fn remembered(file: &Path) -> Result<Remembered> {
     match std::fs::read(file) {
@@ -78,7 +78,7 @@ impl Tuner {
         };
         let key = format!("{}{precision}, mnemon {}", device.name(), env!("CARGO_PKG_VERSION"));
         let all = file.as_deref().map_or_else(|| Ok(Remembered::new()), remembered)?;
-        let own = all.get(&key).cloned().unwrap_or_default();
+        let own = all.get(&key).and_then(|own| serde_json::from_value(own.clone()).ok()).unwrap_or_default();
         Ok(Self { file, key, budget, findings: Mutex::new(own) })
     }
 
@@ -109,8 +109,8 @@ impl Tuner {
             products.extend(ProductShape::of(step, &program.values, &program.capacity)?.map(|shape| shape.bucket()));
         }
         let Findings { layers: mut of_layers, products: mut of_products } = self.findings();
-        let left = measured(device, layers, &mut of_layers, end, ahead)?
-            + measured(device, products, &mut of_products, end, ahead)?;
+        let mut left = measured(device, layers, &mut of_layers, end, ahead)?;
+        left += measured(device, products, &mut of_products, end, ahead)?;
         let now = Findings { layers: of_layers, products: of_products };
         if now != self.findings() {
             *self.findings.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -127,7 +127,8 @@ impl Tuner {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
         let mut all = remembered(file)?;
-        all.insert(self.key.clone(), self.findings());
+        let own = serde_json::to_value(self.findings()).map_err(|e| Error::internal(e.to_string()))?;
+        all.insert(self.key.clone(), own);
         let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::internal(e.to_string()))?;
         let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
         std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, file)).map_err(failed)

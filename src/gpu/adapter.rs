@@ -220,7 +220,12 @@ impl Context {
                 buffer: self.limits.max_buffer_size,
                 // Kernels count values in 32 bits.
                 binding: self.limits.max_storage_buffer_binding_size.min(1 << 31),
-                storage_bindings: self.limits.max_storage_buffers_per_shader_stage as usize,
+                // Two uniforms are bound beside them, and Metal counts all together.
+                storage_bindings: self
+                    .limits
+                    .max_storage_buffers_per_shader_stage
+                    .min(self.limits.max_buffers_and_acceleration_structures_per_shader_stage.saturating_sub(2))
+                    as usize,
                 subgroup: if self.device.features().contains(wgpu::Features::SUBGROUP) {
                     self.info.subgroup_min_size as usize
                 } else {

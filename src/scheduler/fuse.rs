@@ -7,6 +7,11 @@ use crate::graph::{Expr, Op};
 /// Most operations of an expression that is read more than once, since it is then computed more than once.
 const REPEATED: usize = 8;
 
+/// Most operations of a fused expression, and values of a fused step: compilers refuse what is nested too deeply, and what
+/// reads much is as fast in two passes.
+const MOST_OPERATIONS: usize = 64;
+const MOST_VALUES: usize = 16;
+
 /// Fuses what can be. Values that `kept` names stay, for they are read from outside.
 pub(super) fn fuse(steps: &mut Vec<Step>, values: &[ProgramValue], kept: &[usize], target: &Target) {
     let mut at = 0;
@@ -59,8 +64,16 @@ fn producer(
             return None;
         }
         let fused = together(step, exprs, input, &steps[from], made);
-        (bindings(&fused) <= target.limits.storage_bindings).then_some((from, fused))
+        let fits = bindings(&fused) <= target.limits.storage_bindings.min(MOST_VALUES);
+        (fits && operations(&fused) <= MOST_OPERATIONS).then_some((from, fused))
     })
+}
+
+fn operations(step: &Step) -> usize {
+    let Op::Elementwise { exprs } = &step.op else { return 0 };
+    let mut count = 0;
+    exprs.iter().for_each(|e| e.visit(&mut |_| count += 1));
+    count
 }
 
 fn bindings(step: &Step) -> usize {

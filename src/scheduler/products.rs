@@ -63,6 +63,17 @@ pub enum Product {
     Split(Tile, usize),
 }
 
+impl Product {
+    /// Whether kernels know it, as a file that says otherwise may not.
+    pub fn is_known(&self) -> bool {
+        match self {
+            Self::Broadcast => true,
+            Self::Tiled(tile) => Tile::ALL.contains(tile),
+            Self::Split(tile, parts) => Tile::ALL.contains(tile) && *parts > 0,
+        }
+    }
+}
+
 impl std::fmt::Display for Product {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

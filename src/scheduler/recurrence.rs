@@ -234,7 +234,10 @@ impl Layer {
                 self.stays_inside() && matches!(rows, 1 | 2 | 4 | 8) && on_chip && fits(threads)
             }
             Recurrence::Grid { rows, pass, threads, .. } => {
-                let divides = pass > 0 && rows.is_multiple_of(pass);
+                if !matches!(rows, 1 | 2 | 4 | 8) || pass == 0 || threads.count() == 0 {
+                    return false;
+                }
+                let divides = rows.is_multiple_of(pass);
                 let on_chip = threads.units > 0 && threads.slices * self.register_rows() >= self.depth();
                 let bound = target.limits.storage_bindings >= GRID_BINDINGS;
                 self.stays_inside()
@@ -413,7 +416,7 @@ impl Kernels {
     /// How `shape` is computed on `target`.
     pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
         let table = shape.by_table(target)?;
-        let can = |p: &Product| *p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup;
+        let can = |p: &Product| p.is_known() && (*p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup);
         let picked = || self.products.get(&shape.bucket()).copied().filter(can);
         self.product.filter(can).or_else(picked).map(|p| shape.fit(p, target)).or(Some(table))
     }

@@ -3,13 +3,13 @@
 use super::Finding;
 use crate::config::{Cell, Direction, LstmConfig};
 use crate::device::{Device, Executable, Session};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::graph::builder::LstmWeights;
 use crate::graph::{Expr, Graph, LstmOp, N};
 use crate::params::{Initializer, Tensor, lstm_parameters};
 use crate::scheduler::products::ProductShape;
 use crate::scheduler::recurrence::{Family, Kernels, Layer, Recurrence};
-use crate::scheduler::{Batch, Capacity, Product};
+use crate::scheduler::{Batch, Capacity, Product, Program};
 use half::f16;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -18,12 +18,14 @@ use std::time::{Duration, Instant};
 const CANDIDATES: usize = 6;
 /// Steps over which a candidate is timed.
 const TIMED_STEPS: usize = 64;
-/// Sizes of the case on which a candidate must agree with the reference.
+/// Lengths of the sequences on which a candidate must agree with the reference; fewer where it is for fewer.
 const CHECKED: [usize; 3] = [3, 1, 2];
 /// Relative error of a candidate's outputs and gradients, in the 2-norm: the bound of the conformance cases for gradients.
 const TOLERANCE: f64 = 1e-4;
-/// Rows of the product on which a candidate must agree with the reference.
-const CHECKED_ROWS: usize = 5;
+/// Timesteps and sequences of the product on which a candidate must agree with the reference: two chunks, several tiles.
+const CHECKED_ROWS: [usize; 2] = [67, 2];
+/// Most values of an operand of the product that is timed: larger ones run as fast.
+const TIMED_VALUES: usize = 1 << 24;
 
 /// Values by their names.
 type Shapes = Vec<(String, Vec<usize>)>;
@@ -38,6 +40,9 @@ pub(super) trait Subject: Copy {
 
     /// The device, which runs it by `choice` in batches of as many sequences as `batch` has.
     fn by(&self, device: &Device, choice: Self::Choice, batch: &Batch) -> Device;
+
+    /// Whether a step of `program` runs by `choice`.
+    fn runs_by(choice: Self::Choice, program: &Program) -> bool;
 
     /// The batch on which a candidate must agree with the reference, or is timed.
     fn batch(&self, timed: bool) -> Result<Batch>;
@@ -64,17 +69,17 @@ pub(super) fn measure<S: Subject>(
             break;
         }
         let time = match agrees(device, subject, candidate, &mut wanted) {
-            Ok(true) => Some(time(device, subject, candidate)?),
+            Ok(true) => time(device, subject, candidate).map(Some),
             Ok(false) => {
                 log::warn!("tuner: `{candidate}` is wrong on {} and is not used", device.name());
-                None
+                Ok(None)
             }
-            Err(e) if e.kind() == ErrorKind::Memory => return Err(e),
-            Err(e) => {
-                log::warn!("tuner: `{candidate}` cannot run on {}: {e}", device.name());
-                None
-            }
+            Err(e) => Err(e),
         };
+        let time = time.unwrap_or_else(|e| {
+            log::warn!("tuner: `{candidate}` cannot run on {}: {e}", device.name());
+            None
+        });
         timed.push((candidate, time));
     }
     let best = timed.iter().filter_map(|&(c, t)| Some((c, t?))).min_by(|a, b| a.1.total_cmp(&b.1));
@@ -111,7 +116,12 @@ fn agrees<S: Subject>(
         let names: Vec<String> = executable.program().outputs.iter().map(|o| o.0.clone()).collect();
         names.iter().map(|name| session.output(&executable, name)).collect()
     };
-    let got = of(&subject.by(device, candidate, &batch))?;
+    let by = subject.by(device, candidate, &batch);
+    // What was checked has to be what is timed.
+    if !S::runs_by(candidate, loaded(&by, subject, &batch)?.1.program()) {
+        return Err(Error::unsupported("it does not run the case that is checked"));
+    }
+    let got = of(&by)?;
     if wanted.is_none() {
         *wanted = Some(of(&Device::reference())?);
     }
@@ -168,8 +178,15 @@ impl Subject for Layer {
         device.clone().with_kernels(kernels)
     }
 
+    fn runs_by(choice: Recurrence, program: &Program) -> bool {
+        program.stage_steps().any(|s| s.recurrence == Some(choice))
+    }
+
     fn batch(&self, timed: bool) -> Result<Batch> {
-        if timed { Batch::dense(TIMED_STEPS, self.sequences) } else { Batch::ragged(&CHECKED) }
+        if timed {
+            return Batch::dense(TIMED_STEPS, self.sequences);
+        }
+        Batch::ragged(&CHECKED[..self.sequences.clamp(1, CHECKED.len())])
     }
 
     /// Over an input as wide as the state; for the way back with the gradient of x.
@@ -214,9 +231,22 @@ impl Subject for ProductShape {
         device.clone().with_kernels(Kernels { product: Some(choice), ..Kernels::default() })
     }
 
+    fn runs_by(choice: Product, program: &Program) -> bool {
+        program.stage_steps().any(|s| s.product == Some(choice))
+    }
+
     fn batch(&self, timed: bool) -> Result<Batch> {
-        let rows = if self.gradient { self.inner } else { self.rows };
-        Batch::dense(if timed { rows } else { CHECKED_ROWS }, 1)
+        if !timed {
+            return Batch::dense(CHECKED_ROWS[0], CHECKED_ROWS[1]);
+        }
+        let (rows, widest) = match self.gradient {
+            true => (self.inner, self.rows.max(self.columns)),
+            false => (self.rows, self.columns.max(self.inner)),
+        };
+        let rows = rows.min(TIMED_VALUES / widest.max(1)).max(1);
+        // Chunks of as many rows as those of a usual batch: one of 64 timesteps, or a few.
+        let steps = rows.min(TIMED_STEPS);
+        Batch::dense(steps, rows.div_ceil(steps))
     }
 
     /// A linear layer, or the gradient of its weight alone.

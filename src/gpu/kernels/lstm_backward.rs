@@ -345,10 +345,8 @@ impl Runner for LstmBackward {
             // The first step reads c_0 where the others read cells.
             let alone = usize::from(self.has_c0).min(steps);
             let blocks = hidden.div_ceil(*units);
-            // Tiles that meet run at the same time.
-            let tiles = if self.meets() { 1 } else { sequences.div_ceil(*rows) * directions };
-            let chunks = chunks(steps - alone, tiles, [*rows, (*units).min(hidden), hidden])
-                .map(|c| c.start + alone..c.end + alone);
+            let tiles = sequences.div_ceil(*rows) * directions;
+            let chunks = chunks(steps - alone, tiles, [*rows, hidden, hidden]).map(|c| c.start + alone..c.end + alone);
             let begins = (alone > 0).then_some((0..1, first));
             for (chunk, launches) in begins.into_iter().chain(chunks.map(|c| (c, others))).rev() {
                 let row_blocks = axis.rows_at(chunk.start).div_ceil(*rows);

@@ -355,7 +355,9 @@ impl Runner for LstmForward {
             Recurrence::Grid { rows, threads, .. } => {
                 let launches = self.pieces.get(&rows).ok_or_else(missing)?;
                 let unit_blocks = self.hidden.div_ceil(threads.units);
-                for chunk in chunks(steps as usize, 1, [rows, threads.units, self.hidden]) {
+                // As short as what resumes it must be.
+                let tiles = sequences.div_ceil(rows) * directions;
+                for chunk in chunks(steps as usize, tiles, [rows, self.hidden, self.hidden]) {
                     let tiles = directions * axis.rows_at(chunk.start).div_ceil(rows);
                     let (step, step_end) = (word(chunk.start), word(chunk.end));
                     let row_blocks = word(tiles / directions);
