@@ -230,7 +230,7 @@ impl Device {
     }
 
     /// The same device, which shows how many of its workgroups run at a time and can meet, so that a tuner may pick
-    /// [`Recurrence::Grid`](crate::scheduler::Recurrence::Grid). Nothing on one that has no Vulkan.
+    /// [`Recurrence::Grid`]. Nothing on one that has no Vulkan.
     #[must_use]
     pub fn with_grid(self) -> Self {
         #[cfg(feature = "gpu")]
