@@ -35,49 +35,10 @@ fn tile_of(number: u32) -> Tile {
     return Tile(number, (number % params.row_blocks) * ROWS, number / params.row_blocks);
 }
 
-// The rows of U that a thread multiplies.
-struct Rows {
-    w0: vec4<f32>,
-    w1: vec4<f32>,
-    w2: vec4<f32>,
-    w3: vec4<f32>,
-    w4: vec4<f32>,
-    w5: vec4<f32>,
-    w6: vec4<f32>,
-    w7: vec4<f32>,
-    w8: vec4<f32>,
-    w9: vec4<f32>,
-    w10: vec4<f32>,
-    w11: vec4<f32>,
-    w12: vec4<f32>,
-    w13: vec4<f32>,
-    w14: vec4<f32>,
-    w15: vec4<f32>,
-}
-
 fn rows_of(t: Tile, thread: Thread, block: u32) -> Rows {
     // What is past the last row of weights meets zeros.
-    let most = params.inner - 1u;
-    let k = 16u * thread.slice;
-    let w = t.d * params.weight_rows * params.columns + min(block * UNITS + thread.lane, params.columns - 1u);
-    return Rows(
-        four(weights[w + min(k, most) * params.columns]),
-        four(weights[w + min(k + 1u, most) * params.columns]),
-        four(weights[w + min(k + 2u, most) * params.columns]),
-        four(weights[w + min(k + 3u, most) * params.columns]),
-        four(weights[w + min(k + 4u, most) * params.columns]),
-        four(weights[w + min(k + 5u, most) * params.columns]),
-        four(weights[w + min(k + 6u, most) * params.columns]),
-        four(weights[w + min(k + 7u, most) * params.columns]),
-        four(weights[w + min(k + 8u, most) * params.columns]),
-        four(weights[w + min(k + 9u, most) * params.columns]),
-        four(weights[w + min(k + 10u, most) * params.columns]),
-        four(weights[w + min(k + 11u, most) * params.columns]),
-        four(weights[w + min(k + 12u, most) * params.columns]),
-        four(weights[w + min(k + 13u, most) * params.columns]),
-        four(weights[w + min(k + 14u, most) * params.columns]),
-        four(weights[w + min(k + 15u, most) * params.columns]),
-    );
+    let first = t.d * params.weight_rows * params.columns + min(block * UNITS + thread.lane, params.columns - 1u);
+    return rows_from(first, params.columns, params.inner - 1u, thread);
 }
 
 // Brings the gate gradients of PASS sequences from the slot that begins at vector `slot`.
@@ -171,6 +132,15 @@ fn run(t: Tile, thread: Thread, w: Rows, block: u32, first: u32, n: u32) {
     }
 }
 
+// The same of all sequences of the tile that have the step.
+fn run_all(t: Tile, thread: Thread, w: Rows, block: u32, n: u32) {
+    for (var first = 0u; first < ROWS; first += PASS) {
+        if (runs(t.b + first, params.step - n)) {
+            run(t, thread, w, block, first, n);
+        }
+    }
+}
+
 @compute @workgroup_size(UNITS, SLICES)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -189,11 +159,7 @@ fn main(
     let longest = table[params.lengths + min(t.b, params.sequences - 1u)];
     let begin = max(params.step + 1u, longest) - longest;
     for (var n = begin; n < params.steps; n++) {
-        for (var first = 0u; first < ROWS; first += PASS) {
-            if (runs(t.b + first, params.step - n)) {
-                run(t, thread, w, block, first, n);
-            }
-        }
+        run_all(t, thread, w, block, n);
         if (!meet_tile(t.number, block, n + 1u, n + 1u - begin, n + 1u == params.steps, thread)) {
             return;
         }
@@ -227,12 +193,7 @@ fn resume(
             if (workgroupUniformLoad(&together) > n) {
                 continue;
             }
-            let w = rows_of(t, thread, block);
-            for (var first = 0u; first < ROWS; first += PASS) {
-                if (runs(t.b + first, params.step - n)) {
-                    run(t, thread, w, block, first, n);
-                }
-            }
+            run_all(t, thread, rows_of(t, thread, block), block, n);
         }
         storageBarrier();
         workgroupBarrier();

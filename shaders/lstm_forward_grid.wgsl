@@ -37,49 +37,10 @@ fn tile_of(number: u32) -> Tile {
     return Tile(number, b, d, max(min(params.step_end, longest), params.step) - params.step);
 }
 
-// The rows of U that a thread multiplies.
-struct Rows {
-    w0: vec4<f32>,
-    w1: vec4<f32>,
-    w2: vec4<f32>,
-    w3: vec4<f32>,
-    w4: vec4<f32>,
-    w5: vec4<f32>,
-    w6: vec4<f32>,
-    w7: vec4<f32>,
-    w8: vec4<f32>,
-    w9: vec4<f32>,
-    w10: vec4<f32>,
-    w11: vec4<f32>,
-    w12: vec4<f32>,
-    w13: vec4<f32>,
-    w14: vec4<f32>,
-    w15: vec4<f32>,
-}
-
 fn rows_of(t: Tile, thread: Thread, block: u32) -> Rows {
     // What is past R meets zeros.
-    let most = 4u * params.quads - 1u;
-    let k = 16u * thread.slice;
-    let w = weights_of(t.d) + min(block * UNITS + thread.lane, params.hidden - 1u);
-    return Rows(
-        four(weights[w + min(k, most) * params.hidden]),
-        four(weights[w + min(k + 1u, most) * params.hidden]),
-        four(weights[w + min(k + 2u, most) * params.hidden]),
-        four(weights[w + min(k + 3u, most) * params.hidden]),
-        four(weights[w + min(k + 4u, most) * params.hidden]),
-        four(weights[w + min(k + 5u, most) * params.hidden]),
-        four(weights[w + min(k + 6u, most) * params.hidden]),
-        four(weights[w + min(k + 7u, most) * params.hidden]),
-        four(weights[w + min(k + 8u, most) * params.hidden]),
-        four(weights[w + min(k + 9u, most) * params.hidden]),
-        four(weights[w + min(k + 10u, most) * params.hidden]),
-        four(weights[w + min(k + 11u, most) * params.hidden]),
-        four(weights[w + min(k + 12u, most) * params.hidden]),
-        four(weights[w + min(k + 13u, most) * params.hidden]),
-        four(weights[w + min(k + 14u, most) * params.hidden]),
-        four(weights[w + min(k + 15u, most) * params.hidden]),
-    );
+    let first = weights_of(t.d) + min(block * UNITS + thread.lane, params.hidden - 1u);
+    return rows_from(first, params.hidden, 4u * params.quads - 1u, thread);
 }
 
 fn multiply(h: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
@@ -151,6 +112,17 @@ fn runs(t: Tile, first: u32, step: u32) -> bool {
     return b < params.sequences && table[params.lengths + min(b, params.sequences - 1u)] > step;
 }
 
+// The same of all sequences of the tile that have the step.
+fn run_all(t: Tile, thread: Thread, w: Rows, block: u32, step: u32) {
+    for (var first = 0u; first < ROWS; first += PASS) {
+        if (runs(t, first, step)) {
+            load(t, thread, first, step);
+            workgroupBarrier();
+            run(t, thread, w, block, first, step);
+        }
+    }
+}
+
 @compute @workgroup_size(UNITS, SLICES)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -166,14 +138,7 @@ fn main(
     }
     let w = rows_of(t, thread, block);
     for (var n = 0u; n < t.steps; n++) {
-        let step = params.step + n;
-        for (var first = 0u; first < ROWS; first += PASS) {
-            if (runs(t, first, step)) {
-                load(t, thread, first, step);
-                workgroupBarrier();
-                run(t, thread, w, block, first, step);
-            }
-        }
+        run_all(t, thread, w, block, params.step + n);
         if (!meet_tile(t.number, block, n + 1u, n + 1u, n + 1u == t.steps, thread)) {
             return;
         }
@@ -199,7 +164,6 @@ fn resume(
         }
     }
     for (var n = workgroupUniformLoad(&together); n < t.steps; n++) {
-        let step = params.step + n;
         for (var block = 0u; block < params.unit_blocks; block++) {
             if (thread.number == 0u) {
                 together = atomicLoad(&meeting[done_at(t.number, block)]);
@@ -208,14 +172,7 @@ fn resume(
             if (workgroupUniformLoad(&together) > n) {
                 continue;
             }
-            let w = rows_of(t, thread, block);
-            for (var first = 0u; first < ROWS; first += PASS) {
-                if (runs(t, first, step)) {
-                    load(t, thread, first, step);
-                    workgroupBarrier();
-                    run(t, thread, w, block, first, step);
-                }
-            }
+            run_all(t, thread, rows_of(t, thread, block), block, params.step + n);
         }
         storageBarrier();
         workgroupBarrier();

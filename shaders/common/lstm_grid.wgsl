@@ -47,3 +47,46 @@ fn fewest_done(tile: u32) -> u32 {
     }
     return fewest;
 }
+
+// The rows of U that a thread multiplies.
+struct Rows {
+    w0: vec4<f32>,
+    w1: vec4<f32>,
+    w2: vec4<f32>,
+    w3: vec4<f32>,
+    w4: vec4<f32>,
+    w5: vec4<f32>,
+    w6: vec4<f32>,
+    w7: vec4<f32>,
+    w8: vec4<f32>,
+    w9: vec4<f32>,
+    w10: vec4<f32>,
+    w11: vec4<f32>,
+    w12: vec4<f32>,
+    w13: vec4<f32>,
+    w14: vec4<f32>,
+    w15: vec4<f32>,
+}
+
+// Of the column that begins at vector `first`, rows `stride` apart, of which the last is number `most`.
+fn rows_from(first: u32, stride: u32, most: u32, thread: Thread) -> Rows {
+    let k = 16u * thread.slice;
+    return Rows(
+        four(weights[first + min(k, most) * stride]),
+        four(weights[first + min(k + 1u, most) * stride]),
+        four(weights[first + min(k + 2u, most) * stride]),
+        four(weights[first + min(k + 3u, most) * stride]),
+        four(weights[first + min(k + 4u, most) * stride]),
+        four(weights[first + min(k + 5u, most) * stride]),
+        four(weights[first + min(k + 6u, most) * stride]),
+        four(weights[first + min(k + 7u, most) * stride]),
+        four(weights[first + min(k + 8u, most) * stride]),
+        four(weights[first + min(k + 9u, most) * stride]),
+        four(weights[first + min(k + 10u, most) * stride]),
+        four(weights[first + min(k + 11u, most) * stride]),
+        four(weights[first + min(k + 12u, most) * stride]),
+        four(weights[first + min(k + 13u, most) * stride]),
+        four(weights[first + min(k + 14u, most) * stride]),
+        four(weights[first + min(k + 15u, most) * stride]),
+    );
+}

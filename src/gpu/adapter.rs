@@ -195,10 +195,14 @@ impl Context {
     /// `device.rs` alone.
     pub fn prove_meetings(&self) {
         self.resident.get_or_init(|| {
-            meeting::resident(self).unwrap_or_else(|e| {
+            let resident = meeting::resident(self).unwrap_or_else(|e| {
                 log::warn!("device: whether workgroups can meet was not found out: {e}");
                 0
-            })
+            });
+            if resident == 0 {
+                log::warn!("device: workgroups of {} do not meet; grid is not used there", self.describe());
+            }
+            resident
         });
     }
 

@@ -69,7 +69,7 @@ impl Product {
         match self {
             Self::Broadcast => true,
             Self::Tiled(tile) => Tile::ALL.contains(tile),
-            Self::Split(tile, parts) => Tile::ALL.contains(tile) && *parts > 0,
+            Self::Split(tile, parts) => Tile::ALL.contains(tile) && (1..=ENOUGH).contains(parts),
         }
     }
 }

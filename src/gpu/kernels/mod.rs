@@ -247,7 +247,8 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
             };
             for (rows, kernel, constants) in variants {
                 let way = if backward { "backward" } else { "forward" };
-                add(format!("{way} H {hidden}, {rows} rows: {recurrence}"), kernel, constants)?;
+                let resumes = if kernel.entry == "resume" { ", resumed" } else { "" };
+                add(format!("{way} H {hidden}, {rows} rows: {recurrence}{resumes}"), kernel, constants)?;
             }
         }
     }
