@@ -34,19 +34,6 @@ fn multiply(x: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<
     return fma(vec4<f32>(x.w), w3, fma(vec4<f32>(x.z), w2, fma(vec4<f32>(x.y), w1, fma(vec4<f32>(x.x), w0, sum))));
 }
 
-fn bias_of(column: u32) -> vec4<f32> {
-    if (params.has_bias == 0u) {
-        return vec4<f32>(0.0);
-    }
-    let last = params.columns - 1u;
-    return vec4<f32>(
-        bias[min(column, last)],
-        bias[min(column + 1u, last)],
-        bias[min(column + 2u, last)],
-        bias[min(column + 3u, last)],
-    );
-}
-
 @compute @workgroup_size(16, 16)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,

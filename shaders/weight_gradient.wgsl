@@ -7,83 +7,11 @@
 //   add_parts: the parts of each chunk in their order, then the chunks; one thread an element, grid = m · n / 256
 // #import grid
 // #import product_tile
-
-struct Params {
-    m: u32,
-    n: u32,
-    row_start: u32,     // the piece holds rows row_start .. row_end of all
-    row_end: u32,
-    steps: u32,         // T; 0 where the rows are no time axis, and so one chunk
-    table: u32,         // where the axis's first rows of each step begin in `table`
-    blocks: u32,        // workgroups across columns of C
-    units: u32,         // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
-    accumulate: u32,    // whether C holds the sum of later pieces
-    a_stride: u32,      // values from one row of A to the next
-    a_first: u32,       // where the columns of A that count begin
-    b_stride: u32,      // the same of B
-    b_first: u32,
-    parts: u32,         // workgroups that share the rows of a chunk
-    chunk_start: u32,   // chunks chunk_start .. chunk_end are this dispatch's
-    chunk_end: u32,
-}
-
-const CHUNK: u32 = 64u;
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>; // the piece's rows
-@group(0) @binding(2) var<storage, read> b: array<f32>; // the piece's rows
-@group(0) @binding(3) var<storage, read> table: array<u32>;
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;
-@group(0) @binding(5) var<storage, read_write> partials: array<f32>; // [chunks of a dispatch, parts, m, n]
+// #import weight_gradient_rows
 
 // [half][row of A and B][quad of their columns].
 var<workgroup> a_tile: array<vec4<f32>, 2u * 8u * 4u * ROWS>;
 var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * select(16u, 32u, WIDE)>;
-
-fn address(row: u32) -> u32 {
-    let stored = select(row, (row & 3u) * params.units + (row >> 2u), params.units > 0u);
-    return stored * params.n;
-}
-
-// Four columns of one row: a chunk's sum, added to those of later chunks if there are any.
-fn store(row: u32, column: u32, value: vec4<f32>, adds: bool) {
-    if (row >= params.m) {
-        return;
-    }
-    for (var i = 0u; i < min(4u, max(params.n, column) - column); i++) {
-        let at = address(row) + column + i;
-        var sum = value[i];
-        if (adds) {
-            sum += c[at];
-        }
-        c[at] = sum;
-    }
-}
-
-// Four columns of row `r` of A, those past the end repeat the last; zeros past the chunk's rows.
-fn fetch_a(r: u32, end: u32, column: u32) -> vec4<f32> {
-    let at = min(r, end - 1u) * params.a_stride + params.a_first;
-    let last = params.m - 1u;
-    let x = vec4<f32>(
-        a[at + min(column, last)],
-        a[at + min(column + 1u, last)],
-        a[at + min(column + 2u, last)],
-        a[at + min(column + 3u, last)],
-    );
-    return select(vec4<f32>(0.0), x, r < end);
-}
-
-fn fetch_b(r: u32, end: u32, column: u32) -> vec4<f32> {
-    let at = min(r, end - 1u) * params.b_stride + params.b_first;
-    let last = params.n - 1u;
-    let x = vec4<f32>(
-        b[at + min(column, last)],
-        b[at + min(column + 1u, last)],
-        b[at + min(column + 2u, last)],
-        b[at + min(column + 3u, last)],
-    );
-    return select(vec4<f32>(0.0), x, r < end);
-}
 
 // What a thread computes and brings.
 struct Place {
@@ -91,24 +19,6 @@ struct Place {
     column: u32, // and its first column
     local: vec2<u32>,
     thread: u32,
-}
-
-// Rows of the piece.
-struct Rows {
-    start: u32,
-    end: u32,
-}
-
-// The piece's rows of a chunk; none where it has none.
-fn rows_of(chunk: u32) -> Rows {
-    var start = params.row_start;
-    var end = params.row_end;
-    if (params.steps > 0u) {
-        start = max(start, table[params.table + chunk * CHUNK]);
-        end = min(end, table[params.table + min((chunk + 1u) * CHUNK, params.steps)]);
-    }
-    end = max(start, end);
-    return Rows(start - params.row_start, end - params.row_start);
 }
 
 // This thread's elements of the sum over some rows.
@@ -123,10 +33,10 @@ fn sum_over(p: Place, rows: Rows) -> Sums {
     let column_b = p.column + 4u * (p.thread % across);
     var s = Sums();
     if (brings_a) {
-        a_tile[p.thread] = fetch_a(rows.start + depth_a, rows.end, column_a);
+        a_tile[p.thread] = four_of_a(rows.start + depth_a, rows.end, column_a);
     }
     if (brings_b) {
-        b_tile[p.thread] = fetch_b(rows.start + depth_b, rows.end, column_b);
+        b_tile[p.thread] = four_of_b(rows.start + depth_b, rows.end, column_b);
     }
     workgroupBarrier();
     let tiles = (rows.end - rows.start + DEPTH - 1u) / DEPTH;
@@ -138,10 +48,10 @@ fn sum_over(p: Place, rows: Rows) -> Sums {
         var next_b = vec4<f32>(0.0);
         if (tile + 1u < tiles) {
             if (brings_a) {
-                next_a = fetch_a(next + depth_a, rows.end, column_a);
+                next_a = four_of_a(next + depth_a, rows.end, column_a);
             }
             if (brings_b) {
-                next_b = fetch_b(next + depth_b, rows.end, column_b);
+                next_b = four_of_b(next + depth_b, rows.end, column_b);
             }
         }
         for (var k = 0u; k < DEPTH; k++) {
@@ -219,16 +129,6 @@ fn main(
             s = moved_up(s);
         }
         adds = true;
-    }
-}
-
-// Four columns of one row of a part's sum.
-fn put(part: u32, row: u32, column: u32, value: vec4<f32>) {
-    if (row >= params.m) {
-        return;
-    }
-    for (var i = 0u; i < min(4u, max(params.n, column) - column); i++) {
-        partials[(part * params.m + row) * params.n + column + i] = value[i];
     }
 }
 

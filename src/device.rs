@@ -1,6 +1,8 @@
 //! Devices and sessions: the only place that names the executors, and the only place that blocks on a GPU.
 
 mod budget;
+#[cfg(feature = "gpu")]
+mod exact;
 mod session;
 mod tuner;
 
@@ -240,8 +242,8 @@ impl Device {
         self
     }
 
-    /// The same device, whose sessions hold weights so where kernels read them. An error where fewer than 32 bits are asked
-    /// for and it is not a GPU, or one without halves.
+    /// The same device, whose sessions compute so. Matrix units are used once they have multiplied numbers that halves hold
+    /// exactly without an error. An error where fewer than 32 bits are asked for and it is not a GPU, or one without halves.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
         let can = match &self.choice {
             Choice::Cpu(_) | Choice::Reference => false,
@@ -255,6 +257,17 @@ impl Device {
             )));
         }
         self.precision = precision;
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice
+            && self.target().matrix() > 0
+            && !exact::multiplies_exactly(&self).unwrap_or_else(|e| {
+                log::warn!("device: whether matrix units are right was not found out: {e}");
+                false
+            })
+        {
+            log::warn!("device: matrix units of {} are not right; they are not used", context.describe());
+            context.distrust_matrices();
+        }
         Ok(self)
     }
 

@@ -13,10 +13,12 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-    let subgroups = name.contains("_subgroup");
+    let matrix = source.contains("enable wgpu_cooperative_matrix;");
+    let subgroups = name.contains("_subgroup") || matrix;
     // All but some of WebGL have the packing of halves.
-    let halves = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let capabilities = if subgroups { halves | Capabilities::SUBGROUP } else { halves };
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX, matrix);
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     if subgroups {
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
@@ -28,7 +30,8 @@ fn parse(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
 /// A module for one entry point with its constants in place, in SPIR-V, MSL and HLSL.
 fn translate(name: &str, source: &str, entry: &str, constants: &[(&str, f32)]) {
     let (module, info) = parse(name, source);
-    let subgroups = name.contains("_subgroup");
+    let matrix = source.contains("enable wgpu_cooperative_matrix;");
+    let subgroups = name.contains("_subgroup") || matrix;
     let constants = constants.iter().map(|&(name, value)| (name.to_string(), f64::from(value))).collect();
     let stage = Some((naga::ShaderStage::Compute, entry));
     let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, stage, &constants)
@@ -38,7 +41,7 @@ fn translate(name: &str, source: &str, entry: &str, constants: &[(&str, f32)]) {
     assert!(words.len() > 100, "{name}");
     let bounds = index::BoundsCheckPolicies::default();
     let options = msl::Options {
-        lang_version: if subgroups { (2, 1) } else { (1, 2) },
+        lang_version: if matrix { (2, 3) } else if subgroups { (2, 1) } else { (1, 2) },
         bounds_check_policies: bounds,
         fake_missing_bindings: true,
         ..Default::default()
@@ -46,6 +49,10 @@ fn translate(name: &str, source: &str, entry: &str, constants: &[(&str, f32)]) {
     let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{name}: msl: {e}"));
     assert!(text.contains("kernel void"), "{name}");
+    if matrix {
+        // DX12 has none, and no device there lists any.
+        return;
+    }
     let mut text = String::new();
     let options = hlsl::Options {
         shader_model: if subgroups { hlsl::ShaderModel::V6_0 } else { hlsl::ShaderModel::V5_1 },
@@ -90,6 +97,9 @@ fn tint_takes_every_shader() {
     let folder = std::env::temp_dir().join(format!("mnemon-tint-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     for (name, source) in shaders().unwrap() {
+        if name.contains("_matrix") {
+            continue; // The browser has no such extension.
+        }
         // The extension that naga does not know by name yet.
         let enable = if name.contains("_subgroup") { "enable subgroups;\n" } else { "" };
         let path = folder.join(&name);

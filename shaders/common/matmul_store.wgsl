@@ -1,4 +1,4 @@
-// The parameters and bindings of a matrix product, and its store.
+// The parameters and bindings of a matrix product, its bias and its store.
 struct Params {
     rows: u32,
     columns: u32,
@@ -14,6 +14,19 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<Weights>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
+
+fn bias_of(column: u32) -> vec4<f32> {
+    if (params.has_bias == 0u) {
+        return vec4<f32>(0.0);
+    }
+    let last = params.columns - 1u;
+    return vec4<f32>(
+        bias[min(column, last)],
+        bias[min(column + 1u, last)],
+        bias[min(column + 2u, last)],
+        bias[min(column + 3u, last)],
+    );
+}
 
 // Four columns of one row, as far as they exist.
 fn store(row: u32, column: u32, value: vec4<f32>) {

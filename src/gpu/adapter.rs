@@ -5,6 +5,7 @@ use super::meeting;
 use crate::error::{Error, Result};
 use crate::scheduler::Precision;
 use crate::scheduler::strategy::{AdapterReport, Executor, Limits, Target};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Which adapter is wanted.
@@ -30,6 +31,7 @@ pub struct Context {
     limits: wgpu::Limits,
     memory: Option<u64>,
     halves: bool,
+    matrix: AtomicUsize,
     resident: OnceLock<usize>,
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -97,12 +99,19 @@ impl Context {
         let useful = if default_limits {
             wgpu::Features::empty()
         } else {
-            wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY
+            let matrix = wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            let matrix = if matrix_side(&adapter) > 0 { matrix } else { wgpu::Features::empty() };
+            wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | matrix
         };
+        // SAFETY: the experiment is that of matrix units. What is not sound about it concerns how memory that is written in
+        // a dispatch is seen by others in it; those kernels let barriers alone decide, and run only after a device has shown
+        // that they are right there (`Device::with_precision`).
+        let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mnemon"),
             required_features: useful & adapter.features(),
             required_limits,
+            experimental_features,
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
         };
@@ -156,10 +165,15 @@ impl Context {
         });
         let buffers = Buffers::new(device.clone());
         let memory = vulkan_memory(&adapter);
+        let features = wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let matrix = if device.features().contains(features) { matrix_side(&adapter) } else { 0 };
         let halves = adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32);
         Ok(Self {
             memory,
             halves,
+            matrix: AtomicUsize::new(matrix),
             resident: OnceLock::new(),
             buffers,
             info: adapter.get_info(),
@@ -184,6 +198,16 @@ impl Context {
     /// Whether kernels can unpack weights in 16 bits.
     pub fn has_halves(&self) -> bool {
         self.halves
+    }
+
+    /// Whether it has matrix units for halves, which have not been seen to be wrong.
+    pub fn has_matrices(&self) -> bool {
+        self.matrix.load(Ordering::Relaxed) > 0
+    }
+
+    /// Its matrix units are not to be used.
+    pub fn distrust_matrices(&self) {
+        self.matrix.store(0, Ordering::Relaxed);
     }
 
     /// Whether Vulkan runs it.
@@ -243,6 +267,7 @@ impl Context {
                     .min(self.limits.max_compute_workgroup_size_x) as usize,
                 workgroup: self.limits.max_compute_workgroup_storage_size as usize,
                 resident: self.resident.get().copied().unwrap_or(0),
+                matrix: self.matrix.load(Ordering::Relaxed),
             },
             software: self.is_software(),
             unified: self.shares_host_memory(),
@@ -275,6 +300,15 @@ impl Context {
             .map_err(|e| Error::device(format!("device: waiting failed: {e}")))?;
         self.check()
     }
+}
+
+/// Rows and columns of the largest square of halves that its matrix units multiply into floats; 0 where they do not.
+fn matrix_side(adapter: &wgpu::Adapter) -> usize {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let square = |p: &wgpu::CooperativeMatrixProperties| p.m_size == p.n_size && p.n_size == p.k_size;
+    let all = adapter.cooperative_matrix_properties();
+    let usable = all.iter().filter(|p| square(p) && p.ab_type == F16 && p.cr_type == F32);
+    usable.map(|p| p.m_size as usize).filter(|side| matches!(side, 8 | 16)).max().unwrap_or(0)
 }
 
 /// Bytes of the largest heap that is the device's own, as Vulkan tells; nothing on other backends.

@@ -48,24 +48,47 @@ const COMMON: &[(&str, &str)] = &[
     ("lstm_slopes", include_str!("../../shaders/common/lstm_slopes.wgsl")),
     ("math", include_str!("../../shaders/common/math.wgsl")),
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
+    ("matrix_tile", include_str!("../../shaders/common/matrix_tile.wgsl")),
     ("meeting", include_str!("../../shaders/common/meeting.wgsl")),
     ("product_tile", include_str!("../../shaders/common/product_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
+    ("weight_gradient_rows", include_str!("../../shaders/common/weight_gradient_rows.wgsl")),
     ("weights", include_str!("../../shaders/common/weights.wgsl")),
     ("weights_half", include_str!("../../shaders/common/weights_half.wgsl")),
     ("workgroup_sum", include_str!("../../shaders/common/workgroup_sum.wgsl")),
 ];
 
-/// The prelude of a kernel that reads weights in 16 bits.
-pub(super) const HALF_WEIGHTS: &str = "// Weights in 16 bits.\n";
+/// The beginning of a prelude that has weights read in 16 bits.
+const HALF_WEIGHTS: &str = "// Weights in 16 bits.\n";
+
+impl Kernel {
+    /// Whether it multiplies by matrix units.
+    pub fn is_matrix(&self) -> bool {
+        self.name.ends_with("_matrix")
+    }
+
+    /// Its prelude, where it reads weights in 16 bits or not, and where matrix units multiply squares of `side`.
+    pub fn prelude(&self, halves: bool, side: usize) -> String {
+        let mut prelude = String::new();
+        if self.is_matrix() {
+            let of = |name: &str, role: &str, bits: usize| {
+                format!("alias {name} = coop_mat{side}x{side}<f{bits}, {role}>;\n")
+            };
+            prelude += "enable f16;\nenable wgpu_cooperative_matrix;\n";
+            prelude += &format!("const SIDE: u32 = {side}u;\n");
+            prelude += &[of("Left", "A", 16), of("Right", "B", 16), of("Sum", "C", 32)].concat();
+        }
+        if halves { format!("{HALF_WEIGHTS}{prelude}") } else { prelude }
+    }
+}
 
 /// Joins a generated prelude, the imported files and the shader into one WGSL source.
 pub fn assemble(prelude: &str, source: &str) -> Result<String> {
     let mut text = String::from(prelude);
     for line in source.lines() {
         if let Some(name) = line.strip_prefix("// #import ") {
-            let halves = name == "weights" && prelude == HALF_WEIGHTS;
+            let halves = name == "weights" && prelude.starts_with(HALF_WEIGHTS);
             let name = if halves { "weights_half" } else { name };
             let (_, import) = COMMON
                 .iter()

@@ -2,14 +2,14 @@
 
 use super::adapter::Context;
 use super::buffer::Buffer;
-use super::pipeline::{Binding, Constants, HALF_WEIGHTS, Kernel, Pipelines};
+use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::record::{Launch, View};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Shape};
 use crate::scheduler::stage::Part;
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::table::Layout;
-use crate::scheduler::{Axis, Batch, Precision, Program, Side};
+use crate::scheduler::{Axis, Batch, Program, Side};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -141,12 +141,10 @@ impl Preparer<'_> {
         View { buffer: self.stalls.clone(), offset: 0, bytes: self.stalls.size() }
     }
 
-    /// The prelude of kernels that read packed weights.
-    pub fn weights(&self) -> &'static str {
-        match self.values.program.target.precision {
-            Precision::F32 => "",
-            Precision::F16Weights => HALF_WEIGHTS,
-        }
+    /// The prelude of `kernel`, which reads packed weights.
+    pub fn weights(&self, kernel: &Kernel) -> String {
+        let target = &self.values.program.target;
+        kernel.prelude(target.precision.halves_weights(), target.matrix())
     }
 
     /// `kernel` over `views`, one for each of its storage bindings; `None` where an optional value is absent.

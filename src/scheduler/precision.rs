@@ -1,4 +1,4 @@
-//! In how many bits weights are held where kernels read them.
+//! In how many bits kernels read weights, and what they multiply them with.
 
 use super::strategy::Workspace;
 use crate::error::{Error, Result};
@@ -18,18 +18,29 @@ pub enum Precision {
     /// within 2⁻¹¹ of itself, or within 2⁻²⁵ of 0 (2⁻¹⁴ on a device that has no subnormal halves). As gradients are never
     /// held in 16 bits, losses need not be scaled.
     F16Weights,
+    /// The same, and where the device has matrix units that multiply halves into floats (and has been seen to be right), both
+    /// operands of products are rounded to 16 bits: of input projections, recurrences that run a dispatch a timestep, linear
+    /// layers, and all their gradients. Sums, states, gates and what is stored keep 32 bits. A gradient below 2⁻²⁵ would be
+    /// lost, so training scales its losses; one beyond 65504 makes a step that is not finite, which lowers the scale.
+    F16Products,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::F32, Self::F16Weights];
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16Weights, Self::F16Products];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16Weights => "f16-weights",
+            Self::F16Products => "f16-products",
         }
+    }
+
+    /// Whether kernels read weights in 16 bits.
+    pub fn halves_weights(self) -> bool {
+        self != Self::F32
     }
 
     /// Whether kernels read workspace `number` of `op`, which is packed from weights, in 16 bits.
@@ -39,7 +50,7 @@ impl Precision {
             Op::LstmBackward(_) | Op::LstmInputGradient { .. } | Op::Linear | Op::MatMul => number == 0,
             _ => false,
         };
-        self == Self::F16Weights && weights
+        self.halves_weights() && weights
     }
 
     /// `workspace` number `number` of `op` as it is held: two halves in a word.

@@ -31,11 +31,11 @@ impl Tile {
         [16 * self.rows, 16 * self.columns]
     }
 
-    /// Workgroups that a product of so many rows and columns takes.
-    pub fn groups(self, rows: usize, columns: usize) -> usize {
-        let [down, across] = self.sizes();
-        rows.div_ceil(down) * columns.div_ceil(across)
-    }
+}
+
+/// Workgroups that a product of so many rows and columns takes, each of which computes `down` x `across` elements.
+fn groups([down, across]: [usize; 2], rows: usize, columns: usize) -> usize {
+    rows.div_ceil(down) * columns.div_ceil(across)
 }
 
 /// Workgroups that give every core of a large GPU one or two. An estimate.
@@ -46,8 +46,8 @@ const MOST_PARTS: usize = 16;
 
 /// Chunks of one dispatch whose parts wait to be added up, for a sum of `rows` x `columns` values; 0 where not even those of one
 /// chunk fit a binding of `target`.
-pub fn chunks_together(target: &Target, tile: Tile, parts: usize, [rows, columns]: [usize; 2]) -> usize {
-    let enough = (ENOUGH / (tile.groups(rows, columns) * parts).max(1)).max(1);
+pub fn chunks_together(target: &Target, tile: [usize; 2], parts: usize, [rows, columns]: [usize; 2]) -> usize {
+    let enough = (ENOUGH / (groups(tile, rows, columns) * parts).max(1)).max(1);
     let fit = target.limits.binding / (4 * parts * rows * columns).max(1) as u64;
     enough.min(usize::try_from(fit).unwrap_or(usize::MAX))
 }
@@ -61,15 +61,50 @@ pub enum Product {
     Tiled(Tile),
     /// The same of a sum over rows, where each chunk of them is shared by so many workgroups.
     Split(Tile, usize),
+    /// Operands, rounded to 16 bits, are multiplied by matrix units. Only under [`Precision::F16Products`].
+    Matrix {
+        /// Rows and columns of the largest square that the units multiply.
+        side: usize,
+        /// Workgroups that share each chunk of a sum over rows.
+        parts: usize,
+    },
 }
 
 impl Product {
+    /// Rows and columns of one workgroup; none where lanes, not workgroups, have tiles.
+    pub fn tile(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Broadcast => None,
+            Self::Tiled(tile) | Self::Split(tile, _) => Some(tile.sizes()),
+            Self::Matrix { side, .. } => Some([4 * side; 2]),
+        }
+    }
+
+    /// Workgroups that share each chunk of a sum over rows.
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Split(_, parts) | Self::Matrix { parts, .. } => *parts,
+            _ => 1,
+        }
+    }
+
+    /// Whether kernels of `target` can run it.
+    pub fn runs_on(&self, target: &Target) -> bool {
+        let here = match self {
+            Self::Broadcast => broadcast(target) == Broadcast::Subgroup,
+            Self::Matrix { side, .. } => *side > 0 && *side == target.matrix(),
+            _ => true,
+        };
+        here && self.is_known()
+    }
+
     /// Whether kernels know it, as a file that says otherwise may not.
-    pub fn is_known(&self) -> bool {
+    fn is_known(&self) -> bool {
         match self {
             Self::Broadcast => true,
             Self::Tiled(tile) => Tile::ALL.contains(tile),
             Self::Split(tile, parts) => Tile::ALL.contains(tile) && (1..=ENOUGH).contains(parts),
+            Self::Matrix { side, parts } => matches!(side, 8 | 16) && (1..=ENOUGH).contains(parts),
         }
     }
 }
@@ -80,6 +115,8 @@ impl std::fmt::Display for Product {
             Self::Broadcast => write!(f, "broadcast in subgroups"),
             Self::Tiled(tile) => write!(f, "tiles of {} x {}", tile.sizes()[0], tile.sizes()[1]),
             Self::Split(tile, parts) => write!(f, "tiles of {} x {}, {parts} parts", tile.sizes()[0], tile.sizes()[1]),
+            Self::Matrix { side, parts: 1 } => write!(f, "matrix units of {side} x {side}"),
+            Self::Matrix { side, parts } => write!(f, "matrix units of {side} x {side}, {parts} parts"),
         }
     }
 }
@@ -146,17 +183,25 @@ impl ProductShape {
         if target.executor != Executor::Gpu {
             return None;
         }
+        if target.matrix() > 0 {
+            let side = target.matrix();
+            return Some(self.fit(Product::Matrix { side, parts: self.parts([4 * side; 2]) }, target));
+        }
         if broadcast(target) == Broadcast::Subgroup {
             return Some(Product::Broadcast);
         }
-        let groups = |t: &Tile| t.groups(self.rows, self.columns);
+        let groups = |t: &Tile| groups(t.sizes(), self.rows, self.columns);
         let computed = |t: &Tile| groups(t) * t.sizes()[0] * t.sizes()[1];
         let least = Tile::ALL.iter().map(computed).min().unwrap_or(0);
         let fits = |t: &Tile| groups(t) >= ENOUGH && computed(t) <= least + least / 8;
         let tile = Tile::ALL.into_iter().find(fits).unwrap_or(Tile::ALL[3]);
-        // Of the result alone, not of how many rows there are: so a sum has the same bits in any cut.
-        let parts = (ENOUGH / groups(&tile).max(1)).min(MOST_PARTS);
-        Some(if parts > 1 { self.fit(Product::Split(tile, parts), target) } else { Product::Tiled(tile) })
+        Some(self.fit(Product::Split(tile, self.parts(tile.sizes())), target))
+    }
+
+    /// Workgroups that share a chunk where each computes such a tile. Of the result alone, not of how many rows there are: so a
+    /// sum has the same bits in any cut.
+    fn parts(&self, tile: [usize; 2]) -> usize {
+        (ENOUGH / groups(tile, self.rows, self.columns).max(1)).clamp(1, MOST_PARTS)
     }
 
     /// The shape that stands for all of like sizes: what depends on the batch is rounded up to a power of two.
@@ -171,9 +216,7 @@ impl ProductShape {
     pub fn candidates(&self, target: &Target) -> Vec<Product> {
         let mut all: Vec<Product> = self.by_table(target).into_iter().collect();
         for tile in Tile::ALL {
-            let parts = (ENOUGH / tile.groups(self.rows, self.columns).max(1)).min(MOST_PARTS);
-            let split = if parts > 1 { Product::Split(tile, parts) } else { Product::Tiled(tile) };
-            let candidate = self.fit(split, target);
+            let candidate = self.fit(Product::Split(tile, self.parts(tile.sizes())), target);
             if !all.contains(&candidate) {
                 all.push(candidate);
             }
@@ -183,12 +226,13 @@ impl ProductShape {
 
     /// `product`, or without parts where this has none or no room for them.
     pub fn fit(&self, product: Product, target: &Target) -> Product {
+        let parts = product.parts();
+        let whole = |tile: [usize; 2]| {
+            !self.gradient || parts == 1 || chunks_together(target, tile, parts, [self.rows, self.columns]) == 0
+        };
         match product {
-            Product::Split(tile, parts)
-                if !self.gradient || chunks_together(target, tile, parts, [self.rows, self.columns]) == 0 =>
-            {
-                Product::Tiled(tile)
-            }
+            Product::Split(tile, _) if whole(tile.sizes()) => Product::Tiled(tile),
+            Product::Matrix { side, .. } if whole([4 * side; 2]) => Product::Matrix { side, parts: 1 },
             other => other,
         }
     }

@@ -1,7 +1,6 @@
 //! Where the time of a run goes: what a device did and when, and how much work each step of a program is.
 
 use super::batch::Batch;
-use super::precision::Precision;
 use super::program::{Program, Step};
 use super::recurrence::{Recurrence, Weights};
 use crate::error::Result;
@@ -87,7 +86,7 @@ impl Program {
                 Some(_) => batch.axis(0)?.steps().saturating_sub(1) as u64,
             };
             // Work is counted in values of 32 bits.
-            let each = if self.target.precision == Precision::F16Weights { 2 } else { 1 };
+            let each = if self.target.precision.halves_weights() { 2 } else { 1 };
             Ok((2 * rows * weights, again * weights / each))
         };
         let mut flops = 0;

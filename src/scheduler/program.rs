@@ -213,6 +213,14 @@ impl Program {
 }
 
 impl Target {
+    /// Rows and columns of the largest square that matrix units multiply; 0 where they may not.
+    pub fn matrix(&self) -> usize {
+        let side = self.limits.matrix;
+        // A tile of floats and two of halves: see `shaders/common/matrix_tile.wgsl`.
+        let fits = 120 * side * side <= self.limits.workgroup;
+        if self.precision == Precision::F16Products && fits { side } else { 0 }
+    }
+
     /// The reference executor.
     pub const REFERENCE: Target = Target::host(Executor::Reference);
     /// The CPU executor.

@@ -416,7 +416,7 @@ impl Kernels {
     /// How `shape` is computed on `target`.
     pub fn choose_product(&self, shape: &ProductShape, target: &Target) -> Option<Product> {
         let table = shape.by_table(target)?;
-        let can = |p: &Product| p.is_known() && (*p != Product::Broadcast || broadcast(target) == Broadcast::Subgroup);
+        let can = |p: &Product| p.runs_on(target);
         let picked = || self.products.get(&shape.bucket()).copied().filter(can);
         self.product.filter(can).or_else(picked).map(|p| shape.fit(p, target)).or(Some(table))
     }

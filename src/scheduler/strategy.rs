@@ -2,7 +2,7 @@
 
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::precision::Precision;
-use super::products::{Product, chunks_together};
+use super::products::chunks_together;
 use super::program::Step;
 use super::recurrence::{Recurrence, step_rows};
 use crate::config::GATES;
@@ -42,6 +42,9 @@ pub struct Limits {
     pub workgroup: usize,
     /// Workgroups that were seen to run at a time and to meet; 0 where nobody has looked, or they cannot.
     pub resident: usize,
+    /// Rows and columns of the largest square of halves that matrix units multiply into floats; 0 where there are none, or
+    /// nobody has seen them be right.
+    pub matrix: usize,
 }
 
 impl Limits {
@@ -55,6 +58,7 @@ impl Limits {
         invocations: usize::MAX,
         workgroup: usize::MAX,
         resident: 0,
+        matrix: 0,
     };
 }
 
@@ -252,8 +256,8 @@ pub fn workspace(
         return Vec::new();
     }
     let mut all = workspace_values(&step.op, step.recurrence, inputs, len);
-    if let (Some(Product::Split(tile, parts)), Some([rows, columns])) = (step.product, gradient_sizes(&step.op, inputs))
-    {
+    let split = step.product.filter(|p| p.parts() > 1).and_then(|p| Some((p.tile()?, p.parts())));
+    if let (Some((tile, parts)), Some([rows, columns])) = (split, gradient_sizes(&step.op, inputs)) {
         let chunks = chunks_together(target, tile, parts, [rows, columns]);
         all.push(scratch("partials", [chunks * parts * rows * columns], DType::F32));
     }

@@ -8,7 +8,7 @@ use super::{
     word,
 };
 use crate::error::{Error, Result};
-use crate::gpu::pipeline::Constants;
+use crate::gpu::pipeline::{Constants, Kernel};
 use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
@@ -87,7 +87,7 @@ impl LstmBackward {
             for (tile, constants) in tiles_with(&constants) {
                 initial.insert(
                     tile,
-                    preparer.launch_with(variants.initial, preparer.weights(), None, &constants, &views)?,
+                    preparer.launch_with(variants.initial, &preparer.weights(variants.initial), None, &constants, &views)?,
                 );
             }
         }
@@ -106,7 +106,7 @@ impl LstmBackward {
                 let weights = Some(values.view(packed, 0)?);
                 let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
                 for (tile, constants) in &tiles {
-                    let launch = preparer.launch_with(&kernels[1], preparer.weights(), None, constants, &views)?;
+                    let launch = preparer.launch_with(&kernels[1], &preparer.weights(&kernels[1]), None, constants, &views)?;
                     arrive.insert((*tile, p), launch);
                 }
             }
@@ -133,7 +133,9 @@ impl LstmBackward {
                 }
                 let table = table.clone();
                 // W_hr keeps 32 bits.
-                let prelude = if projects { "" } else { preparer.weights() };
+                let target = &values.program.target;
+                let halves = !projects && target.precision.halves_weights();
+                let prelude = |kernel: &Kernel| kernel.prelude(halves, target.matrix());
                 let (kernel, mut views) = if projects {
                     (&kernels[2], vec![weights, state, gates, previous, carry, table, peepholes.clone(), dcell])
                 } else {
@@ -143,12 +145,12 @@ impl LstmBackward {
                 if let Some(own) = &variants.inside {
                     let constants = constants.iter().copied().chain(own.constants.iter().copied()).collect();
                     views.extend([Some(meeting.clone()), Some(preparer.stalls())]);
-                    let launch = |kernel| preparer.launch_with(kernel, prelude, None, &constants, &views);
+                    let launch = |kernel| preparer.launch_with(kernel, &prelude(kernel), None, &constants, &views);
                     inside.push(own.kernels.iter().map(launch).collect::<Result<Vec<_>>>()?);
                     continue;
                 }
                 for (tile, constants) in &tiles {
-                    launches.insert((*tile, p, q), preparer.launch_with(kernel, prelude, None, constants, &views)?);
+                    launches.insert((*tile, p, q), preparer.launch_with(kernel, &prelude(kernel), None, constants, &views)?);
                 }
             }
         }

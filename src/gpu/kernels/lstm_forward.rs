@@ -262,7 +262,7 @@ impl LstmForward {
                     Some(meeting.clone()),
                     Some(preparer.stalls()),
                 ];
-                own.push(preparer.launch_with(kernel, preparer.weights(), None, &constants, &views)?);
+                own.push(preparer.launch_with(kernel, &preparer.weights(kernel), None, &constants, &views)?);
             }
         }
         let read = |value: usize| values.program.stage_steps().any(|s| s.inputs.contains(&Some(value)));

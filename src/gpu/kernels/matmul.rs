@@ -22,6 +22,7 @@ params!(Params {
 
 pub(super) static KERNEL: Kernel = kernel!("matmul", "main", Params, [Params, Read, Read, Read, Write]);
 pub(super) static SUBGROUP: Kernel = kernel!("matmul_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
+pub(super) static MATRIX: Kernel = kernel!("matmul_matrix", "main", Params, [Params, Read, Read, Read, Write]);
 
 /// Rows and columns of one workgroup of [`SUBGROUP`].
 const SUBGROUP_TILE: [usize; 2] = [16, 256];
@@ -67,10 +68,12 @@ impl MatMul {
     ) -> Result<Self> {
         let values = preparer.values;
         let axis = row_axis(values.shape(a));
-        let (kernel, tile, constants) = match product {
-            Product::Tiled(tile) | Product::Split(tile, _) => (&KERNEL, tile.sizes(), tile_constants(tile)),
-            Product::Broadcast => (&SUBGROUP, SUBGROUP_TILE, Constants::new()),
+        let (kernel, constants) = match product {
+            Product::Tiled(tile) | Product::Split(tile, _) => (&KERNEL, tile_constants(tile)),
+            Product::Broadcast => (&SUBGROUP, Constants::new()),
+            Product::Matrix { .. } => (&MATRIX, Constants::new()),
         };
+        let tile = product.tile().unwrap_or(SUBGROUP_TILE);
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [
@@ -79,7 +82,7 @@ impl MatMul {
                 bias.map(|v| values.view(v, 0)).transpose()?,
                 Some(values.view(c, p)?),
             ];
-            pieces.push(preparer.launch_with(kernel, preparer.weights(), None, &constants, &views)?);
+            pieces.push(preparer.launch_with(kernel, &preparer.weights(kernel), None, &constants, &views)?);
         }
         Ok(Self { pieces, tile, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
     }

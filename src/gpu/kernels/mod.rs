@@ -34,7 +34,7 @@ mod softmax;
 mod weight_gradient;
 
 use super::meeting;
-use super::pipeline::{Constants, HALF_WEIGHTS, Kernel, assemble};
+use super::pipeline::{Constants, Kernel, assemble};
 use super::record::Recorder;
 use super::values::{Preparer, Run, Values};
 use crate::config::{Cell, Mask};
@@ -175,6 +175,7 @@ pub const KERNELS: &[&Kernel] = &[
     &meeting::KERNEL,
     &matmul::KERNEL,
     &matmul::SUBGROUP,
+    &matmul::MATRIX,
     &over_time::KERNEL,
     &pack::KERNEL,
     &pack::HALVES,
@@ -187,14 +188,21 @@ pub const KERNELS: &[&Kernel] = &[
     &weight_gradient::PARTIAL,
     &weight_gradient::ADD_PARTS,
     &weight_gradient::SUBGROUP,
+    &weight_gradient::MATRIX[0],
+    &weight_gradient::MATRIX[1],
 ];
+
+/// A prelude of `kernel`: of `elementwise` one that uses all functions.
+fn sample_prelude(kernel: &Kernel, halves: bool, side: usize) -> Result<String> {
+    if kernel.name == "elementwise" { elementwise::sample_prelude() } else { Ok(kernel.prelude(halves, side)) }
+}
 
 /// Every kernel's assembled WGSL with the name of a file for it; `elementwise` with a prelude that uses all functions.
 pub fn shaders() -> Result<Vec<(String, String)>> {
     KERNELS
         .iter()
         .map(|kernel| {
-            let prelude = if kernel.name == "elementwise" { elementwise::sample_prelude()? } else { String::new() };
+            let prelude = sample_prelude(kernel, false, 16)?;
             let entry = if kernel.entry == "main" { String::new() } else { format!("_{}", kernel.entry) };
             Ok((format!("{}{entry}.wgsl", kernel.name), assemble(&prelude, kernel.source)?))
         })
@@ -221,13 +229,15 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
     let mut add = |name: String, kernel: &'static Kernel, constants: Constants| -> Result<()> {
         let same = |v: &Variant| std::ptr::eq(v.kernel, kernel) && v.constants == constants;
         if !all.iter().any(same) {
-            let prelude = if kernel.name == "elementwise" { elementwise::sample_prelude()? } else { String::new() };
-            let source = assemble(&prelude, kernel.source)?;
-            if kernel.source.contains("// #import weights\n") {
-                let (name, constants) = (format!("{name}, weights in 16 bits"), constants.clone());
-                all.push(Variant { name, kernel, source: assemble(HALF_WEIGHTS, kernel.source)?, constants });
+            let weights: &[bool] =
+                if kernel.source.contains("// #import weights\n") { &[true, false] } else { &[false] };
+            let sides: &[usize] = if kernel.is_matrix() { &[8, 16] } else { &[0] };
+            for (&halves, &side) in weights.iter().flat_map(|halves| sides.iter().map(move |side| (halves, side))) {
+                let of = if kernel.is_matrix() { format!(", squares of {side}") } else { String::new() };
+                let bits = if halves { ", weights in 16 bits" } else { "" };
+                let source = assemble(&sample_prelude(kernel, halves, side)?, kernel.source)?;
+                all.push(Variant { name: format!("{name}{of}{bits}"), kernel, source, constants: constants.clone() });
             }
-            all.push(Variant { name, kernel, source, constants });
         }
         Ok(())
     };

@@ -8,7 +8,7 @@ use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
 use crate::scheduler::strategy::{Broadcast, NORM_VALUES, quads};
-use crate::scheduler::{Precision, Recurrence, Step};
+use crate::scheduler::{Recurrence, Step};
 
 params!(Params {
     len: u32,
@@ -87,7 +87,7 @@ impl Pack {
                 first: word(map.first),
                 stride_to: word(map.stride_to),
                 source_len: word(size(preparer, value)?),
-                round: u32::from(is_peephole(&step.op, position) && precision == Precision::F16Weights),
+                round: u32::from(is_peephole(&step.op, position) && precision.halves_weights()),
             };
             launches.push((launch, params));
         }

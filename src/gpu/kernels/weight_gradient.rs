@@ -39,6 +39,11 @@ pub(super) static ADD_PARTS: Kernel =
     kernel!("weight_gradient", "add_parts", Params, [Params, Absent, Absent, Absent, Write, Write]);
 pub(super) static SUBGROUP: Kernel =
     kernel!("weight_gradient_subgroup", "main", Params, [Params, Read, Read, Read, Write]);
+/// The sums of whole chunks, and of parts.
+pub(super) static MATRIX: [Kernel; 2] = [
+    kernel!("weight_gradient_matrix", "main", Params, [Params, Read, Read, Read, Write]),
+    kernel!("weight_gradient_matrix", "partial", Params, [Params, Read, Read, Read, Absent, Write]),
+];
 
 /// Columns and rows of one workgroup of [`SUBGROUP`].
 const SUBGROUP_TILE: [usize; 2] = [16, 256];
@@ -96,28 +101,28 @@ impl WeightGradient {
         let strides = [a_columns, b_columns];
         let axis = row_axis(values.shape(a));
         let table = preparer.table(axis);
-        let split = match product_of(step)? {
-            Product::Split(tile, parts) => Some((parts, chunks_together(&values.program.target, tile, parts, [m, n]))),
-            _ => None,
-        };
+        let product = product_of(step)?;
+        let target = &values.program.target;
+        let split = product.tile().filter(|_| product.parts() > 1);
+        let split = split.map(|tile| (product.parts(), chunks_together(target, tile, product.parts(), [m, n])));
         let last = step.workspace.last().filter(|_| split.is_some());
         let partials = last.map(|&w| values.view(w, 0)).transpose()?;
-        let (kernel, blocks, constants) = match product_of(step)? {
+        let (kernel, constants) = match product {
             Product::Tiled(tile) | Product::Split(tile, _) => {
-                let [rows, columns] = tile.sizes();
-                let kernel = if partials.is_some() { &PARTIAL } else { &KERNEL };
-                (kernel, [n.div_ceil(columns), m.div_ceil(rows)], tile_constants(tile))
+                (if partials.is_some() { &PARTIAL } else { &KERNEL }, tile_constants(tile))
             }
-            Product::Broadcast => {
-                let [columns, rows] = SUBGROUP_TILE;
-                (&SUBGROUP, [m.div_ceil(rows), n.div_ceil(columns)], Constants::new())
-            }
+            Product::Broadcast => (&SUBGROUP, Constants::new()),
+            Product::Matrix { .. } => (&MATRIX[usize::from(partials.is_some())], Constants::new()),
+        };
+        let blocks = match product.tile() {
+            Some([rows, columns]) => [n.div_ceil(columns), m.div_ceil(rows)],
+            None => [m.div_ceil(SUBGROUP_TILE[1]), n.div_ceil(SUBGROUP_TILE[0])],
         };
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let to = partials.clone().map_or_else(|| values.view(c, 0), Ok)?;
             let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), to].map(Some);
-            pieces.push(preparer.launch_with(kernel, "", None, &constants, &views)?);
+            pieces.push(preparer.launch_with(kernel, &kernel.prelude(false, target.matrix()), None, &constants, &views)?);
         }
         let result = values.view(c, 0)?;
         let split = match (split, partials) {
