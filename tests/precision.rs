@@ -12,7 +12,7 @@ use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{Graph, LstmOp, N};
 use mnemon::nn::{Dense, Input, Lstm, Sequential};
 use mnemon::params::{Initializer, Tensor, lstm_parameters};
-use mnemon::scheduler::{Batch, Capacity, Precision};
+use mnemon::scheduler::{Batch, Capacity, Family, Kernels, Precision};
 use mnemon::train::{Fit, Loss};
 use ndarray::{Array2, Array3};
 
@@ -27,7 +27,12 @@ fn is_halved(name: &str) -> bool {
 
 /// Outputs and gradients of a layer and a dense one on top; `rounded` rounds what kernels read in 16 bits, by hand.
 fn outputs(device: &Device, config: &LstmConfig, rounded: bool) -> Vec<(String, Vec<f64>)> {
-    let batch = Batch::ragged(&[5, 9, 1, 7]).unwrap();
+    outputs_of(device, config, rounded, &[5, 9, 1, 7])
+}
+
+/// [`outputs`] of a batch of such lengths.
+fn outputs_of(device: &Device, config: &LstmConfig, rounded: bool, lengths: &[usize]) -> Vec<(String, Vec<f64>)> {
+    let batch = Batch::ragged(lengths).unwrap();
     let mut g = Graph::new();
     let x = g.persistent("x", [N, config.input_size.into()]).unwrap();
     let mut shapes = vec![("x".to_string(), vec![batch.axis(0).unwrap().rows(), config.input_size])];
@@ -100,6 +105,34 @@ fn kernels_read_rounded_weights() {
                 assert_close(&what, got, exact, 2e-3);
                 // That weights were rounded at all shows.
                 assert!(error(got, exact).unwrap() > 1e-5, "{what}");
+            }
+        }
+    }
+}
+
+/// Matrix units multiply halves: of layers by each strategy, and of products. Without any, weights alone are halves.
+#[test]
+fn matrix_units_multiply_halves() {
+    let lengths: Vec<usize> = (0..37).map(|b| 1 + b * 5 % 9).collect();
+    let inside = LstmConfig::new(70, 40);
+    for config in configs().into_iter().chain([inside]) {
+        let exact = outputs_of(&Device::reference(), &config, false, &lengths);
+        for device in gpus() {
+            let weights = outputs_of(&halved(device.clone()), &config, false, &lengths);
+            let device = device.with_precision(Precision::F16Products).unwrap();
+            let has_units = device.target().matrix() > 0;
+            let families = [None, Some(Family::Matrix), Some(Family::Registers)];
+            for &family in &families[..if has_units { 3 } else { 1 }] {
+                let kernels = Kernels { family, ..Kernels::default() };
+                let got = outputs_of(&device.clone().with_kernels(kernels), &config, false, &lengths);
+                for (((name, got), (_, exact)), (_, weights)) in got.iter().zip(&exact).zip(&weights) {
+                    let what = format!("{config:?} {family:?} {name}");
+                    // Each operand is within 2^-11 of itself: twice the bound of weights alone, and as much again for what a
+                    // rounded state is made of.
+                    assert_close(&what, got, exact, 5e-3);
+                    assert!(!has_units || got != weights, "{what}: nothing but weights was rounded");
+                    assert!(has_units || got == weights, "{what}");
+                }
             }
         }
     }

@@ -3,13 +3,13 @@
 use super::batch::Capacity;
 use super::products::{Product, ProductShape};
 use super::program::{ProgramValue, Step};
-use super::strategy::{Broadcast, Executor, QUAD, Target, broadcast, fixed, quads};
+use super::strategy::{Broadcast, Executor, QUAD, Target, broadcast, broadcast_rows, fixed, quads};
 use crate::config::GATES;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
 use crate::graph::{Op, Parameter};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 /// Threads of one workgroup: those across units (or columns), and those that share the sum of one unit.
@@ -46,6 +46,11 @@ pub enum Recurrence {
     Broadcast,
     /// A fused dispatch per timestep, tiled over sequences and units.
     Step(Threads),
+    /// The same by matrix units, of which each multiplies squares of `side`. Only under [`Precision::F16Products`].
+    Matrix {
+        /// Rows and columns of the largest square that the units multiply.
+        side: usize,
+    },
     /// A dispatch for many timesteps: a workgroup owns some sequences and all units, and states stay inside.
     Sequence {
         /// Sequences of one workgroup.
@@ -75,6 +80,7 @@ impl std::fmt::Display for Recurrence {
         match self {
             Self::Broadcast => write!(f, "step, broadcast in subgroups"),
             Self::Step(t) => write!(f, "step, {} x {} threads", t.units, t.slices),
+            Self::Matrix { side } => write!(f, "step, matrix units of {side} x {side}"),
             Self::Sequence { rows, threads: t, weights } => {
                 write!(f, "sequence, {rows} rows, {} x {} threads, weights ", t.units, t.slices)?;
                 match weights {
@@ -93,6 +99,8 @@ impl std::fmt::Display for Recurrence {
 pub enum Family {
     /// A dispatch per timestep without subgroups.
     Step,
+    /// A dispatch per timestep by matrix units, where the precision lets halves be multiplied.
+    Matrix,
     /// Many timesteps a dispatch, weights streamed.
     Streamed,
     /// Many timesteps a dispatch, as many weights in workgroup memory as fit.
@@ -106,12 +114,13 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Step, Self::Streamed, Self::Held, Self::Registers, Self::Grid];
+    pub const ALL: [Self; 6] = [Self::Step, Self::Matrix, Self::Streamed, Self::Held, Self::Registers, Self::Grid];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Step => "step",
+            Self::Matrix => "step-matrix",
             Self::Streamed => "sequence-streamed",
             Self::Held => "sequence-held",
             Self::Registers => "sequence-registers",
@@ -205,7 +214,8 @@ impl Layer {
             32 * rows * depth + sum * rows * threads.count() + 16 * held.max(1)
         };
         match recurrence {
-            Recurrence::Broadcast => 0,
+            // What matrix units need was counted before they were offered.
+            Recurrence::Broadcast | Recurrence::Matrix { .. } => 0,
             Recurrence::Step(threads) => of(step_rows(self.sequences), threads, STEP_DEPTH, 0),
             Recurrence::Sequence { rows, threads, weights } => {
                 let held = if let Weights::Held(n) = weights { n * self.row() } else { 0 };
@@ -227,6 +237,7 @@ impl Layer {
         };
         match recurrence {
             Recurrence::Broadcast => broadcast(target) == Broadcast::Subgroup,
+            Recurrence::Matrix { side } => side > 0 && side == target.matrix(),
             Recurrence::Step(threads) => STEP_DEPTH.is_multiple_of(threads.slices.max(1)) && fits(threads),
             Recurrence::Sequence { rows, threads, weights } => {
                 let on_chip = weights != Weights::Registers
@@ -311,6 +322,7 @@ impl Layer {
                 let all = std::iter::successors(Some(slices), |s| (*s > 1).then_some(s / 2));
                 all.map(|slices| Recurrence::Step(Threads { units: 32, slices })).find(|r| self.admits(*r, target))
             }
+            Family::Matrix => Some(Recurrence::Matrix { side: target.matrix() }).filter(|r| self.admits(*r, target)),
             Family::Streamed => fitting(rows),
             Family::Held => {
                 let streamed = fitting(rows)?;
@@ -339,7 +351,9 @@ impl Layer {
         const STREAMED_UNITS: usize = 192;
         const SOFTWARE_UNITS: usize = 64;
         const SOFTWARE_SEQUENCES: usize = 8;
-        if broadcast(target) == Broadcast::Subgroup {
+        // Half of a tile of matrix units, which computes the other half for nothing.
+        let matrix = || self.member(Family::Matrix, target).filter(|_| self.sequences >= target.matrix());
+        if broadcast(target) == Broadcast::Subgroup && target.matrix() == 0 {
             let few = self.hidden <= SOFTWARE_UNITS && self.sequences <= SOFTWARE_SEQUENCES;
             let inside = self.member(Family::Registers, target).filter(|_| few);
             return Ok(inside.unwrap_or(Recurrence::Broadcast));
@@ -349,10 +363,28 @@ impl Layer {
             .filter(|r| matches!(r, Recurrence::Sequence { threads, .. } if threads.count() <= REGISTER_THREADS));
         let streamed = || self.member(Family::Streamed, target).filter(|_| self.hidden <= STREAMED_UNITS);
         let step = || self.member(Family::Step, target);
-        let sequence = if target.software { None } else { registers.or_else(streamed) };
-        sequence.or_else(step).ok_or_else(|| {
+        let inside = if target.software { None } else { registers.or_else(|| matrix().or_else(streamed)) };
+        inside.or_else(matrix).or_else(step).ok_or_else(|| {
             Error::unsupported(format!("lstm: no kernel for H {} fits the device's workgroups", self.hidden))
         })
+    }
+}
+
+impl Recurrence {
+    /// Sequences of one workgroup, where a dispatch runs a timestep at which so many run; those past the last are computed for
+    /// nothing.
+    pub fn step_tile(self, running: usize) -> usize {
+        match self {
+            Self::Broadcast => broadcast_rows(running),
+            Self::Matrix { side } => 2 * side,
+            _ => step_rows(running),
+        }
+    }
+
+    /// All tiles that steps of up to `sequences` sequences may take: a step at which few still run takes a small one. A row's
+    /// bits are the same in each.
+    pub fn step_tiles(self, sequences: usize) -> BTreeSet<usize> {
+        (1..=sequences.clamp(1, 16)).map(|running| self.step_tile(running)).collect()
     }
 }
 

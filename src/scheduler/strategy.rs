@@ -4,13 +4,12 @@ use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::precision::Precision;
 use super::products::chunks_together;
 use super::program::Step;
-use super::recurrence::{Recurrence, step_rows};
+use super::recurrence::Recurrence;
 use crate::config::GATES;
 use crate::error::Result;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{B, Dim, Gather, LstmOp, LstmPart, N, Op, Over, Parameter, Shape, Symbol};
 use crate::params::DType;
-use std::collections::BTreeSet;
 
 /// The executors a program can be compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,26 +98,12 @@ pub fn broadcast(target: &Target) -> Broadcast {
 
 /// Sequences of one thread of a fused step under [`Broadcast::Subgroup`], for batches of up to `sequences`: more of them
 /// share what is read of the weights, and those beyond the batch are computed for nothing.
-fn broadcast_rows(sequences: usize) -> usize {
+pub(super) fn broadcast_rows(sequences: usize) -> usize {
     match sequences {
         0..=1 => 1,
         2..=8 => 8,
         _ => 16,
     }
-}
-
-/// Sequences that a fused step of so many computes together, of which those past the last are computed for nothing.
-pub fn row_tile(broadcast: Broadcast, sequences: usize) -> usize {
-    match broadcast {
-        Broadcast::Memory => step_rows(sequences),
-        Broadcast::Subgroup => broadcast_rows(sequences),
-    }
-}
-
-/// All tiles that steps of up to `sequences` sequences may take: a step at which few still run takes a small one. A row's
-/// bits are the same in each.
-pub fn row_tiles(broadcast: Broadcast, sequences: usize) -> BTreeSet<usize> {
-    (1..=sequences.clamp(1, 16)).map(|running| row_tile(broadcast, running)).collect()
 }
 
 /// The name of the table of choices below; it is written into checkpoints.

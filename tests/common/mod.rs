@@ -25,7 +25,8 @@ pub fn gpus() -> Vec<Device> {
 
 /// The GPU under test once for each family of strategies, which runs every layer that it can carry, and each tile of products,
 /// of which every other splits sums over rows.
-/// *Grid*, whose workgroups need the processor to themselves, is tested apart (`tests/grid.rs`).
+/// *Grid*, whose workgroups need the processor to themselves, is tested apart (`tests/grid.rs`), and so are matrix units
+/// (`tests/precision.rs`).
 pub fn strategies() -> Vec<Device> {
     let families = |device: Device| {
         let of = move |(n, (family, tile))| {
@@ -33,7 +34,8 @@ pub fn strategies() -> Vec<Device> {
             let kernels = Kernels { family: Some(family), product: Some(product), ..Kernels::default() };
             device.clone().with_kernels(kernels)
         };
-        Family::ALL.into_iter().filter(|f| *f != Family::Grid).zip(Tile::ALL).enumerate().map(of)
+        let here = |f: &Family| !matches!(f, Family::Grid | Family::Matrix);
+        Family::ALL.into_iter().filter(here).zip(Tile::ALL).enumerate().map(of)
     };
     gpus().into_iter().take(1).flat_map(families).collect()
 }

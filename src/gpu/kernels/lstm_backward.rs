@@ -13,8 +13,8 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile};
-use crate::scheduler::{Axis, Step};
+use crate::scheduler::strategy::{quads, row_axis};
+use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many pieces away from a row's own the row of the step before may lie.
@@ -41,7 +41,7 @@ pub(super) struct LstmBackward {
     projects: bool,
     /// The gradient of h_0.
     initial: BTreeMap<usize, Launch>,
-    broadcast: Broadcast,
+    recurrence: Recurrence,
     /// Columns of one workgroup.
     block: usize,
     axis: Option<u8>,
@@ -176,7 +176,7 @@ impl LstmBackward {
             meeting,
             projects,
             initial,
-            broadcast: variants.broadcast,
+            recurrence,
             block: variants.block,
             axis,
             hidden,
@@ -373,7 +373,7 @@ impl Runner for LstmBackward {
         for s in (0..if self.inside.is_some() { 0 } else { steps }).rev() {
             let active = axis.rows_at(s);
             let (operand, result) = slots(s);
-            let tile = row_tile(self.broadcast, active);
+            let tile = self.recurrence.step_tile(active);
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
                 step: word(s),
@@ -421,7 +421,7 @@ impl Runner for LstmBackward {
             }
         }
         if !self.initial.is_empty() {
-            let tile = self.inside.as_ref().map_or_else(|| row_tile(self.broadcast, sequences), |(i, _)| i.rows);
+            let tile = self.inside.as_ref().map_or_else(|| self.recurrence.step_tile(sequences), |(i, _)| i.rows);
             let row_blocks = sequences.div_ceil(tile);
             let operand = if self.inside.is_some() && !self.meets() { 0 } else { steps % 2 * slot };
             let params = Params { ahead: 0, operand: word(operand), row_blocks: word(row_blocks), ..all };

@@ -5,7 +5,6 @@ use super::{kernel, params};
 use crate::gpu::pipeline::{Constants, Kernel};
 use crate::scheduler::Recurrence;
 use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
-use crate::scheduler::strategy::{Broadcast, row_tiles};
 
 params!(Params {
     hidden: u32,
@@ -61,6 +60,7 @@ pub(super) static TILED: [Kernel; 4] = kernels!("lstm_backward");
 pub(super) static REGISTERS: Kernel =
     kernel!("lstm_backward", "registers", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]);
 pub(super) static SUBGROUP: [Kernel; 4] = kernels!("lstm_backward_step_subgroup");
+pub(super) static MATRIX: [Kernel; 4] = kernels!("lstm_backward_step_matrix");
 /// The kernel of *grid*, what resumes it, and the gradient of h_0.
 pub(super) static GRID: [Kernel; 3] = [
     kernel!(
@@ -94,7 +94,6 @@ pub(super) struct Variants {
     pub inside: Option<Inside>,
     /// Columns of one workgroup, in a dispatch a timestep.
     pub block: usize,
-    pub broadcast: Broadcast,
 }
 
 /// Many timesteps a dispatch: the kernel and what resumes it, the sequences and units of one workgroup.
@@ -119,19 +118,22 @@ impl Variants {
         let sequences = layer.sequences;
         let tiled_steps = |threads: Threads| {
             let of = |tile| (tile, tiled(tile, threads, ("DEPTH", STEP_DEPTH)));
-            row_tiles(Broadcast::Memory, sequences).into_iter().map(of).collect()
+            recurrence.step_tiles(sequences).into_iter().map(of).collect()
         };
-        let (kernels, initial, broadcast) = (&TILED, &TILED[3], Broadcast::Memory);
+        let (kernels, initial) = (&TILED, &TILED[3]);
         match recurrence {
             Recurrence::Broadcast => {
                 let of = |tile| (tile, vec![("ROWS", tile as f32)]);
-                let tiles = row_tiles(Broadcast::Subgroup, sequences).into_iter().map(of).collect();
-                let (initial, broadcast) = (&SUBGROUP[3], Broadcast::Subgroup);
-                Self { kernels: &SUBGROUP, initial, tiles, inside: None, block: 4 * 32, broadcast }
+                let tiles = recurrence.step_tiles(sequences).into_iter().map(of).collect();
+                Self { kernels: &SUBGROUP, initial: &SUBGROUP[3], tiles, inside: None, block: 4 * 32 }
+            }
+            Recurrence::Matrix { side } => {
+                let tiles = vec![(2 * side, Constants::new())];
+                Self { kernels: &MATRIX, initial: &MATRIX[3], tiles, inside: None, block: 2 * side }
             }
             Recurrence::Step(threads) => {
                 let tiles = tiled_steps(threads);
-                Self { kernels, initial, tiles, inside: None, block: threads.units, broadcast }
+                Self { kernels, initial, tiles, inside: None, block: threads.units }
             }
             Recurrence::Sequence { rows, threads, weights } => {
                 // The gradient of h_0 adds up as the steps do, so that a sequence that is read in parts has the bits of one
@@ -144,13 +146,13 @@ impl Variants {
                     if weights == Weights::Registers { std::slice::from_ref(&REGISTERS) } else { &TILED[..1] };
                 let inside = Some(Inside { kernels, rows, units: layer.hidden, constants });
                 let block = threads.units;
-                Self { kernels: &TILED, initial, tiles: vec![(rows, alike)], inside, block, broadcast }
+                Self { kernels: &TILED, initial, tiles: vec![(rows, alike)], inside, block }
             }
             Recurrence::Grid { rows, pass, threads, patience } => {
                 let constants = gridded(rows, pass, threads, patience);
                 let tiles = vec![(rows, constants.clone())];
                 let inside = Some(Inside { kernels: &GRID[..2], rows, units: threads.units, constants });
-                Self { kernels, initial: &GRID[2], tiles, inside, block: threads.units, broadcast }
+                Self { kernels, initial: &GRID[2], tiles, inside, block: threads.units }
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
-use crate::scheduler::strategy::{Broadcast, quads, row_axis, row_tile, row_tiles};
+use crate::scheduler::strategy::{quads, row_axis};
 use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -71,6 +71,13 @@ pub(super) static SUBGROUP: Kernel = kernel!(
     [Params, Read, Write, Write, Write, Write, Write, Write, Read]
 );
 
+pub(super) static MATRIX: Kernel = kernel!(
+    "lstm_forward_step_matrix",
+    "main",
+    Params,
+    [Params, Read, Write, Write, Write, Write, Write, Write, Read]
+);
+
 /// Units of one workgroup of [`SUBGROUP`].
 const UNITS: usize = 64;
 
@@ -117,12 +124,13 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
     match recurrence {
         Recurrence::Broadcast => {
             let of = |tile| (tile, &SUBGROUP, vec![("ROWS", tile as f32)]);
-            row_tiles(Broadcast::Subgroup, layer.sequences).into_iter().map(of).collect()
+            recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
         Recurrence::Step(threads) => {
             let of = |tile| (tile, &TILED, tiled(tile, threads, ("QUADS", STEP_DEPTH)));
-            row_tiles(Broadcast::Memory, layer.sequences).into_iter().map(of).collect()
+            recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
+        Recurrence::Matrix { side } => vec![(2 * side, &MATRIX, Constants::new())],
         Recurrence::Sequence { rows, threads, weights } => {
             let mut constants = tiled(rows, threads, ("QUADS", layer.inside_depth(threads, weights)));
             constants.push(("INSIDE", 1.0));
@@ -340,7 +348,7 @@ impl Runner for LstmForward {
             zoneout_c_y: zoneout_c[1],
         };
         let missing = || Error::internal("no kernel for this step's sequences");
-        let (step_broadcast, units) = match self.recurrence {
+        let units = match self.recurrence {
             Recurrence::Sequence { rows, .. } => {
                 let launch = &self.pieces.get(&rows).ok_or_else(missing)?[0];
                 let tiles = sequences.div_ceil(rows) * directions;
@@ -368,13 +376,14 @@ impl Runner for LstmForward {
                 }
                 return Ok(());
             }
-            Recurrence::Step(threads) => (Broadcast::Memory, threads.units),
-            Recurrence::Broadcast => (Broadcast::Subgroup, UNITS),
+            Recurrence::Step(threads) => threads.units,
+            Recurrence::Matrix { side } => 2 * side / 4,
+            Recurrence::Broadcast => UNITS,
         };
         let unit_blocks = self.hidden.div_ceil(units);
         for s in 0..steps as usize {
             let active = axis.rows_at(s);
-            let tile = row_tile(step_broadcast, active);
+            let tile = self.recurrence.step_tile(active);
             let launches = self.pieces.get(&tile).ok_or_else(missing)?;
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
