@@ -5,7 +5,7 @@ use super::dataset::Dataset;
 use super::fit::{Compiled, Epoch, Fit, History, check_stateful};
 use super::monitor::{Monitor, not_finite};
 use super::prefetch::Prefetch;
-use super::step::{EVALUATE, TRAIN, evaluation_graph, training_graph, training_scalars, zero_slots};
+use super::step::{EVALUATE, TRAIN, evaluation_graph, is_scaled, training_graph, training_scalars, zero_slots};
 use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
 use crate::nn::Network;
@@ -157,7 +157,8 @@ impl TrainingRun<'_> {
             TRAIN.zero(session)?;
         }
         let (session, program) = learner.program(&key, &|session| {
-            let graph = training_graph(&self.network, &objectives, &optimizer, clip, &format!("train.{size}."))?;
+            let (prefix, scaled) = (format!("train.{size}."), is_scaled(session));
+            let graph = training_graph(&self.network, &objectives, &optimizer, clip, &prefix, scaled)?;
             session.load(&graph, &capacity)
         })?;
         let (mut step, mut bad, mut cost) = (first, None, Cost::default());

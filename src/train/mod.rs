@@ -14,6 +14,7 @@ mod pack;
 mod plan;
 mod prefetch;
 mod save;
+mod scaling;
 mod step;
 mod trainer;
 

@@ -2,6 +2,7 @@
 
 use super::Loss;
 use super::fit::Compiled;
+use super::scaling::LossScale;
 use super::step::TRAIN;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -95,7 +96,8 @@ impl Sequential {
             let slots = c.optimizer.slots(&self.parameters()).into_iter().map(|(name, _)| name);
             // In the middle of an epoch its loss so far belongs to it.
             let totals = TRAIN.names().map(String::from).into_iter().filter(|_| c.batch > 0);
-            for name in slots.chain(totals) {
+            let scale = LossScale::NAMES.map(String::from);
+            for name in slots.chain(totals).chain(scale) {
                 let session = self.session()?;
                 if session.names().any(|n| n == name) {
                     file.tensors.insert(name.clone(), session.get(&name)?);
@@ -121,10 +123,10 @@ impl Sequential {
                     model.session()?.set(&name, slot)?;
                 }
             }
-            for name in TRAIN.names() {
-                if let Some(total) = file.tensors.get(name) {
-                    check_shape(name, total.shape(), &[1])?;
-                    model.session()?.set(name, total)?;
+            for name in TRAIN.names().into_iter().chain(LossScale::NAMES) {
+                if let Some(kept) = file.tensors.get(name) {
+                    check_shape(name, kept.shape(), &[1])?;
+                    model.session()?.set(name, kept)?;
                 }
             }
             let Training { optimizer, loss, step, epoch, batch, order } = training;

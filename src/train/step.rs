@@ -1,5 +1,6 @@
 //! The graphs of a training step, of an evaluation and of a prediction.
 
+use super::scaling::LossScale;
 use super::{Loss, Objective};
 use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
@@ -136,13 +137,14 @@ fn pointwise(loss: Loss) -> Option<(Expr, bool)> {
 }
 
 /// Forward, loss, backward, clipping and the optimiser's updates, all of which change nothing unless the loss and the
-/// gradient are finite and always were.
+/// gradient are finite and always were. Where gradients pass through 16 bits the loss is `scaled`.
 pub(super) fn training_graph(
     network: &Network,
     objectives: &[Objective],
     optimizer: &Optimizer,
     clip_norm: Option<f32>,
     state_prefix: &str,
+    scaled: bool,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let g = &mut graph;
@@ -157,17 +159,40 @@ pub(super) fn training_graph(
             specs.push(spec);
         }
     }
-    let gradients = g.gradients(loss.mean, &values)?;
-    let squares = g.sum_of_squares(&gradients)?;
-    let scale = clip_norm.map(|max| clip_factor(g, squares, max)).transpose()?;
+    let loss_scale = if scaled { Some(LossScale::new(g)?) } else { None };
+    let gradients = match &loss_scale {
+        Some(scale) => scale.gradients(g, loss.mean, &values)?,
+        None => g.gradients(loss.mean, &values)?,
+    };
+    let mut squares = g.sum_of_squares(&gradients)?;
+    let mut unscale = None;
+    if let Some(scale) = &loss_scale {
+        let (inverse, true_squares) = scale.undo(g, squares)?;
+        (unscale, squares) = (Some(inverse), true_squares);
+    }
+    let clip = clip_norm.map(|max| clip_factor(g, squares, max)).transpose()?;
+    let scale = match (unscale, clip) {
+        (Some(a), Some(b)) => Some(g.elementwise(Expr::Input(0) * Expr::Input(1), &[a, b])?),
+        (a, b) => a.or(b),
+    };
 
     let latch = g.persistent(LATCH, [1])?;
     let [bad, l, s] = [0, 1, 2].map(Expr::Input);
     let finite = l.is_finite() * s.is_finite();
     let alive = g.elementwise(bad.select(Expr::Const(0.0), finite), &[latch, loss.mean, squares])?;
-    let [bad, alive_now] = [0, 1].map(Expr::Input);
-    let first = alive_now.select(Expr::Const(0.0), Expr::scalar(STEP) + Expr::Const(1.0));
-    let latched = g.elementwise(bad.clone().select(bad, first), &[latch, alive])?;
+    let [bad, alive_now, l, shrinks] = [0, 1, 2, 3].map(Expr::Input);
+    let number = Expr::scalar(STEP) + Expr::Const(1.0);
+    let first = match &loss_scale {
+        // A gradient that overflows under a scale that may shrink is no failure.
+        Some(_) => alive_now.select(Expr::Const(0.0), (l.is_finite() * shrinks).select(Expr::Const(0.0), number)),
+        None => alive_now.select(Expr::Const(0.0), number),
+    };
+    let mut read = vec![latch, alive];
+    if let Some(scale) = loss_scale {
+        read.extend([loss.mean, scale.may_shrink(g)?]);
+        scale.update(g, alive, latch)?;
+    }
+    let latched = g.elementwise(bad.clone().select(bad, first), &read)?;
     g.update(latch, latched)?;
 
     TRAIN.add(g, loss, Some(alive))?;
@@ -220,8 +245,17 @@ pub(super) fn zero_states(session: &mut Session, executable: &Executable) -> Res
     states(executable)?.iter().try_for_each(|(name, shape)| session.zero(name, shape, DType::F32))
 }
 
-/// Zeroes what a training program keeps besides parameters and states: the latch, the optimiser's slots.
+/// Whether gradients pass through 16 bits.
+pub(super) fn is_scaled(session: &Session) -> bool {
+    session.device().target().matrix() > 0
+}
+
+/// Zeroes what a training program keeps besides parameters and states: the latch, the optimiser's slots; and sets the scale of
+/// its loss, if it has none yet.
 pub(super) fn zero_slots(session: &mut Session, model_slots: &[(String, Vec<usize>)]) -> Result<()> {
     session.set(LATCH, &Tensor::scalar(0.0))?;
+    if is_scaled(session) {
+        LossScale::begin(session)?;
+    }
     model_slots.iter().try_for_each(|(name, shape)| session.zero(name, shape, DType::F32))
 }

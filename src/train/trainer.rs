@@ -7,8 +7,9 @@ use super::language::LanguageModel;
 use super::monitor::{Monitor, not_finite};
 use super::prefetch::Prefetch;
 use super::save::check_shape;
+use super::scaling::LossScale;
 use super::step::{
-    EVALUATE, LATCH, TRAIN, evaluation_graph, states, training_graph, training_scalars, zero_slots, zero_states,
+    EVALUATE, LATCH, TRAIN, evaluation_graph, is_scaled, states, training_graph, training_scalars, zero_slots, zero_states,
 };
 use super::{Loss, Objective};
 use crate::device::{Device, Executable};
@@ -186,6 +187,7 @@ impl Trainer {
             &optimizer,
             options.clip,
             "train.",
+            is_scaled(model.model.session()?),
         )?;
         let slots = optimizer.slots(&model.model.parameters());
         zero_slots(model.model.session()?, &slots)?;
@@ -242,7 +244,9 @@ impl Trainer {
                 return Err(Error::data("the text or its validation share is not the one that training began with"));
             }
             trainer.step = training.step;
-            for (name, shape) in trainer.kept()? {
+            // Training that did not scale its loss goes on with the scale where it begins.
+            let here = |name: &str| !LossScale::NAMES.contains(&name) || file.tensors.contains_key(name);
+            for (name, shape) in trainer.kept()?.into_iter().filter(|(name, _)| here(name)) {
                 let tensor = file.tensor(&name)?;
                 check_shape(&name, tensor.shape(), &shape)?;
                 trainer.model.model.session()?.set(&name, tensor)?;
@@ -262,7 +266,8 @@ impl Trainer {
     fn kept(&self) -> Result<Vec<(String, Vec<usize>)>> {
         let mut kept = self.optimizer.slots(&self.model.model.parameters());
         kept.extend(states(&self.executable)?);
-        kept.extend([TRAIN.sum, TRAIN.count].map(|name| (name.to_string(), vec![1])));
+        let scale = LossScale::NAMES.into_iter().filter(|_| self.executable.program().target.matrix() > 0);
+        kept.extend(TRAIN.names().into_iter().chain(scale).map(|name| (name.to_string(), vec![1])));
         Ok(kept)
     }
 
