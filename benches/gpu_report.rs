@@ -22,7 +22,9 @@ mod output;
 use clap::Parser;
 use configs::{Config, ConfigOptions, Mode};
 use mnemon::device::{Device, GpuLimits, Tuner};
-use mnemon::scheduler::Precision;
+use mnemon::graph::Graph;
+use mnemon::params::Tensor;
+use mnemon::scheduler::{Batch, Capacity, Precision};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -124,13 +126,24 @@ fn run(options: &Options) -> Result<(), Failure> {
     if report.wants("micro/workgroups that meet") {
         report.add("micro/workgroups that meet", json!({ "value": resident, "unit": "workgroups" }))?;
     }
-    let mut ways = vec![("table", device.clone()), ("tuned", device.clone().with_tuner(tuner))];
-    match device.clone().with_precision(Precision::F16Weights) {
-        Ok(halves) => {
-            let tuner = Arc::new(Tuner::new(&halves, None, Duration::from_secs(60))?);
-            ways.push(("tuned f16-weights", halves.with_tuner(tuner)));
+    let mut ways = vec![(WAYS[0], device.clone()), (WAYS[1], device.clone().with_tuner(tuner))];
+    for (way, precision) in [(WAYS[2], Precision::F16Weights), (WAYS[3], Precision::F16Products)] {
+        match device.clone().with_precision(precision) {
+            Ok(halves) if precision == Precision::F16Products && halves.target().matrix() == 0 => {
+                eprintln!("{precision} is left out: there are no matrix units");
+            }
+            Ok(halves) => {
+                let tuner = Arc::new(Tuner::new(&halves, None, Duration::from_secs(60))?);
+                ways.push((way, halves.with_tuner(tuner)));
+            }
+            Err(e) => eprintln!("{precision} is left out: {e}"),
         }
-        Err(e) => eprintln!("weights in 16 bits are left out: {e}"),
+    }
+    for (way, (what, unit)) in [(WAYS[0], MICRO[6]), (WAYS[3], MICRO[7])] {
+        let id = format!("micro/{what}");
+        if let Some((_, device)) = ways.iter().find(|(w, _)| *w == way).filter(|_| report.wants(&id)) {
+            report.add(&id, json!({ "value": large_product(device)?, "unit": unit }))?;
+        }
     }
     for (way, device) in ways {
         for (config, mode) in all.iter().flat_map(|c| [(c, Mode::Infer), (c, Mode::Train)]) {
@@ -187,9 +200,8 @@ fn tables(report: &Report, configs: &[Config], device: &str) -> Result<String, F
         let value = found.and_then(|l| l["value"].as_f64()).map_or("not measured yet".into(), |v| format!("{v:.3}"));
         writeln!(text, "| {what} | {value} | {unit} |")?;
     }
-    writeln!(text, "| matrix units | not measured yet | TFLOP/s |")?;
     let mut times: BTreeMap<(String, &str, &str), f64> = BTreeMap::new();
-    let mut who = ["table", "tuned", "tuned f16-weights"].map(|way| format!("mnemon {way}")).to_vec();
+    let mut who = WAYS.map(|way| format!("mnemon {way}")).to_vec();
     for line in &report.lines {
         let Some([peer, config, mode]) = line["id"].as_str().and_then(|id| {
             let parts: Vec<&str> = id.rsplitn(3, '/').collect();
@@ -209,7 +221,7 @@ fn tables(report: &Report, configs: &[Config], device: &str) -> Result<String, F
         let of = |peer: &str| times.get(&(peer.to_string(), config.name.as_str(), mode)).copied();
         let ours = [of(&who[0]), of(&who[1])].into_iter().flatten().reduce(f64::min);
         let cell = |(at, peer): (usize, &String)| match (of(peer), ours) {
-            (Some(ms), Some(ours)) if at > 2 => format!("{ms:.3} ({:.2})", ms / ours),
+            (Some(ms), Some(ours)) if at >= WAYS.len() => format!("{ms:.3} ({:.2})", ms / ours),
             (Some(ms), _) => format!("{ms:.3}"),
             (None, _) => "not measured yet".to_string(),
         };
@@ -219,14 +231,45 @@ fn tables(report: &Report, configs: &[Config], device: &str) -> Result<String, F
     Ok(text)
 }
 
-const MICRO: [(&str, &str); 6] = [
+/// How every configuration is run.
+const WAYS: [&str; 4] = ["table", "tuned", "tuned f16-weights", "tuned f16-products"];
+
+const MICRO: [(&str, &str); 8] = [
     ("dependent dispatches", "µs a dispatch, on the device"),
     ("recording", "µs of the host a dispatch"),
     ("multiply-adds", "GFLOP/s"),
     ("reading 2 MiB by all workgroups", "GB/s in all"),
     ("workgroup barriers", "ns a barrier"),
     ("workgroups that meet", "workgroups"),
+    ("our product of large squares", "GFLOP/s"),
+    ("our product of large squares by matrix units", "GFLOP/s"),
 ];
+
+/// The rate of a linear layer of equal numbers of rows, inputs and outputs.
+fn large_product(device: &Device) -> Result<f64, Failure> {
+    let n = if device.target().software { 256 } else { 4096 };
+    let mut session = device.session()?;
+    let mut g = Graph::new();
+    for name in ["x", "weight"] {
+        let values = (0..n * n).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
+        session.set(name, &Tensor::new(&[n, n], values)?)?;
+    }
+    let (x, weight) = (g.persistent("x", [n, n])?, g.persistent("weight", [n, n])?);
+    let y = g.linear(x, weight, None)?;
+    g.output("y", y)?;
+    let batch = Batch::dense(1, 1)?;
+    let mut executable = session.load(&g, &Capacity::exactly(&batch))?;
+    let mut times = Vec::new();
+    for _ in 0..6 {
+        let begin = Instant::now();
+        session.run(&mut executable, &batch, &[])?;
+        session.wait()?;
+        times.push(begin.elapsed().as_secs_f64());
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    Ok(2.0 * (n as f64).powi(3) / times[times.len() / 2] / 1e9)
+}
 
 /// What the cost model is made of, on the adapter that `device` names.
 fn micro(report: &mut Report, device: &str) -> Result<(), Failure> {

@@ -82,7 +82,13 @@ fn one_family() -> Result<ExitCode, Failure> {
         precision: Precision::F32,
     };
     let (mut spilt, mut few) = (Vec::new(), Vec::new());
+    let mut left_out = 0;
     for variant in variants(&target)? {
+        // RDNA's units multiply squares of 16.
+        if variant.kernel.is_matrix() && (!radv.matrix || !variant.source.contains("coop_mat16x16")) {
+            left_out += usize::from(!radv.matrix);
+            continue;
+        }
         let statistics = radv.compile(&variant)?;
         let of = |name: &str| statistics.get(name).copied().unwrap_or(0);
         let spills = of("Spilled VGPRs") + of("Spilled SGPRs") + of("Scratch size");
@@ -104,6 +110,9 @@ fn one_family() -> Result<ExitCode, Failure> {
             few.push(variant.name);
         }
     }
+    if left_out > 0 {
+        println!("{left_out} that this GPU has no matrix units for");
+    }
     println!("{} with fewer than {OCCUPIED} waves a SIMD: {}", few.len(), few.join("; "));
     println!("{} spill: {}", spilt.len(), spilt.join("; "));
     Ok(ExitCode::from(u8::from(!spilt.is_empty())))
@@ -112,7 +121,7 @@ fn one_family() -> Result<ExitCode, Failure> {
 /// The variant's SPIR-V with its constants in place, and which subgroups it needs.
 fn spirv(variant: &Variant) -> Result<Vec<u32>, Failure> {
     let mut validator =
-        Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+        Validator::new(ValidationFlags::all(), Capabilities::all());
     validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
     let module = naga::front::wgsl::parse_str(&variant.source)?;
     let info = validator.validate(&module)?;
@@ -144,6 +153,8 @@ struct Radv {
     statistics: khr::pipeline_executable_properties::Device,
     name: String,
     driver: String,
+    /// Whether it has matrix units.
+    matrix: bool,
 }
 
 impl Radv {
@@ -170,16 +181,21 @@ impl Radv {
                 .vulkan_memory_model_device_scope(true)
                 .shader_float16(true);
             let mut v11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
-            let extensions = [khr::pipeline_executable_properties::NAME.as_ptr()];
+            let offered = instance.enumerate_device_extension_properties(physical)?;
+            let matrix = offered.iter().any(|e| e.extension_name_as_c_str() == Ok(khr::cooperative_matrix::NAME));
+            let mut cooperative = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(matrix);
+            let mut extensions = vec![khr::pipeline_executable_properties::NAME.as_ptr()];
+            extensions.extend(matrix.then_some(khr::cooperative_matrix::NAME.as_ptr()));
             let info = vk::DeviceCreateInfo::default()
                 .queue_create_infos(&queues)
                 .enabled_extension_names(&extensions)
                 .push_next(&mut executable)
                 .push_next(&mut v12)
                 .push_next(&mut v11);
+            let info = if matrix { info.push_next(&mut cooperative) } else { info };
             let device = instance.create_device(physical, &info, None)?;
             let statistics = khr::pipeline_executable_properties::Device::new(&instance, &device);
-            Ok(Self { _entry: entry, device, statistics, name, driver })
+            Ok(Self { _entry: entry, device, statistics, name, driver, matrix })
         }
     }
 
