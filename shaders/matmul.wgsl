@@ -2,6 +2,8 @@
 // Each element is one chain of multiply-adds over the inner dimension, whatever the tile. Grid = row tiles · column tiles.
 // #import grid
 // #import weights
+// #import math
+// #import epilogue
 // #import matmul_store
 // #import product_tile
 

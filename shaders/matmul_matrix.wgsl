@@ -2,6 +2,8 @@
 // four. Grid = row tiles · column tiles.
 // #import grid
 // #import weights
+// #import math
+// #import epilogue
 // #import matmul_store
 // #import matrix_tile
 

@@ -2,6 +2,8 @@
 // One thread computes 16 rows of 4 columns. Grid = row blocks · column blocks, 64 threads across columns.
 // #import grid
 // #import weights
+// #import math
+// #import epilogue
 // #import matmul_store
 
 // Four values of A in a row.

@@ -58,6 +58,42 @@ fn chains_are_one_step() {
     );
 }
 
+/// A GPU makes of a product what is wanted of it as it stores it.
+#[test]
+fn a_product_has_an_epilogue() {
+    let batch = Batch::dense(1, 1).unwrap();
+    let activation = x(0).tanh().max(Expr::Const(-0.25)) - x(0) * Expr::Const(0.5);
+    let mut wanted: Option<Vec<f64>> = None;
+    for device in devices() {
+        for read_twice in [false, true] {
+            let mut g = Graph::new();
+            let (a, w, b) = (g.persistent("a", [5, 7]), g.persistent("w", [6, 7]), g.persistent("b", [6]));
+            let y = g.linear(a.unwrap(), w.unwrap(), Some(b.unwrap())).unwrap();
+            let z = g.elementwise(activation.clone(), &[y]).unwrap();
+            g.output("z", z).unwrap();
+            if read_twice {
+                g.output("y", y).unwrap();
+            }
+            let mut session = device.session().unwrap();
+            for (name, shape) in [("a", vec![5, 7]), ("w", vec![6, 7]), ("b", vec![6])] {
+                let values = (0..shape.iter().product()).map(|i: usize| (i * 7 % 11) as f32 / 5.0 - 1.0).collect();
+                session.set(name, &Tensor::new(&shape, values).unwrap()).unwrap();
+            }
+            let mut executable = session.load(&g, &Capacity::exactly(&batch)).unwrap();
+            let apart = executable.program().stage_steps().any(|s| matches!(s.op, Op::Elementwise { .. }));
+            let on_gpu = matches!(device.kind(), DeviceKind::Gpu | DeviceKind::Software);
+            assert_eq!(apart, read_twice || !on_gpu, "{device:?}");
+            session.run(&mut executable, &batch, &[]).unwrap();
+            let got = session.output(&executable, "z").unwrap();
+            let got: Vec<f64> = got.f32s().unwrap().iter().map(|&v| f64::from(v)).collect();
+            match &wanted {
+                Some(wanted) => assert_close(&format!("{device:?}"), &got, wanted, 1e-6),
+                None => wanted = Some(got),
+            }
+        }
+    }
+}
+
 #[test]
 fn what_others_read_stays() {
     // Read twice, so computed once.

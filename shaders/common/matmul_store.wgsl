@@ -1,4 +1,4 @@
-// The parameters and bindings of a matrix product, its bias and its store.
+// The parameters and bindings of a matrix product, its bias, and its store through what `epilogue` makes of it.
 struct Params {
     rows: u32,
     columns: u32,
@@ -29,10 +29,11 @@ fn bias_of(column: u32) -> vec4<f32> {
 }
 
 // Four columns of one row, as far as they exist.
-fn store(row: u32, column: u32, value: vec4<f32>) {
+fn store(row: u32, column: u32, sum: vec4<f32>) {
     if (row >= params.rows || column >= params.columns) {
         return;
     }
+    let value = vec4<f32>(epilogue(sum.x), epilogue(sum.y), epilogue(sum.z), epilogue(sum.w));
     let at = row * params.c_stride + column;
     c[at] = value.x;
     if (column + 1u < params.columns) {

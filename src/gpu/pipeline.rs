@@ -38,6 +38,7 @@ pub struct Kernel {
 const COMMON: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("attention", include_str!("../../shaders/common/attention.wgsl")),
+    ("epilogue", include_str!("../../shaders/common/epilogue.wgsl")),
     ("grid", include_str!("../../shaders/common/grid.wgsl")),
     ("lstm_backward_cell", include_str!("../../shaders/common/lstm_backward_cell.wgsl")),
     ("lstm_forward_cell", include_str!("../../shaders/common/lstm_forward_cell.wgsl")),
@@ -61,6 +62,9 @@ const COMMON: &[(&str, &str)] = &[
 
 /// The beginning of a prelude that has weights read in 16 bits.
 const HALF_WEIGHTS: &str = "// Weights in 16 bits.\n";
+
+/// The beginning of what a prelude makes of an element of a product.
+pub(super) const EPILOGUE: &str = "fn epilogue(x0: f32) -> f32 {";
 
 impl Kernel {
     /// Whether it multiplies by matrix units.
@@ -90,6 +94,9 @@ pub fn assemble(prelude: &str, source: &str) -> Result<String> {
         if let Some(name) = line.strip_prefix("// #import ") {
             let halves = name == "weights" && prelude.starts_with(HALF_WEIGHTS);
             let name = if halves { "weights_half" } else { name };
+            if name == "epilogue" && prelude.contains(EPILOGUE) {
+                continue;
+            }
             let (_, import) = COMMON
                 .iter()
                 .find(|(stem, _)| *stem == name.trim())

@@ -129,6 +129,7 @@ impl<'a> Compiler<'a> {
                 accumulates: false,
                 recurrence: None,
                 product: None,
+                epilogue: None,
             });
         }
         for &(_, value) in graph.outputs() {

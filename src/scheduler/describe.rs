@@ -143,6 +143,7 @@ impl Program {
         match (self.target.executor, step.recurrence, step.product) {
             (_, Some(recurrence), Some(product)) => format!(" [{product}; {recurrence}]"),
             (_, Some(recurrence), None) => format!(" [{recurrence}]"),
+            (_, None, Some(product)) if step.epilogue.is_some() => format!(" [{product}, with what becomes of it]"),
             (_, None, Some(product)) => format!(" [{product}]"),
             (Executor::Cpu, ..) if recurrent => " [sequences over threads]".to_string(),
             _ => String::new(),

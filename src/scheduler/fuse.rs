@@ -1,7 +1,7 @@
 //! Elementwise steps that only feed another one of the same shape become part of it: one pass over the values less.
 
 use super::program::{ProgramValue, Step};
-use super::strategy::Target;
+use super::strategy::{Executor, Target};
 use crate::graph::{Expr, Op};
 
 /// Most operations of an expression that is read more than once, since it is then computed more than once.
@@ -12,7 +12,7 @@ const REPEATED: usize = 8;
 const MOST_OPERATIONS: usize = 64;
 const MOST_VALUES: usize = 16;
 
-/// Fuses what can be. Values that `kept` names stay, for they are read from outside.
+/// Fuses what can be, on a GPU what products alone feed with them. Values that `kept` names stay, for they are read from outside.
 pub(super) fn fuse(steps: &mut Vec<Step>, values: &[ProgramValue], kept: &[usize], target: &Target) {
     let mut at = 0;
     while at < steps.len() {
@@ -26,9 +26,44 @@ pub(super) fn fuse(steps: &mut Vec<Step>, values: &[ProgramValue], kept: &[usize
             None => at += 1,
         }
     }
+    if target.executor == Executor::Gpu {
+        epilogues(steps, values, kept);
+    }
     for (number, step) in steps.iter_mut().enumerate() {
         step.number = number;
     }
+}
+
+/// Elementwise steps that read nothing but a product become its epilogue.
+fn epilogues(steps: &mut Vec<Step>, values: &[ProgramValue], kept: &[usize]) {
+    let mut at = 0;
+    while at < steps.len() {
+        let Some((from, expr)) = product(steps, values, kept, at) else {
+            at += 1;
+            continue;
+        };
+        steps[from].outputs = steps.remove(at).outputs;
+        steps[from].epilogue = Some(expr);
+    }
+}
+
+/// The product that step `at` makes something of, and what.
+fn product(steps: &[Step], values: &[ProgramValue], kept: &[usize], at: usize) -> Option<(usize, Expr)> {
+    let Op::Elementwise { exprs } = &steps[at].op else { return None };
+    let ([expr], [Some(value)], [Some(output)]) =
+        (exprs.as_slice(), steps[at].inputs.as_slice(), steps[at].outputs.as_slice())
+    else {
+        return None;
+    };
+    let mut alone = true;
+    expr.visit(&mut |e| alone &= !matches!(e, Expr::Scalar(_) | Expr::Size(_)));
+    let read: usize = steps.iter().map(|s| s.inputs.iter().filter(|v| **v == Some(*value)).count()).sum();
+    if !alone || read != 1 || kept.contains(value) || values[*value].shape != values[*output].shape {
+        return None;
+    }
+    let is_product = |s: &Step| matches!(s.op, Op::Linear | Op::MatMul) && s.outputs == [Some(*value)];
+    let from = steps[..at].iter().position(|s| is_product(s) && s.epilogue.is_none())?;
+    Some((from, expr.clone()))
 }
 
 /// A step whose only output only step `at` reads, and what both are together.

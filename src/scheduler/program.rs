@@ -83,6 +83,8 @@ pub struct Step {
     pub recurrence: Option<Recurrence>,
     /// How its matrix product runs, where the executor has several ways.
     pub product: Option<Product>,
+    /// What becomes of each element of its product, input 0, where that is not the product itself.
+    pub epilogue: Option<Expr>,
 }
 
 /// A scalar that a run gives.

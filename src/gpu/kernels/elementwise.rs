@@ -2,7 +2,7 @@
 
 use super::{Runner, input, kernel, params, word};
 use crate::error::{Error, Result};
-use crate::gpu::pipeline::{Binding, Kernel};
+use crate::gpu::pipeline::{Binding, EPILOGUE, Kernel};
 use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run, Values};
 use crate::graph::{Binary, Broadcast, Dim, Expr, Op, Shape, Unary, broadcast};
@@ -285,6 +285,11 @@ fn wgsl(expr: &Expr, scalar: &dyn Fn(&Expr) -> Option<usize>) -> Result<String> 
         }
         Expr::Select(c, a, b) => format!("select({}, {}, {} != 0.0)", go(b)?, go(a)?, go(c)?),
     })
+}
+
+/// The part of a product's prelude that makes `expr` of each element, its input 0.
+pub(super) fn epilogue(expr: &Expr) -> Result<String> {
+    Ok(format!("{EPILOGUE}\n    return {};\n}}\n", wgsl(expr, &|_| None)?))
 }
 
 /// A prelude that uses every function and every way to spread, for tools.

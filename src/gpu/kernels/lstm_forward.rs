@@ -2,7 +2,7 @@
 //! timestep (and another where h is projected, and where the cell normalises), or one for many timesteps.
 
 use super::lstm_gates::Gates;
-use super::matmul::{MatMul, product_of};
+use super::matmul::MatMul;
 use super::{
     Runner, kernel, lstm_begin, lstm_constants, lstm_keys, lstm_norm_forward, lstm_project, output, params,
     reverse_bits, word,
@@ -198,10 +198,9 @@ impl LstmForward {
         let [packed_ih, packed_hh, packed_bias, state, packed_hr, norms, meeting] =
             [0, 1, 2, 3, 4, 5, 6].map(|w| step.workspace[w]);
         let meeting = values.view(meeting, 0)?;
-        let columns = op.directions() * 4 * hidden;
         let input: Box<dyn Runner> = match step.inputs[forward::parameter(0, Parameter::WeightIh)] {
             Some(_) => {
-                Box::new(MatMul::new(preparer, product_of(step)?, x, packed_ih, Some(packed_bias), gates, columns)?)
+                Box::new(MatMul::new(preparer, step, x, packed_ih, Some(packed_bias), gates)?)
             }
             None => Box::new(Gates::into_units(preparer, x, packed_bias, gates, op.directions())?),
         };

@@ -1,5 +1,6 @@
 //! C = A B (+ bias), for linear layers, their input gradients and the LSTM's input projection.
 
+use super::elementwise::epilogue;
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constants, Kernel};
@@ -51,22 +52,21 @@ pub(super) struct MatMul {
 
 impl MatMul {
     pub fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Self> {
-        let columns = preparer.values.row_len(output(step, 0)?)?;
         let bias = if step.op == Op::Linear { step.inputs.get(2).copied().flatten() } else { None };
-        Self::new(preparer, product_of(step)?, input(step, 0)?, step.workspace[0], bias, output(step, 0)?, columns)
+        Self::new(preparer, step, input(step, 0)?, step.workspace[0], bias, output(step, 0)?)
     }
 
-    /// `c` = `a` times `b` (packed, columns padded to four) plus `bias`.
+    /// `c` = `a` times `b` (packed, columns padded to four) plus `bias`, or what the epilogue of `step` makes of that.
     pub fn new(
         preparer: &mut Preparer<'_>,
-        product: Product,
+        step: &Step,
         a: usize,
         b: usize,
         bias: Option<usize>,
         c: usize,
-        columns: usize,
     ) -> Result<Self> {
         let values = preparer.values;
+        let product = product_of(step)?;
         let axis = row_axis(values.shape(a));
         let (kernel, constants) = match product {
             Product::Tiled(tile) | Product::Split(tile, _) => (&KERNEL, tile_constants(tile)),
@@ -74,6 +74,10 @@ impl MatMul {
             Product::Matrix { .. } => (&MATRIX, Constants::new()),
         };
         let tile = product.tile().unwrap_or(SUBGROUP_TILE);
+        let mut prelude = preparer.weights(kernel);
+        if let Some(expr) = &step.epilogue {
+            prelude += &epilogue(expr)?;
+        }
         let mut pieces = Vec::new();
         for p in 0..values.pieces(axis) {
             let views = [
@@ -82,9 +86,10 @@ impl MatMul {
                 bias.map(|v| values.view(v, 0)).transpose()?,
                 Some(values.view(c, p)?),
             ];
-            pieces.push(preparer.launch_with(kernel, &preparer.weights(kernel), None, &constants, &views)?);
+            pieces.push(preparer.launch_with(kernel, &prelude, None, &constants, &views)?);
         }
-        Ok(Self { pieces, tile, axis, a, columns, inner: values.row_len(a)?, has_bias: bias.is_some() })
+        let (columns, inner) = (values.row_len(c)?, values.row_len(a)?);
+        Ok(Self { pieces, tile, axis, a, columns, inner, has_bias: bias.is_some() })
     }
 }
 
