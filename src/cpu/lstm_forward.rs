@@ -14,7 +14,7 @@ use super::lstm_layer::{
     Layer, Pass, Rows, Weights, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
 use super::math;
-use super::matmul::{Left, multiply};
+use super::matmul::{Left, multiply, multiply_gates};
 use super::products::affine;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
@@ -47,6 +47,8 @@ struct Running {
     masked: Vec<f32>,
     /// U h
     product: Vec<f32>,
+    /// U h of the units of a panel
+    sums: Vec<f32>,
     /// h before projection and zoneout
     hidden: Vec<f32>,
     /// h after projection, before zoneout
@@ -71,6 +73,7 @@ impl Part<'_> {
             c: own_columns(self.c, d, directions, hidden),
             masked: vec![0.0; size * r],
             product: vec![0.0; size * GATES * hidden],
+            sums: vec![0.0; size * GATES * layer.weights[d].hh.units()],
             hidden: vec![0.0; size * hidden],
             projected: vec![0.0; size * r],
             stays: vec![0.0; r],
@@ -92,23 +95,54 @@ impl Part<'_> {
 
     /// A step of plain cells whose rows lie side by side: the product is added to them where they are.
     fn plain_step(&mut self, layer: &Layer<'_>, t: usize, active: usize, now: &mut Running) {
-        let hidden = layer.hidden;
-        let (h, c) = (&mut now.h[..active * hidden], &mut now.c[..active * hidden]);
-        let gates = self.gates.step(t, active);
-        multiply(Left::Rows { data: h, stride: hidden }, layer.weights[0].hh, gates, true);
-        activate(gates, c, h, hidden);
-        self.y.step(t, active).copy_from_slice(h);
-        if self.cells.wanted() {
-            self.cells.step(t, active).copy_from_slice(c);
-        }
+        let (hidden, saves, keeps) = (layer.hidden, true, self.cells.wanted());
+        let (gates, y) = (self.gates.step(t, active), self.y.step(t, active));
+        let mut none = [];
+        let cells = if keeps { self.cells.step(t, active) } else { &mut none[..] };
+        let (right, c) = (layer.weights[0].hh, &mut now.c[..active * hidden]);
+        let units = right.units();
+        let sums = &mut now.sums[..active * GATES * units];
+        multiply_gates(
+            (&now.h, hidden),
+            right,
+            sums,
+            #[inline(always)]
+            |first, sums| {
+                for (b, sums) in sums.chunks_exact(GATES * units).enumerate() {
+                    let at = b * hidden + first;
+                    let row = &mut gates[b * GATES * hidden..][..GATES * hidden];
+                    let used = units.min(hidden - first);
+                    let cells = if keeps { Some(&mut cells[at..at + used]) } else { None };
+                    let own = Own { first, used, saves, c: &mut c[at..at + used], y: &mut y[at..at + used], cells };
+                    match units {
+                        16 => own.finish::<16>(sums, row),
+                        8 => own.finish::<8>(sums, row),
+                        4 => own.finish::<4>(sums, row),
+                        _ => own.finish::<1>(sums, row),
+                    }
+                }
+            },
+        );
+        now.h[..active * hidden].copy_from_slice(y);
     }
 
     /// A step of any cell, row by row.
     fn step(&mut self, layer: &Layer<'_>, d: usize, active: usize, time: impl Fn(usize) -> usize, now: &mut Running) {
         let (hidden, r, weights) = (layer.hidden, layer.r, &layer.weights[d]);
         let left = masked(layer, d, active, self.first, &time, now);
-        let product = &mut now.product[..active * GATES * hidden];
-        multiply(Left::Rows { data: if left { &now.masked } else { &now.h }, stride: r }, weights.hh, product, false);
+        let (product, units) = (&mut now.product[..active * GATES * hidden], weights.hh.units());
+        multiply_gates(
+            (if left { &now.masked } else { &now.h }, r),
+            weights.hh,
+            &mut now.sums[..active * GATES * units],
+            #[inline(always)]
+            |first, sums| {
+                let used = units.min(hidden - first);
+                for (sums, row) in sums.chunks_exact(units).zip(product.chunks_exact_mut(hidden)) {
+                    row[first..first + used].copy_from_slice(&sums[..used]);
+                }
+            },
+        );
         Arch::new().dispatch(
             #[inline(always)]
             || {
@@ -190,17 +224,61 @@ fn masked(
     })
 }
 
-/// Activates rows of gates `[4H]` in place and updates c and h `[H]`.
-fn activate(gates: &mut [f32], c: &mut [f32], h: &mut [f32], hidden: usize) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let rows = gates.chunks_exact_mut(GATES * hidden);
-            for ((gates, c), h) in rows.zip(c.chunks_exact_mut(hidden)).zip(h.chunks_exact_mut(hidden)) {
-                activate_row(gates, c, h, hidden);
+/// Some units of one row at a plain step.
+struct Own<'a> {
+    /// The first of the units, and how many there are.
+    first: usize,
+    used: usize,
+    /// Whether the activated gates are wanted.
+    saves: bool,
+    c: &'a mut [f32],
+    y: &'a mut [f32],
+    cells: Option<&'a mut [f32]>,
+}
+
+impl Own<'_> {
+    /// From the products `[4, N]` and the input's part of the gates `[4H]`: h and c move on, and gates become what is saved.
+    #[inline(always)]
+    fn finish<const N: usize>(self, sums: &[f32], gates: &mut [f32]) {
+        let Self { first, used, saves, c, y, cells } = self;
+        let hidden = gates.len() / GATES;
+        let gate = |g: usize, gates: &[f32]| -> [f32; N] {
+            let mut z = [0.0; N];
+            let own = &gates[g * hidden + first..][..used];
+            match <&[f32; N]>::try_from(own) {
+                Ok(own) => z = *own,
+                Err(_) => z[..used].copy_from_slice(own),
             }
-        },
-    );
+            let sums = &sums[g * N..][..N];
+            for l in 0..N {
+                z[l] += sums[l];
+            }
+            z
+        };
+        let (mut i, mut f) = (gate(GATE_I, gates), gate(GATE_F, gates));
+        let (mut g, mut o) = (gate(GATE_G, gates), gate(GATE_O, gates));
+        let mut cell = [0.0; N];
+        cell[..used].copy_from_slice(c);
+        let mut h = [0.0; N];
+        for l in 0..N {
+            i[l] = math::sigmoid(i[l]);
+            f[l] = math::sigmoid(f[l]);
+            g[l] = math::tanh(g[l]);
+            o[l] = math::sigmoid(o[l]);
+            cell[l] = f[l] * cell[l] + i[l] * g[l];
+            h[l] = o[l] * math::tanh(cell[l]);
+        }
+        if saves {
+            for (g, values) in [(GATE_I, &i), (GATE_F, &f), (GATE_G, &g), (GATE_O, &o)] {
+                gates[g * hidden + first..][..used].copy_from_slice(&values[..used]);
+            }
+        }
+        c.copy_from_slice(&cell[..used]);
+        y.copy_from_slice(&h[..used]);
+        if let Some(cells) = cells {
+            cells.copy_from_slice(&cell[..used]);
+        }
+    }
 }
 
 #[inline(always)]

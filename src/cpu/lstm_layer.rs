@@ -124,7 +124,7 @@ pub(super) fn put_columns(states: &mut [f32], own: &[f32], d: usize, directions:
 
 /// The parameters of one direction.
 pub(super) struct Weights<'a> {
-    /// Uᵀ `[R, 4H]` forward, U `[4H, R]` backward
+    /// Uᵀ `[R, 4H]` by units forward, U `[4H, R]` backward
     pub hh: &'a Packed,
     /// W_hrᵀ `[H, R]` forward, W_hr `[R, H]` backward
     pub hr: Option<&'a Packed>,
@@ -167,6 +167,7 @@ pub(super) fn weights<'a>(
             let (operand, data) = (call.operand(at)?, call.input(at)?);
             let (rows, columns) = (operand.rows(), operand.columns());
             Ok(cached.get(operand.version, |packed| match pass {
+                Pass::Forward if at == place(Parameter::WeightHh) => packed.gates(data, columns, rows / GATES),
                 Pass::Forward => packed.transpose(&[data], columns, rows),
                 Pass::Backward => packed.rows(&rows_of(data, columns), columns),
             }))

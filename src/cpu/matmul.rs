@@ -9,13 +9,17 @@ use crate::scheduler::strategy::CACHE_LINE;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Rows of C that one tile keeps in registers, with two registers each: 12 sums hide the latency of a fused
-/// multiplication and leave room for operands in 16 registers.
+/// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
+pub(super) const PANEL_REGISTERS: usize = 4;
+/// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
+/// with one for each row's operand, that is nearly all of them.
 const TILE_ROWS: usize = 6;
-/// Length of K that is summed in registers before it is added to C; a panel of it stays in the first cache.
-pub(super) const BLOCK_K: usize = 256;
-/// Rows of A that are used with one panel before the next; they stay in the second cache. A multiple of [`TILE_ROWS`].
-const BLOCK_ROWS: usize = 48;
+const TILE_ROWS_OF_16: usize = 3;
+/// Length of K that is summed in registers before it is added to C; a panel of it fills the first cache.
+pub(super) const BLOCK_K: usize = 128;
+/// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
+/// [`TILE_ROWS`].
+const BLOCK_ROWS: usize = 96;
 /// Between the rows of a transposed block of A, so that they do not all fall into the same sets of the cache.
 const SKEW: usize = 16;
 /// Bytes to which packed panels are aligned: a cache line.
@@ -28,11 +32,11 @@ impl WithSimd for PanelWidth {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        2 * S::F32_LANES
+        PANEL_REGISTERS * S::F32_LANES
     }
 }
 
-/// A right operand `[K, N]` cut into panels of two registers' columns, padded by zeros: for each block of K, for each
+/// A right operand `[K, N]` cut into panels of [`PANEL_REGISTERS`] registers' columns, padded by zeros: for each block of K, for each
 /// panel, for each k, the panel's columns.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
@@ -62,6 +66,30 @@ impl Packed {
                 }
             }
         });
+    }
+
+    /// Packs the transpose of a layer's recurrent weights `[4H, R]` so that a panel has some units, each gate in a register.
+    pub(super) fn gates(&mut self, weight: &[f32], inner: usize, hidden: usize) {
+        let lanes = Arch::new().dispatch(PanelWidth) / PANEL_REGISTERS;
+        let columns = hidden.next_multiple_of(lanes) * PANEL_REGISTERS;
+        self.fill(inner, columns, |k, n, width, panel| {
+            let first = n / PANEL_REGISTERS;
+            panel.fill(0.0);
+            for j in 0..width {
+                let (gate, unit) = (j / lanes, first + j % lanes);
+                if unit < hidden {
+                    let row = &weight[(gate * hidden + unit) * inner..][..inner];
+                    for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
+                        to[j] = value;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Units of one panel, where it is packed by [`Self::gates`].
+    pub(super) fn units(&self) -> usize {
+        self.width / PANEL_REGISTERS
     }
 
     /// Packs the rows of a matrix `[K, columns]`.
@@ -174,37 +202,79 @@ impl WithSimd for Multiply<'_> {
         let (columns, width) = (right.columns, right.width);
         let rows = out.len() / columns;
         let mut scratch = Vec::new();
-        for k in (0..right.inner).step_by(BLOCK_K) {
-            let depth = BLOCK_K.min(right.inner - k);
-            let add = add || k > 0;
-            for first in (0..rows).step_by(BLOCK_ROWS) {
-                let count = BLOCK_ROWS.min(rows - first);
+        for first in (0..rows).step_by(BLOCK_ROWS) {
+            let count = BLOCK_ROWS.min(rows - first);
+            for k in (0..right.inner).step_by(BLOCK_K) {
+                let depth = BLOCK_K.min(right.inner - k);
+                let add = add || k > 0;
                 let (a, stride) = left.block(first, count, k, depth, &mut scratch);
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
                     let used = width.min(columns - p * width);
-                    let tiles = count.div_ceil(TILE_ROWS);
-                    let mut row = 0;
-                    for tile in 0..tiles {
-                        let height = count / tiles + usize::from(tile < count % tiles);
-                        let at = Tile { a: &a[row * stride..], stride, panel, used, columns, add };
-                        let out = &mut out[(first + row) * columns + p * width..];
-                        match height {
-                            1 => at.compute::<S, 1>(simd, out),
-                            2 => at.compute::<S, 2>(simd, out),
-                            3 => at.compute::<S, 3>(simd, out),
-                            4 => at.compute::<S, 4>(simd, out),
-                            5 => at.compute::<S, 5>(simd, out),
-                            _ => at.compute::<S, TILE_ROWS>(simd, out),
-                        }
-                        row += height;
-                    }
+                    let tile = Tile { a, stride, panel, used, columns, add };
+                    tile.rows(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
         }
     }
 }
 
+/// A left operand times each panel of recurrent weights in turn.
+struct MultiplyGates<'a, F> {
+    data: &'a [f32],
+    stride: usize,
+    right: &'a Packed,
+    /// `[M, width of a panel]`
+    sums: &'a mut [f32],
+    each: F,
+}
+
+impl<F: FnMut(usize, &mut [f32])> WithSimd for MultiplyGates<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { data, stride, right, sums, mut each } = self;
+        let width = right.width;
+        for p in 0..right.columns / width {
+            for k in (0..right.inner).step_by(BLOCK_K) {
+                let depth = BLOCK_K.min(right.inner - k);
+                let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
+                let tile = Tile { a: &data[k..], stride, panel, used: width, columns: width, add: k > 0 };
+                tile.rows(simd, sums.len() / width, sums);
+            }
+            each(p * right.units(), sums);
+        }
+    }
+}
+
+/// Calls `each(first unit, sums)` for every panel of recurrent weights with the products of `M` rows of `data`, `stride` values
+/// apart, `[M, 4, units]`.
+#[inline(always)]
+pub(super) fn multiply_gates(
+    (data, stride): (&[f32], usize),
+    right: &Packed,
+    sums: &mut [f32],
+    each: impl FnMut(usize, &mut [f32]),
+) {
+    debug_assert!(right.inner > 0 && sums.len().is_multiple_of(right.width));
+    Arch::new().dispatch(MultiplyGates { data, stride, right, sums, each });
+}
+
+/// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.
+macro_rules! each_row {
+    ($count:expr, $r:ident => $body:block) => {
+        each_row!(@ $count, $r, $body, 0 1 2 3 4 5)
+    };
+    (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
+        $(if $count > $n {
+            const $r: usize = $n;
+            $body
+        })*
+    };
+}
+
 /// Some rows of A and one panel of B.
+#[derive(Clone, Copy)]
 struct Tile<'a> {
     a: &'a [f32],
     stride: usize,
@@ -217,27 +287,55 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Adds the product of `R` rows to `out`, the rest of C from the tile's first element on, or stores it there.
+    /// Adds the product of `count` rows to `out`, the rest of C from the first one's first element on, or stores it there: in
+    /// tiles as even as they can be.
+    #[inline(always)]
+    fn rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+        let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
+        let tiles = count.div_ceil(most);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let height = count / tiles + usize::from(tile < count % tiles);
+            let at = Self { a: &self.a[row * self.stride..], ..self };
+            let out = &mut out[row * self.columns..];
+            match height {
+                1 => at.compute::<S, 1>(simd, out),
+                2 => at.compute::<S, 2>(simd, out),
+                3 => at.compute::<S, 3>(simd, out),
+                4 => at.compute::<S, 4>(simd, out),
+                5 => at.compute::<S, 5>(simd, out),
+                _ => at.compute::<S, TILE_ROWS>(simd, out),
+            }
+            row += height;
+        }
+    }
+
+    /// The same of `R` rows.
     #[inline(always)]
     fn compute<S: Simd, const R: usize>(&self, simd: S, out: &mut [f32]) {
+        const W: usize = PANEL_REGISTERS;
         let (b, _) = S::as_simd_f32s(self.panel);
-        let depth = b.len() / 2;
-        let a: [&[f32]; R] = std::array::from_fn(|r| &self.a[r * self.stride..][..depth]);
-        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-        for (k, b) in (0..depth).zip(b.chunks_exact(2)) {
-            for r in 0..R {
-                let x = simd.splat_f32s(a[r][k]);
-                sums[r][0] = simd.mul_add_e_f32s(x, b[0], sums[r][0]);
-                sums[r][1] = simd.mul_add_e_f32s(x, b[1], sums[r][1]);
-            }
+        let (b, _) = b.as_chunks::<W>();
+        let depth = b.len();
+        let row = |r: usize| &self.a[r.min(R - 1) * self.stride..][..depth];
+        let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
+        let mut sums = [[simd.splat_f32s(0.0); W]; TILE_ROWS];
+        for (k, b) in b.iter().enumerate() {
+            each_row!(R, ROW => {
+                let x = simd.splat_f32s(a[ROW][k]);
+                sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
+                sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
+                sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
+                sums[ROW][3] = simd.mul_add_e_f32s(x, b[3], sums[ROW][3]);
+            });
         }
-        for (r, sums) in sums.iter().enumerate() {
-            let row = &mut out[r * self.columns..][..self.used];
-            for (part, &sum) in row.chunks_mut(S::F32_LANES).zip(sums) {
+        each_row!(R, ROW => {
+            let row = &mut out[ROW * self.columns..][..self.used];
+            for (part, &sum) in row.chunks_mut(S::F32_LANES).zip(&sums[ROW]) {
                 let sum = if self.add { simd.add_f32s(simd.partial_load_f32s(part), sum) } else { sum };
                 simd.partial_store_f32s(part, sum);
             }
-        }
+        });
     }
 }
 

@@ -115,9 +115,9 @@ pub const PARAMETER_SLOTS: usize = 4096;
 /// Scalars that one run may have on a GPU.
 pub const RUN_SCALARS: usize = 64;
 
-/// Columns to which the host's processor pads what it packs: two registers of its widest vectors. The last cache line is
+/// Columns to which the host's processor pads what it packs: four registers of its widest vectors. The last cache line is
 /// for alignment.
-pub const PANEL: usize = 32;
+pub const PANEL: usize = 64;
 
 /// Values that the host's processor packs for `op`, each in a place of its own: for a layer the input weights, then each
 /// direction's recurrent weights, then its projections.
