@@ -14,13 +14,16 @@ use super::lstm_layer::{
     Layer, Pass, Rows, Weights, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
 use super::math;
-use super::matmul::{Left, multiply, multiply_gates};
+use super::matmul::{Finish, Left, multiply, multiply_gates};
 use super::products::affine;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use pulp::Arch;
+use pulp::{Arch, Simd};
+
+/// Between rows of h, so that they do not all fall into the same sets of the cache.
+const SKEW: usize = 16;
 
 /// Some sequences, all their timesteps.
 struct Part<'a> {
@@ -45,6 +48,8 @@ struct Running {
     c: Vec<f32>,
     /// h as it meets U
     masked: Vec<f32>,
+    /// The same of plain steps, [`SKEW`] values between rows
+    left: Vec<f32>,
     /// U h
     product: Vec<f32>,
     /// U h of the units of a panel
@@ -78,6 +83,7 @@ impl Part<'_> {
             projected: vec![0.0; size * r],
             stays: vec![0.0; r],
             scratch: Scratch::new(hidden),
+            left: vec![0.0; size * (hidden + SKEW)],
         };
         let reversed = layer.op.direction.reversed(d);
         for s in 0..lengths.first().copied().unwrap_or(0) {
@@ -97,32 +103,14 @@ impl Part<'_> {
     fn plain_step(&mut self, layer: &Layer<'_>, t: usize, active: usize, now: &mut Running) {
         let (hidden, saves, keeps) = (layer.hidden, true, self.cells.wanted());
         let (gates, y) = (self.gates.step(t, active), self.y.step(t, active));
+        for (left, h) in now.left.chunks_exact_mut(hidden + SKEW).zip(now.h.chunks_exact(hidden)).take(active) {
+            left[..hidden].copy_from_slice(h);
+        }
         let mut none = [];
         let cells = if keeps { self.cells.step(t, active) } else { &mut none[..] };
         let (right, c) = (layer.weights[0].hh, &mut now.c[..active * hidden]);
-        let units = right.units();
-        let sums = &mut now.sums[..active * GATES * units];
-        multiply_gates(
-            (&now.h, hidden),
-            right,
-            sums,
-            #[inline(always)]
-            |first, sums| {
-                for (b, sums) in sums.chunks_exact(GATES * units).enumerate() {
-                    let at = b * hidden + first;
-                    let row = &mut gates[b * GATES * hidden..][..GATES * hidden];
-                    let used = units.min(hidden - first);
-                    let cells = if keeps { Some(&mut cells[at..at + used]) } else { None };
-                    let own = Own { first, used, saves, c: &mut c[at..at + used], y: &mut y[at..at + used], cells };
-                    match units {
-                        16 => own.finish::<16>(sums, row),
-                        8 => own.finish::<8>(sums, row),
-                        4 => own.finish::<4>(sums, row),
-                        _ => own.finish::<1>(sums, row),
-                    }
-                }
-            },
-        );
+        let sums = &mut now.sums[..active * GATES * right.units()];
+        multiply_gates((&now.left, hidden + SKEW), right, sums, PlainCells { hidden, gates, saves, c, y, cells });
         now.h[..active * hidden].copy_from_slice(y);
     }
 
@@ -135,13 +123,7 @@ impl Part<'_> {
             (if left { &now.masked } else { &now.h }, r),
             weights.hh,
             &mut now.sums[..active * GATES * units],
-            #[inline(always)]
-            |first, sums| {
-                let used = units.min(hidden - first);
-                for (sums, row) in sums.chunks_exact(units).zip(product.chunks_exact_mut(hidden)) {
-                    row[first..first + used].copy_from_slice(&sums[..used]);
-                }
-            },
+            Spread { hidden, product },
         );
         Arch::new().dispatch(
             #[inline(always)]
@@ -224,60 +206,86 @@ fn masked(
     })
 }
 
-/// Some units of one row at a plain step.
-struct Own<'a> {
-    /// The first of the units, and how many there are.
-    first: usize,
-    used: usize,
-    /// Whether the activated gates are wanted.
+/// The rows of a plain step.
+struct PlainCells<'a> {
+    hidden: usize,
+    /// `[4H]` of each row: the input's part, then the activated gates if they are wanted.
+    gates: &'a mut [f32],
     saves: bool,
     c: &'a mut [f32],
     y: &'a mut [f32],
-    cells: Option<&'a mut [f32]>,
+    /// Empty if nobody wants them.
+    cells: &'a mut [f32],
 }
 
-impl Own<'_> {
-    /// From the products `[4, N]` and the input's part of the gates `[4H]`: h and c move on, and gates become what is saved.
+impl Finish for PlainCells<'_> {
     #[inline(always)]
-    fn finish<const N: usize>(self, sums: &[f32], gates: &mut [f32]) {
-        let Self { first, used, saves, c, y, cells } = self;
-        let hidden = gates.len() / GATES;
-        let gate = |g: usize, gates: &[f32]| -> [f32; N] {
-            let mut z = [0.0; N];
-            let own = &gates[g * hidden + first..][..used];
-            match <&[f32; N]>::try_from(own) {
-                Ok(own) => z = *own,
-                Err(_) => z[..used].copy_from_slice(own),
+    fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]) {
+        let (hidden, lanes) = (self.hidden, S::F32_LANES);
+        let used = lanes.min(hidden - first);
+        for (b, sums) in sums.chunks_exact(GATES * lanes).enumerate() {
+            let gates = &mut self.gates[b * GATES * hidden..][..GATES * hidden];
+            let own = b * hidden + first..b * hidden + first + used;
+            // No closures here: one that is not inlined has no vector instructions.
+            let at = [first, GATE_F * hidden + first, GATE_G * hidden + first, GATE_O * hidden + first];
+            let i = math::lanes::sigmoid(simd, sum(simd, &gates[at[0]..][..used], &sums[GATE_I * lanes..][..lanes]));
+            let f = math::lanes::sigmoid(simd, sum(simd, &gates[at[1]..][..used], &sums[GATE_F * lanes..][..lanes]));
+            let g = math::lanes::tanh(simd, sum(simd, &gates[at[2]..][..used], &sums[GATE_G * lanes..][..lanes]));
+            let o = math::lanes::sigmoid(simd, sum(simd, &gates[at[3]..][..used], &sums[GATE_O * lanes..][..lanes]));
+            let c = load(simd, &self.c[own.clone()]);
+            let c = simd.add_f32s(simd.mul_f32s(f, c), simd.mul_f32s(i, g));
+            store(simd, &mut self.c[own.clone()], c);
+            store(simd, &mut self.y[own.clone()], simd.mul_f32s(o, math::lanes::tanh(simd, c)));
+            if self.saves {
+                store(simd, &mut gates[at[0]..][..used], i);
+                store(simd, &mut gates[at[1]..][..used], f);
+                store(simd, &mut gates[at[2]..][..used], g);
+                store(simd, &mut gates[at[3]..][..used], o);
             }
-            let sums = &sums[g * N..][..N];
-            for l in 0..N {
-                z[l] += sums[l];
-            }
-            z
-        };
-        let (mut i, mut f) = (gate(GATE_I, gates), gate(GATE_F, gates));
-        let (mut g, mut o) = (gate(GATE_G, gates), gate(GATE_O, gates));
-        let mut cell = [0.0; N];
-        cell[..used].copy_from_slice(c);
-        let mut h = [0.0; N];
-        for l in 0..N {
-            i[l] = math::sigmoid(i[l]);
-            f[l] = math::sigmoid(f[l]);
-            g[l] = math::tanh(g[l]);
-            o[l] = math::sigmoid(o[l]);
-            cell[l] = f[l] * cell[l] + i[l] * g[l];
-            h[l] = o[l] * math::tanh(cell[l]);
-        }
-        if saves {
-            for (g, values) in [(GATE_I, &i), (GATE_F, &f), (GATE_G, &g), (GATE_O, &o)] {
-                gates[g * hidden + first..][..used].copy_from_slice(&values[..used]);
+            if !self.cells.is_empty() {
+                store(simd, &mut self.cells[own], c);
             }
         }
-        c.copy_from_slice(&cell[..used]);
-        y.copy_from_slice(&h[..used]);
-        if let Some(cells) = cells {
-            cells.copy_from_slice(&cell[..used]);
+    }
+}
+
+/// U h of every row `[4H]`, gate by gate.
+struct Spread<'a> {
+    hidden: usize,
+    product: &'a mut [f32],
+}
+
+impl Finish for Spread<'_> {
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]) {
+        let used = S::F32_LANES.min(self.hidden - first);
+        for (sums, row) in sums.chunks_exact(S::F32_LANES).zip(self.product.chunks_exact_mut(self.hidden)) {
+            store(simd, &mut row[first..first + used], load(simd, sums));
         }
+    }
+}
+
+/// A register of values, zeros where there are fewer.
+#[inline(always)]
+fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from) {
+        ([all], []) => *all,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// The sum of what [`load`] gives of both.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> S::f32s {
+    simd.add_f32s(load(simd, a), load(simd, b))
+}
+
+/// As many of a register's values as fit.
+#[inline(always)]
+fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(to) {
+        ([all], []) => *all = values,
+        _ => simd.partial_store_f32s(to, values),
     }
 }
 

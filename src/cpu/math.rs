@@ -61,6 +61,72 @@ pub(super) fn tanh(x: f32) -> f32 {
     if a < TANH_SMALL { small } else { large }
 }
 
+/// The same functions of a register's values: the same operations in the same order, and so the same bits.
+pub(super) mod lanes {
+    use super::{EXP, EXP_RANGE, LN_2, LOG2_E, ROUND, TANH, TANH_SMALL};
+    use pulp::Simd;
+
+    #[inline(always)]
+    fn polynomial<S: Simd>(simd: S, x: S::f32s, c: [f32; 5]) -> S::f32s {
+        let mut y = simd.splat_f32s(c[4]);
+        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[3]));
+        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[2]));
+        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[1]));
+        simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[0]))
+    }
+
+    /// 2^n for n in -126..=127.
+    #[inline(always)]
+    fn power_of_two<S: Simd>(simd: S, n: S::u32s) -> S::f32s {
+        let biased = simd.add_u32s(n, simd.splat_u32s(127));
+        simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(biased, simd.splat_u32s(23)))
+    }
+
+    /// e^x
+    #[inline(always)]
+    fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+        let (least, most) = (simd.splat_f32s(EXP_RANGE[0]), simd.splat_f32s(EXP_RANGE[1]));
+        let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
+        let x = simd.select_f32s(simd.less_than_f32s(most, x), most, x);
+        let round = simd.splat_f32s(ROUND);
+        let shifted = simd.add_f32s(simd.mul_f32s(x, simd.splat_f32s(LOG2_E)), round);
+        let whole = simd.sub_f32s(shifted, round);
+        let r = simd.sub_f32s(x, simd.mul_f32s(whole, simd.splat_f32s(LN_2[0])));
+        let r = simd.sub_f32s(r, simd.mul_f32s(whole, simd.splat_f32s(LN_2[1])));
+        let e = simd.mul_f32s(simd.mul_f32s(r, r), polynomial(simd, r, EXP));
+        let e = simd.add_f32s(simd.splat_f32s(1.0), simd.add_f32s(r, e));
+        let n = simd.sub_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(ROUND.to_bits()));
+        // Half of it, rounded down: there is no shift that keeps a sign.
+        let positive = simd.add_u32s(n, simd.splat_u32s(1024));
+        let half = simd.sub_u32s(simd.wrapping_dyn_shr_u32s(positive, simd.splat_u32s(1)), simd.splat_u32s(512));
+        let first = simd.mul_f32s(e, power_of_two(simd, half));
+        simd.mul_f32s(first, power_of_two(simd, simd.sub_u32s(n, half)))
+    }
+
+    /// 1/(1+e^-x)
+    #[inline(always)]
+    pub fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+        let one = simd.splat_f32s(1.0);
+        let z = exp(simd, simd.neg_f32s(simd.abs_f32s(x)));
+        let above = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(0.0)), z, one);
+        simd.div_f32s(above, simd.add_f32s(one, z))
+    }
+
+    /// tanh x
+    #[inline(always)]
+    pub fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+        let (one, two) = (simd.splat_f32s(1.0), simd.splat_f32s(2.0));
+        let (a, s) = (simd.abs_f32s(x), simd.mul_f32s(x, x));
+        let small = simd.mul_f32s(x, simd.mul_f32s(s, polynomial(simd, s, TANH)));
+        let small = simd.add_f32s(x, small);
+        let tail = simd.div_f32s(two, simd.add_f32s(exp(simd, simd.mul_f32s(two, a)), one));
+        let size = simd.transmute_u32s_f32s(simd.abs_f32s(simd.sub_f32s(one, tail)));
+        let sign = simd.and_u32s(simd.transmute_u32s_f32s(x), simd.splat_u32s(1 << 31));
+        let large = simd.transmute_f32s_u32s(simd.or_u32s(size, sign));
+        simd.select_f32s(simd.less_than_f32s(a, simd.splat_f32s(TANH_SMALL)), small, large)
+    }
+}
+
 /// The largest of `row`; `-∞` if it is empty.
 #[inline(always)]
 pub(super) fn largest(row: &[f32]) -> f32 {
@@ -136,6 +202,36 @@ mod tests {
                 }
             }
             assert!(worst.0 <= 4.0, "{name}: {} ulp at {}", worst.0, worst.1);
+        }
+    }
+
+    /// Sigmoid and tanh of registers.
+    struct Both<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
+
+    impl pulp::WithSimd for Both<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) {
+            let (x, _) = S::as_simd_f32s(self.0);
+            let ((s, _), (t, _)) = (S::as_mut_simd_f32s(self.1), S::as_mut_simd_f32s(self.2));
+            for ((&x, s), t) in x.iter().zip(s).zip(t) {
+                (*s, *t) = (lanes::sigmoid(simd, x), lanes::tanh(simd, x));
+            }
+        }
+    }
+
+    #[test]
+    fn registers_give_the_same_bits() {
+        let special = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-42];
+        let every = (0..u32::MAX).step_by(50_021).map(f32::from_bits);
+        let mut x: Vec<f32> = (-40_000..40_000).map(|i| i as f32 * 1e-3).chain(every).chain(special).collect();
+        x.resize(x.len().next_multiple_of(16), 0.0);
+        let (mut s, mut t) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        pulp::Arch::new().dispatch(Both(&x, &mut s, &mut t));
+        for ((&x, &s), &t) in x.iter().zip(&s).zip(&t) {
+            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+            assert!(same(s, sigmoid(x)) && same(t, tanh(x)), "{x}: {s} {} {t} {}", sigmoid(x), tanh(x));
         }
     }
 

@@ -20,8 +20,6 @@ pub(super) const BLOCK_K: usize = 128;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
 const BLOCK_ROWS: usize = 96;
-/// Between the rows of a transposed block of A, so that they do not all fall into the same sets of the cache.
-const SKEW: usize = 16;
 /// Bytes to which packed panels are aligned: a cache line.
 const LINE: usize = 4 * CACHE_LINE;
 
@@ -156,32 +154,37 @@ impl<'a> Left<'a> {
         }
     }
 
-    /// Rows `row..row + count` at `k..k + depth` as slices `stride` apart; a transposed operand is copied to `scratch`.
-    fn block<'b>(
-        self,
-        row: usize,
-        count: usize,
-        k: usize,
-        depth: usize,
-        scratch: &'b mut Vec<f32>,
-    ) -> (&'b [f32], usize)
+    /// Rows `row..row + count` at `k..k + depth`; those of a transposed operand, which lie far apart, are copied to `scratch`.
+    fn block<'b>(self, row: usize, count: usize, k: usize, depth: usize, scratch: &'b mut Vec<f32>) -> Lines<'b>
     where
         'a: 'b,
     {
         match self {
-            Self::Rows { data, stride } => (&data[row * stride + k..], stride),
+            Self::Rows { data, stride } => Lines { data: &data[row * stride + k..], stride, transposed: false },
             Self::Columns { data, stride, first } => {
-                let pitch = depth + SKEW;
-                scratch.resize(BLOCK_ROWS * (BLOCK_K + SKEW), 0.0);
-                for at in 0..depth {
-                    let from = &data[(k + at) * stride + first + row..][..count];
-                    for (m, &x) in from.iter().enumerate() {
-                        scratch[m * pitch + at] = x;
-                    }
+                scratch.resize(BLOCK_ROWS * BLOCK_K, 0.0);
+                for (at, to) in scratch.chunks_exact_mut(count).take(depth).enumerate() {
+                    to.copy_from_slice(&data[(k + at) * stride + first + row..][..count]);
                 }
-                (scratch, pitch)
+                Lines { data: scratch, stride: count, transposed: true }
             }
         }
+    }
+}
+
+/// Some rows of A: `[M, *]`, or where it is transposed `[*, M]`, `stride` values between lines.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    data: &'a [f32],
+    stride: usize,
+    transposed: bool,
+}
+
+impl<'a> Lines<'a> {
+    /// The same from row `row` on.
+    #[inline(always)]
+    fn skip(self, row: usize) -> Self {
+        Self { data: &self.data[if self.transposed { row } else { row * self.stride }..], ..self }
     }
 }
 
@@ -207,15 +210,21 @@ impl WithSimd for Multiply<'_> {
             for k in (0..right.inner).step_by(BLOCK_K) {
                 let depth = BLOCK_K.min(right.inner - k);
                 let add = add || k > 0;
-                let (a, stride) = left.block(first, count, k, depth, &mut scratch);
+                let a = left.block(first, count, k, depth, &mut scratch);
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
                     let used = width.min(columns - p * width);
-                    let tile = Tile { a, stride, panel, used, columns, add };
+                    let tile = Tile { a, panel, used, columns, add };
                     tile.rows(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
         }
     }
+}
+
+/// What becomes of the products of recurrent weights, panel by panel.
+pub(super) trait Finish {
+    /// `sums` are `[M, 4, N]` of the units from `first` on, of which there may be fewer than `N`, a register's values.
+    fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]);
 }
 
 /// A left operand times each panel of recurrent weights in turn.
@@ -228,7 +237,7 @@ struct MultiplyGates<'a, F> {
     each: F,
 }
 
-impl<F: FnMut(usize, &mut [f32])> WithSimd for MultiplyGates<'_, F> {
+impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -239,23 +248,18 @@ impl<F: FnMut(usize, &mut [f32])> WithSimd for MultiplyGates<'_, F> {
             for k in (0..right.inner).step_by(BLOCK_K) {
                 let depth = BLOCK_K.min(right.inner - k);
                 let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
-                let tile = Tile { a: &data[k..], stride, panel, used: width, columns: width, add: k > 0 };
+                let a = Lines { data: &data[k..], stride, transposed: false };
+                let tile = Tile { a, panel, used: width, columns: width, add: k > 0 };
                 tile.rows(simd, sums.len() / width, sums);
             }
-            each(p * right.units(), sums);
+            each.finish(simd, p * right.units(), sums);
         }
     }
 }
 
-/// Calls `each(first unit, sums)` for every panel of recurrent weights with the products of `M` rows of `data`, `stride` values
-/// apart, `[M, 4, units]`.
-#[inline(always)]
-pub(super) fn multiply_gates(
-    (data, stride): (&[f32], usize),
-    right: &Packed,
-    sums: &mut [f32],
-    each: impl FnMut(usize, &mut [f32]),
-) {
+/// Gives `each` the products of `M` rows of `data`, `stride` values apart, with every panel of recurrent weights; `sums` has room
+/// for one, `[M, 4, units of a panel]`.
+pub(super) fn multiply_gates((data, stride): (&[f32], usize), right: &Packed, sums: &mut [f32], each: impl Finish) {
     debug_assert!(right.inner > 0 && sums.len().is_multiple_of(right.width));
     Arch::new().dispatch(MultiplyGates { data, stride, right, sums, each });
 }
@@ -276,8 +280,7 @@ macro_rules! each_row {
 /// Some rows of A and one panel of B.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
-    a: &'a [f32],
-    stride: usize,
+    a: Lines<'a>,
     panel: &'a [f32],
     /// Columns of the panel that exist.
     used: usize,
@@ -296,15 +299,21 @@ impl Tile<'_> {
         let mut row = 0;
         for tile in 0..tiles {
             let height = count / tiles + usize::from(tile < count % tiles);
-            let at = Self { a: &self.a[row * self.stride..], ..self };
+            let at = Self { a: self.a.skip(row), ..self };
             let out = &mut out[row * self.columns..];
-            match height {
-                1 => at.compute::<S, 1>(simd, out),
-                2 => at.compute::<S, 2>(simd, out),
-                3 => at.compute::<S, 3>(simd, out),
-                4 => at.compute::<S, 4>(simd, out),
-                5 => at.compute::<S, 5>(simd, out),
-                _ => at.compute::<S, TILE_ROWS>(simd, out),
+            match (self.a.transposed, height) {
+                (false, 1) => at.compute::<S, 1, false>(simd, out),
+                (false, 2) => at.compute::<S, 2, false>(simd, out),
+                (false, 3) => at.compute::<S, 3, false>(simd, out),
+                (false, 4) => at.compute::<S, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, 5, false>(simd, out),
+                (false, _) => at.compute::<S, TILE_ROWS, false>(simd, out),
+                (true, 1) => at.compute::<S, 1, true>(simd, out),
+                (true, 2) => at.compute::<S, 2, true>(simd, out),
+                (true, 3) => at.compute::<S, 3, true>(simd, out),
+                (true, 4) => at.compute::<S, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, 5, true>(simd, out),
+                (true, _) => at.compute::<S, TILE_ROWS, true>(simd, out),
             }
             row += height;
         }
@@ -312,17 +321,19 @@ impl Tile<'_> {
 
     /// The same of `R` rows.
     #[inline(always)]
-    fn compute<S: Simd, const R: usize>(&self, simd: S, out: &mut [f32]) {
+    fn compute<S: Simd, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
         const W: usize = PANEL_REGISTERS;
         let (b, _) = S::as_simd_f32s(self.panel);
         let (b, _) = b.as_chunks::<W>();
         let depth = b.len();
-        let row = |r: usize| &self.a[r.min(R - 1) * self.stride..][..depth];
+        let Lines { data, stride, .. } = self.a;
+        let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
         let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
         let mut sums = [[simd.splat_f32s(0.0); W]; TILE_ROWS];
         for (k, b) in b.iter().enumerate() {
+            let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {
-                let x = simd.splat_f32s(a[ROW][k]);
+                let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
                 sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
                 sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
                 sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
@@ -331,9 +342,21 @@ impl Tile<'_> {
         }
         each_row!(R, ROW => {
             let row = &mut out[ROW * self.columns..][..self.used];
-            for (part, &sum) in row.chunks_mut(S::F32_LANES).zip(&sums[ROW]) {
-                let sum = if self.add { simd.add_f32s(simd.partial_load_f32s(part), sum) } else { sum };
-                simd.partial_store_f32s(part, sum);
+            if let ([s0, s1, s2, s3], []) = S::as_mut_simd_f32s(row) {
+                let [t0, t1, t2, t3] = sums[ROW];
+                if self.add {
+                    *s0 = simd.add_f32s(*s0, t0);
+                    *s1 = simd.add_f32s(*s1, t1);
+                    *s2 = simd.add_f32s(*s2, t2);
+                    *s3 = simd.add_f32s(*s3, t3);
+                } else {
+                    (*s0, *s1, *s2, *s3) = (t0, t1, t2, t3);
+                }
+            } else {
+                for (part, &sum) in row.chunks_mut(S::F32_LANES).zip(&sums[ROW]) {
+                    let sum = if self.add { simd.add_f32s(simd.partial_load_f32s(part), sum) } else { sum };
+                    simd.partial_store_f32s(part, sum);
+                }
             }
         });
     }
