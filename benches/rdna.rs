@@ -120,8 +120,7 @@ fn one_family() -> Result<ExitCode, Failure> {
 
 /// The variant's SPIR-V with its constants in place, and which subgroups it needs.
 fn spirv(variant: &Variant) -> Result<Vec<u32>, Failure> {
-    let mut validator =
-        Validator::new(ValidationFlags::all(), Capabilities::all());
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
     validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
     let module = naga::front::wgsl::parse_str(&variant.source)?;
     let info = validator.validate(&module)?;

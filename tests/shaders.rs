@@ -41,7 +41,13 @@ fn translate(name: &str, source: &str, entry: &str, constants: &[(&str, f32)]) {
     assert!(words.len() > 100, "{name}");
     let bounds = index::BoundsCheckPolicies::default();
     let options = msl::Options {
-        lang_version: if matrix { (2, 3) } else if subgroups { (2, 1) } else { (1, 2) },
+        lang_version: if matrix {
+            (2, 3)
+        } else if subgroups {
+            (2, 1)
+        } else {
+            (1, 2)
+        },
         bounds_check_policies: bounds,
         fake_missing_bindings: true,
         ..Default::default()

@@ -65,6 +65,8 @@ pub(super) struct Call<'a> {
     pub(super) packs: &'a mut [Cached],
     /// Whether sums over rows are added to what the outputs hold.
     pub(super) continues: bool,
+    /// Whether a step reads what a layer saves of its gates.
+    pub(super) saves: bool,
 }
 
 impl<'a> Call<'a> {

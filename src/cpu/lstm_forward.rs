@@ -13,17 +13,16 @@ use super::lstm_cell::{self, CellWeights, Scratch};
 use super::lstm_layer::{
     Layer, Pass, Rows, Weights, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
+use super::lstm_plain::{Plain, load, store};
 use super::math;
 use super::matmul::{Finish, Left, multiply, multiply_gates};
 use super::products::affine;
+use super::team::Shared;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use pulp::{Arch, Simd};
-
-/// Between rows of h, so that they do not all fall into the same sets of the cache.
-const SKEW: usize = 16;
 
 /// Some sequences, all their timesteps.
 struct Part<'a> {
@@ -48,8 +47,6 @@ struct Running {
     c: Vec<f32>,
     /// h as it meets U
     masked: Vec<f32>,
-    /// The same of plain steps, [`SKEW`] values between rows
-    left: Vec<f32>,
     /// U h
     product: Vec<f32>,
     /// U h of the units of a panel
@@ -83,35 +80,15 @@ impl Part<'_> {
             projected: vec![0.0; size * r],
             stays: vec![0.0; r],
             scratch: Scratch::new(hidden),
-            left: vec![0.0; size * (hidden + SKEW)],
         };
         let reversed = layer.op.direction.reversed(d);
         for s in 0..lengths.first().copied().unwrap_or(0) {
             let active = lengths.partition_point(|&n| n > s);
             let time = |b: usize| if reversed { lengths[b] - 1 - s } else { s };
-            if directions == 1 && layer.plain(d) && time(0) == time(active - 1) {
-                self.plain_step(layer, time(0), active, &mut now);
-            } else {
-                self.step(layer, d, active, time, &mut now);
-            }
+            self.step(layer, d, active, time, &mut now);
         }
         put_columns(self.h, &now.h, d, directions, r);
         put_columns(self.c, &now.c, d, directions, hidden);
-    }
-
-    /// A step of plain cells whose rows lie side by side: the product is added to them where they are.
-    fn plain_step(&mut self, layer: &Layer<'_>, t: usize, active: usize, now: &mut Running) {
-        let (hidden, saves, keeps) = (layer.hidden, true, self.cells.wanted());
-        let (gates, y) = (self.gates.step(t, active), self.y.step(t, active));
-        for (left, h) in now.left.chunks_exact_mut(hidden + SKEW).zip(now.h.chunks_exact(hidden)).take(active) {
-            left[..hidden].copy_from_slice(h);
-        }
-        let mut none = [];
-        let cells = if keeps { self.cells.step(t, active) } else { &mut none[..] };
-        let (right, c) = (layer.weights[0].hh, &mut now.c[..active * hidden]);
-        let sums = &mut now.sums[..active * GATES * right.units()];
-        multiply_gates((&now.left, hidden + SKEW), right, sums, PlainCells { hidden, gates, saves, c, y, cells });
-        now.h[..active * hidden].copy_from_slice(y);
     }
 
     /// A step of any cell, row by row.
@@ -122,6 +99,7 @@ impl Part<'_> {
         multiply_gates(
             (if left { &now.masked } else { &now.h }, r),
             weights.hh,
+            0..hidden.div_ceil(units),
             &mut now.sums[..active * GATES * units],
             Spread { hidden, product },
         );
@@ -206,49 +184,6 @@ fn masked(
     })
 }
 
-/// The rows of a plain step.
-struct PlainCells<'a> {
-    hidden: usize,
-    /// `[4H]` of each row: the input's part, then the activated gates if they are wanted.
-    gates: &'a mut [f32],
-    saves: bool,
-    c: &'a mut [f32],
-    y: &'a mut [f32],
-    /// Empty if nobody wants them.
-    cells: &'a mut [f32],
-}
-
-impl Finish for PlainCells<'_> {
-    #[inline(always)]
-    fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]) {
-        let (hidden, lanes) = (self.hidden, S::F32_LANES);
-        let used = lanes.min(hidden - first);
-        for (b, sums) in sums.chunks_exact(GATES * lanes).enumerate() {
-            let gates = &mut self.gates[b * GATES * hidden..][..GATES * hidden];
-            let own = b * hidden + first..b * hidden + first + used;
-            // No closures here: one that is not inlined has no vector instructions.
-            let at = [first, GATE_F * hidden + first, GATE_G * hidden + first, GATE_O * hidden + first];
-            let i = math::lanes::sigmoid(simd, sum(simd, &gates[at[0]..][..used], &sums[GATE_I * lanes..][..lanes]));
-            let f = math::lanes::sigmoid(simd, sum(simd, &gates[at[1]..][..used], &sums[GATE_F * lanes..][..lanes]));
-            let g = math::lanes::tanh(simd, sum(simd, &gates[at[2]..][..used], &sums[GATE_G * lanes..][..lanes]));
-            let o = math::lanes::sigmoid(simd, sum(simd, &gates[at[3]..][..used], &sums[GATE_O * lanes..][..lanes]));
-            let c = load(simd, &self.c[own.clone()]);
-            let c = simd.add_f32s(simd.mul_f32s(f, c), simd.mul_f32s(i, g));
-            store(simd, &mut self.c[own.clone()], c);
-            store(simd, &mut self.y[own.clone()], simd.mul_f32s(o, math::lanes::tanh(simd, c)));
-            if self.saves {
-                store(simd, &mut gates[at[0]..][..used], i);
-                store(simd, &mut gates[at[1]..][..used], f);
-                store(simd, &mut gates[at[2]..][..used], g);
-                store(simd, &mut gates[at[3]..][..used], o);
-            }
-            if !self.cells.is_empty() {
-                store(simd, &mut self.cells[own], c);
-            }
-        }
-    }
-}
-
 /// U h of every row `[4H]`, gate by gate.
 struct Spread<'a> {
     hidden: usize,
@@ -262,30 +197,6 @@ impl Finish for Spread<'_> {
         for (sums, row) in sums.chunks_exact(S::F32_LANES).zip(self.product.chunks_exact_mut(self.hidden)) {
             store(simd, &mut row[first..first + used], load(simd, sums));
         }
-    }
-}
-
-/// A register of values, zeros where there are fewer.
-#[inline(always)]
-fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(from) {
-        ([all], []) => *all,
-        _ => simd.partial_load_f32s(from),
-    }
-}
-
-/// The sum of what [`load`] gives of both.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> S::f32s {
-    simd.add_f32s(load(simd, a), load(simd, b))
-}
-
-/// As many of a register's values as fit.
-#[inline(always)]
-fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
-    match S::as_mut_simd_f32s(to) {
-        ([all], []) => *all = values,
-        _ => simd.partial_store_f32s(to, values),
     }
 }
 
@@ -360,6 +271,12 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let lengths = lengths(axis, call.batch.sequences());
     let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r };
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
+    if layer.plain(0) {
+        let cells = cells.map(Shared::new);
+        let (gates, y, h, c) = (Shared::new(gates), Shared::new(y), Shared::new(h), Shared::new(c));
+        Plain { layer: &layer, gates, saves: call.saves, y, cells, h, c }.run(&shares);
+        return Ok(());
+    }
     let mut gates = Rows::cut(gates, directions * GATES * hidden, axis, &shares).into_iter();
     let mut y = Rows::cut(y, directions * r, axis, &shares).into_iter();
     let mut cells = Rows::cut_if(cells, directions * hidden, axis, &shares).into_iter();

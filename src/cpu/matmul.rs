@@ -8,18 +8,19 @@ use super::rows::{TASK_COST, over_rows};
 use crate::scheduler::strategy::CACHE_LINE;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
 pub(super) const PANEL_REGISTERS: usize = 4;
 /// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
-/// with one for each row's operand, that is nearly all of them.
-const TILE_ROWS: usize = 6;
-const TILE_ROWS_OF_16: usize = 3;
+/// with one for each row's operand, that is nearly all of them. One more, and the compiler keeps a sum in memory.
+const TILE_ROWS: usize = 5;
+const TILE_ROWS_OF_16: usize = 2;
 /// Length of K that is summed in registers before it is added to C; a panel of it fills the first cache.
 pub(super) const BLOCK_K: usize = 128;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
-const BLOCK_ROWS: usize = 96;
+const BLOCK_ROWS: usize = 100;
 /// Bytes to which packed panels are aligned: a cache line.
 const LINE: usize = 4 * CACHE_LINE;
 
@@ -232,6 +233,7 @@ struct MultiplyGates<'a, F> {
     data: &'a [f32],
     stride: usize,
     right: &'a Packed,
+    panels: Range<usize>,
     /// `[M, width of a panel]`
     sums: &'a mut [f32],
     each: F,
@@ -242,9 +244,9 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { data, stride, right, sums, mut each } = self;
+        let Self { data, stride, right, panels, sums, mut each } = self;
         let width = right.width;
-        for p in 0..right.columns / width {
+        for p in panels {
             for k in (0..right.inner).step_by(BLOCK_K) {
                 let depth = BLOCK_K.min(right.inner - k);
                 let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
@@ -257,17 +259,23 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
     }
 }
 
-/// Gives `each` the products of `M` rows of `data`, `stride` values apart, with every panel of recurrent weights; `sums` has room
+/// Gives `each` the products of `M` rows of `data`, `stride` values apart, with each of these panels of recurrent weights; `sums` has room
 /// for one, `[M, 4, units of a panel]`.
-pub(super) fn multiply_gates((data, stride): (&[f32], usize), right: &Packed, sums: &mut [f32], each: impl Finish) {
+pub(super) fn multiply_gates(
+    (data, stride): (&[f32], usize),
+    right: &Packed,
+    panels: Range<usize>,
+    sums: &mut [f32],
+    each: impl Finish,
+) {
     debug_assert!(right.inner > 0 && sums.len().is_multiple_of(right.width));
-    Arch::new().dispatch(MultiplyGates { data, stride, right, sums, each });
+    Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
 }
 
 /// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.
 macro_rules! each_row {
     ($count:expr, $r:ident => $body:block) => {
-        each_row!(@ $count, $r, $body, 0 1 2 3 4 5)
+        each_row!(@ $count, $r, $body, 0 1 2 3 4)
     };
     (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
         $(if $count > $n {
@@ -306,13 +314,11 @@ impl Tile<'_> {
                 (false, 2) => at.compute::<S, 2, false>(simd, out),
                 (false, 3) => at.compute::<S, 3, false>(simd, out),
                 (false, 4) => at.compute::<S, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, 5, false>(simd, out),
                 (false, _) => at.compute::<S, TILE_ROWS, false>(simd, out),
                 (true, 1) => at.compute::<S, 1, true>(simd, out),
                 (true, 2) => at.compute::<S, 2, true>(simd, out),
                 (true, 3) => at.compute::<S, 3, true>(simd, out),
                 (true, 4) => at.compute::<S, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, 5, true>(simd, out),
                 (true, _) => at.compute::<S, TILE_ROWS, true>(simd, out),
             }
             row += height;
@@ -328,7 +334,7 @@ impl Tile<'_> {
         let depth = b.len();
         let Lines { data, stride, .. } = self.a;
         let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
-        let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
+        let a = [row(0), row(1), row(2), row(3), row(4)];
         let mut sums = [[simd.splat_f32s(0.0); W]; TILE_ROWS];
         for (k, b) in b.iter().enumerate() {
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };

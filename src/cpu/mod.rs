@@ -15,6 +15,7 @@ mod lstm_backward;
 mod lstm_cell;
 mod lstm_forward;
 mod lstm_layer;
+mod lstm_plain;
 mod math;
 mod matmul;
 mod products;
@@ -23,6 +24,7 @@ mod rows;
 mod softmax;
 mod storage;
 mod tape;
+mod team;
 #[cfg(test)]
 mod tests;
 mod time;

@@ -165,9 +165,8 @@ impl Context {
         });
         let buffers = Buffers::new(device.clone());
         let memory = vulkan_memory(&adapter);
-        let features = wgpu::Features::SHADER_F16
-            | wgpu::Features::SUBGROUP
-            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let features =
+            wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let matrix = if device.features().contains(features) { matrix_side(&adapter) } else { 0 };
         let halves = adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32);
         Ok(Self {

@@ -30,7 +30,6 @@ impl Tile {
     pub fn sizes(self) -> [usize; 2] {
         [16 * self.rows, 16 * self.columns]
     }
-
 }
 
 /// Workgroups that a product of so many rows and columns takes, each of which computes `down` x `across` elements.

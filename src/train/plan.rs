@@ -26,7 +26,14 @@ pub fn plan(
             let output = (0..network.outputs.len()).find(trained);
             let output = output.ok_or_else(|| Error::argument("plan: the model has no output to train"))?;
             let objective = Objective { output, name: "y".to_string(), loss };
-            training_graph(network, &[objective], &Optimizer::from(Adam::default()), None, "train.", target.matrix() > 0)?
+            training_graph(
+                network,
+                &[objective],
+                &Optimizer::from(Adam::default()),
+                None,
+                "train.",
+                target.matrix() > 0,
+            )?
         }
         None => {
             let mut graph = Graph::new();

@@ -9,7 +9,8 @@ use super::prefetch::Prefetch;
 use super::save::check_shape;
 use super::scaling::LossScale;
 use super::step::{
-    EVALUATE, LATCH, TRAIN, evaluation_graph, is_scaled, states, training_graph, training_scalars, zero_slots, zero_states,
+    EVALUATE, LATCH, TRAIN, evaluation_graph, is_scaled, states, training_graph, training_scalars, zero_slots,
+    zero_states,
 };
 use super::{Loss, Objective};
 use crate::device::{Device, Executable};

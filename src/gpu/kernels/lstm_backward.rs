@@ -87,7 +87,13 @@ impl LstmBackward {
             for (tile, constants) in tiles_with(&constants) {
                 initial.insert(
                     tile,
-                    preparer.launch_with(variants.initial, &preparer.weights(variants.initial), None, &constants, &views)?,
+                    preparer.launch_with(
+                        variants.initial,
+                        &preparer.weights(variants.initial),
+                        None,
+                        &constants,
+                        &views,
+                    )?,
                 );
             }
         }
@@ -106,7 +112,8 @@ impl LstmBackward {
                 let weights = Some(values.view(packed, 0)?);
                 let views = [weights, Some(state.clone()), dy.clone(), Some(carry.clone()), table.clone(), dprojected];
                 for (tile, constants) in &tiles {
-                    let launch = preparer.launch_with(&kernels[1], &preparer.weights(&kernels[1]), None, constants, &views)?;
+                    let launch =
+                        preparer.launch_with(&kernels[1], &preparer.weights(&kernels[1]), None, constants, &views)?;
                     arrive.insert((*tile, p), launch);
                 }
             }
@@ -150,7 +157,10 @@ impl LstmBackward {
                     continue;
                 }
                 for (tile, constants) in &tiles {
-                    launches.insert((*tile, p, q), preparer.launch_with(kernel, &prelude(kernel), None, constants, &views)?);
+                    launches.insert(
+                        (*tile, p, q),
+                        preparer.launch_with(kernel, &prelude(kernel), None, constants, &views)?,
+                    );
                 }
             }
         }

@@ -71,12 +71,8 @@ pub(super) static SUBGROUP: Kernel = kernel!(
     [Params, Read, Write, Write, Write, Write, Write, Write, Read]
 );
 
-pub(super) static MATRIX: Kernel = kernel!(
-    "lstm_forward_step_matrix",
-    "main",
-    Params,
-    [Params, Read, Write, Write, Write, Write, Write, Write, Read]
-);
+pub(super) static MATRIX: Kernel =
+    kernel!("lstm_forward_step_matrix", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
 
 /// Units of one workgroup of [`SUBGROUP`].
 const UNITS: usize = 64;
@@ -199,9 +195,7 @@ impl LstmForward {
             [0, 1, 2, 3, 4, 5, 6].map(|w| step.workspace[w]);
         let meeting = values.view(meeting, 0)?;
         let input: Box<dyn Runner> = match step.inputs[forward::parameter(0, Parameter::WeightIh)] {
-            Some(_) => {
-                Box::new(MatMul::new(preparer, step, x, packed_ih, Some(packed_bias), gates)?)
-            }
+            Some(_) => Box::new(MatMul::new(preparer, step, x, packed_ih, Some(packed_bias), gates)?),
             None => Box::new(Gates::into_units(preparer, x, packed_bias, gates, op.directions())?),
         };
         let maybe = |at: usize| step.inputs[at].map(|v| values.view(v, 0)).transpose();

@@ -122,7 +122,13 @@ impl WeightGradient {
         for p in 0..values.pieces(axis) {
             let to = partials.clone().map_or_else(|| values.view(c, 0), Ok)?;
             let views = [values.view(a, p)?, values.view(b, p)?, table.clone(), to].map(Some);
-            pieces.push(preparer.launch_with(kernel, &kernel.prelude(false, target.matrix()), None, &constants, &views)?);
+            pieces.push(preparer.launch_with(
+                kernel,
+                &kernel.prelude(false, target.matrix()),
+                None,
+                &constants,
+                &views,
+            )?);
         }
         let result = values.view(c, 0)?;
         let split = match (split, partials) {
