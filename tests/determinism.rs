@@ -170,6 +170,25 @@ fn a_sequence_gives_the_same_bits_in_any_batch() {
     }
 }
 
+/// Of large layers, and of batches of fewer sequences than threads, threads share the units; of others the sequences.
+#[test]
+fn threads_that_share_units_change_no_bit() {
+    let all: Vec<usize> = (0..LENGTHS.len()).collect();
+    for (hidden, direction) in [(250, Direction::Forward), (130, Direction::Both), (130, Direction::Reverse)] {
+        let config = LstmConfig::new(INPUT, hidden).bias(Bias::Two).direction(direction);
+        let capacity = Capacity::exactly(&Batch::ragged(&LENGTHS).unwrap());
+        let mut wanted: Option<Vec<Bits>> = None;
+        for threads in [1, 2, 3, 8] {
+            let device = Device::cpu_with_threads(threads).unwrap();
+            let reader = Reader { device: &device, config: &config, training: false, capacity: capacity.clone() };
+            let got = reader.read(&all, (0, STEPS), None);
+            assert!(wanted.get_or_insert_with(|| got.clone()) == &got, "{threads} threads, H {hidden}, {direction:?}");
+            let alone = reader.read(&[3], (0, STEPS), None);
+            assert!(alone[0] == got[3], "{threads} threads, H {hidden}, {direction:?}: alone");
+        }
+    }
+}
+
 #[test]
 fn a_sequence_read_in_pieces_gives_the_bits_of_one_run() {
     let all: Vec<usize> = (0..LENGTHS.len()).collect();
