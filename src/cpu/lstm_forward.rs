@@ -5,8 +5,8 @@
 //! c_t = f * c_{t-1} + i * g                   h_t = o * tanh(c_t)
 //! ```
 //!
-//! The input's part of all gates is one product over all rows. Then each thread owns some sequences for all timesteps
-//! and meets no other. Other cells than this one go through [`super::lstm_cell`].
+//! The input's part of all gates is one product over all rows. Layers of such cells go on in [`super::lstm_plain`]. Of others,
+//! which go through [`super::lstm_cell`], each thread owns some sequences for all timesteps and meets no other.
 
 use super::call::{Cached, Call};
 use super::lstm_cell::{self, CellWeights, Scratch};

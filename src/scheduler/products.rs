@@ -60,7 +60,8 @@ pub enum Product {
     Tiled(Tile),
     /// The same of a sum over rows, where each chunk of them is shared by so many workgroups.
     Split(Tile, usize),
-    /// Operands, rounded to 16 bits, are multiplied by matrix units. Only under [`Precision::F16Products`](super::Precision::F16Products).
+    /// Operands, rounded to 16 bits, are multiplied by matrix units. Only under
+    /// [`Precision::F16Products`](super::Precision::F16Products).
     Matrix {
         /// Rows and columns of the largest square that the units multiply.
         side: usize,

@@ -46,7 +46,8 @@ pub enum Recurrence {
     Broadcast,
     /// A fused dispatch per timestep, tiled over sequences and units.
     Step(Threads),
-    /// The same by matrix units, of which each multiplies squares of `side`. Only under [`Precision::F16Products`](super::Precision::F16Products).
+    /// The same by matrix units, of which each multiplies squares of `side`. Only under
+    /// [`Precision::F16Products`](super::Precision::F16Products).
     Matrix {
         /// Rows and columns of the largest square that the units multiply.
         side: usize,

@@ -107,7 +107,7 @@ pub(super) fn broadcast_rows(sequences: usize) -> usize {
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-5";
+pub const KERNEL_TABLE: &str = "fixed-6";
 
 /// Dispatches whose parameters a GPU holds at a time.
 pub const PARAMETER_SLOTS: usize = 4096;
