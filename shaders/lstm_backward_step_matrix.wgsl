@@ -17,14 +17,6 @@ const SLICES: u32 = 4u;
 const A_ACROSS: u32 = DEPTH;
 const B_ACROSS: u32 = DEPTH;
 
-fn left(row: u32, inner: u32) -> Left {
-    return coopLoadT<Left>(&a_tile[row * A_STRIDE + inner], A_STRIDE);
-}
-
-fn right(inner: u32, column: u32) -> Right {
-    return coopLoad<Right>(&b_tile[column * B_STRIDE + inner], B_STRIDE);
-}
-
 fn fetch_a(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> {
     // Sequences past the end repeat the last one; they are not stored.
     let b = min(p.row + line, params.sequences - 1u);
@@ -40,11 +32,12 @@ fn fetch_b(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> 
     return select(vec4<f32>(0.0), four(weights[row * params.columns + column]), k < end);
 }
 
-fn place_of(group: u32, thread: u32, subgroup: u32, subgroups: u32) -> Place {
+fn place_of(here: Here) -> Place {
+    let group = linear_workgroup(here.workgroup, here.count);
     let block = group / params.unit_blocks;
     let column = group % params.unit_blocks * TILE;
     let row = block % params.row_blocks * TILE;
-    return Place(row, column, block / params.row_blocks, thread, subgroup, subgroups);
+    return Place(row, column, block / params.row_blocks, here);
 }
 
 // Multiplies, if the tile's first sequence, which is its longest, has an operand.
@@ -61,19 +54,13 @@ fn element(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let p = place_of(linear_workgroup(workgroup, count), thread, subgroup, subgroups);
+fn main(here: Here) {
+    let p = place_of(here);
     if (p.direction >= params.directions) {
         return;
     }
     multiply(p, runs(p.row, params.step + params.ahead));
-    for (var i = thread; i < TILE * TILE; i += THREADS) {
+    for (var i = here.thread; i < TILE * TILE; i += THREADS) {
         let b = p.row + i / TILE;
         let unit = p.column + i % TILE;
         let gradient = finish_step(b, p.direction, unit, params.step, element(i));
@@ -84,55 +71,37 @@ fn main(
 }
 
 @compute @workgroup_size(THREADS)
-fn arrive_h(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let p = place_of(linear_workgroup(workgroup, count), thread, subgroup, subgroups);
+fn arrive_h(here: Here) {
+    let p = place_of(here);
     if (p.direction >= params.directions) {
         return;
     }
     multiply(p, runs(p.row, params.step + params.ahead));
-    for (var i = thread; i < TILE * TILE; i += THREADS) {
+    for (var i = here.thread; i < TILE * TILE; i += THREADS) {
         finish_arrive(p.row + i / TILE, p.direction, p.column + i % TILE, params.step, element(i));
     }
 }
 
 @compute @workgroup_size(THREADS)
-fn unproject(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let p = place_of(linear_workgroup(workgroup, count), thread, subgroup, subgroups);
+fn unproject(here: Here) {
+    let p = place_of(here);
     if (p.direction >= params.directions) {
         return;
     }
     multiply(p, runs(p.row, params.step));
-    for (var i = thread; i < TILE * TILE; i += THREADS) {
+    for (var i = here.thread; i < TILE * TILE; i += THREADS) {
         finish_unproject(p.row + i / TILE, p.direction, p.column + i % TILE, params.step, element(i));
     }
 }
 
 @compute @workgroup_size(THREADS)
-fn initial(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let p = place_of(linear_workgroup(workgroup, count), thread, subgroup, subgroups);
+fn initial(here: Here) {
+    let p = place_of(here);
     if (p.direction >= params.directions) {
         return;
     }
     multiply(p, runs(p.row, 0u));
-    for (var i = thread; i < TILE * TILE; i += THREADS) {
+    for (var i = here.thread; i < TILE * TILE; i += THREADS) {
         finish_initial(p.row + i / TILE, p.direction, p.column + i % TILE, element(i));
     }
 }

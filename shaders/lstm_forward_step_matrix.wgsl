@@ -14,14 +14,6 @@ const SLICES: u32 = 4u;
 const A_ACROSS: u32 = DEPTH;
 const B_ACROSS: u32 = TILE;
 
-fn left(row: u32, inner: u32) -> Left {
-    return coopLoadT<Left>(&a_tile[row * A_STRIDE + inner], A_STRIDE);
-}
-
-fn right(inner: u32, column: u32) -> Right {
-    return coopLoadT<Right>(&b_tile[inner * B_STRIDE + column], B_STRIDE);
-}
-
 // The first vector of h of one sequence in a slot of `state`.
 fn state_of(slot: u32, d: u32, b: u32) -> u32 {
     return ((slot * params.directions + d) * params.sequences + b) * params.quads;
@@ -42,14 +34,8 @@ fn fetch_b(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> 
 }
 
 @compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let group = linear_workgroup(workgroup, count);
+fn main(here: Here) {
+    let group = linear_workgroup(here.workgroup, here.count);
     let block = group / params.unit_blocks;
     let row = block % params.row_blocks * TILE;
     let d = block / params.row_blocks;
@@ -59,8 +45,8 @@ fn main(
         return;
     }
     let column = group % params.unit_blocks * TILE;
-    multiply_tile(Place(row, column, d, thread, subgroup, subgroups), 0u, 4u * params.quads);
-    for (var i = thread; i < TILE * TILE / 4u; i += THREADS) {
+    multiply_tile(Place(row, column, d, here), 0u, 4u * params.quads);
+    for (var i = here.thread; i < TILE * TILE / 4u; i += THREADS) {
         let b = row + i / (TILE / 4u);
         let unit = column / 4u + i % (TILE / 4u);
         let next = finish(b, d, unit, params.step, sum_of(i / (TILE / 4u), i % (TILE / 4u) * 4u));

@@ -11,14 +11,6 @@ const SLICES: u32 = 1u;
 const A_ACROSS: u32 = DEPTH;
 const B_ACROSS: u32 = TILE;
 
-fn left(row: u32, inner: u32) -> Left {
-    return coopLoadT<Left>(&a_tile[row * A_STRIDE + inner], A_STRIDE);
-}
-
-fn right(inner: u32, column: u32) -> Right {
-    return coopLoadT<Right>(&b_tile[inner * B_STRIDE + column], B_STRIDE);
-}
-
 fn a_element(at: u32, k: u32, end: u32) -> f32 {
     return select(0.0, a[at + min(k, end - 1u)], k < end);
 }
@@ -43,21 +35,15 @@ fn fetch_b(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> 
 }
 
 @compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let group = linear_workgroup(workgroup, count);
+fn main(here: Here) {
+    let group = linear_workgroup(here.workgroup, here.count);
     let row = group / params.column_blocks * TILE;
     let column = group % params.column_blocks * TILE;
     if (row >= params.rows) {
         return;
     }
-    multiply_tile(Place(row, column, 0u, thread, subgroup, subgroups), 0u, params.inner);
-    for (var i = thread; i < TILE * TILE / 4u; i += THREADS) {
+    multiply_tile(Place(row, column, 0u, here), 0u, params.inner);
+    for (var i = here.thread; i < TILE * TILE / 4u; i += THREADS) {
         let at = i % (TILE / 4u) * 4u;
         store(row + i / (TILE / 4u), column + at, sum_of(i / (TILE / 4u), at) + bias_of(column + at));
     }

@@ -9,14 +9,6 @@ const SLICES: u32 = 1u;
 const A_ACROSS: u32 = TILE;
 const B_ACROSS: u32 = TILE;
 
-fn left(row: u32, inner: u32) -> Left {
-    return coopLoad<Left>(&a_tile[inner * A_STRIDE + row], A_STRIDE);
-}
-
-fn right(inner: u32, column: u32) -> Right {
-    return coopLoadT<Right>(&b_tile[inner * B_STRIDE + column], B_STRIDE);
-}
-
 fn fetch_a(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> {
     return four_of_a(first + line, end, p.row + across);
 }
@@ -26,15 +18,9 @@ fn fetch_b(p: Place, first: u32, end: u32, line: u32, across: u32) -> vec4<f32> 
 }
 
 @compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let group = linear_workgroup(workgroup, count);
-    let p = Place(group / params.blocks * TILE, group % params.blocks * TILE, 0u, thread, subgroup, subgroups);
+fn main(here: Here) {
+    let group = linear_workgroup(here.workgroup, here.count);
+    let p = Place(group / params.blocks * TILE, group % params.blocks * TILE, 0u, here);
     if (p.row >= params.m) {
         return;
     }
@@ -46,7 +32,7 @@ fn main(
             continue;
         }
         multiply_tile(p, rows.start, rows.end);
-        for (var i = thread; i < TILE * TILE / 4u; i += THREADS) {
+        for (var i = here.thread; i < TILE * TILE / 4u; i += THREADS) {
             let at = i % (TILE / 4u) * 4u;
             store(p.row + i / (TILE / 4u), p.column + at, sum_of(i / (TILE / 4u), at), adds);
         }
@@ -56,17 +42,11 @@ fn main(
 }
 
 @compute @workgroup_size(THREADS)
-fn partial(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-) {
-    let group = linear_workgroup(workgroup, count);
+fn partial(here: Here) {
+    let group = linear_workgroup(here.workgroup, here.count);
     let all = params.blocks * ((params.m + TILE - 1u) / TILE);
     let tile = group % all;
-    let p = Place(tile / params.blocks * TILE, tile % params.blocks * TILE, 0u, thread, subgroup, subgroups);
+    let p = Place(tile / params.blocks * TILE, tile % params.blocks * TILE, 0u, here);
     let part = group / all;
     let chunk = params.chunk_start + part / params.parts;
     if (chunk >= params.chunk_end) {
@@ -78,7 +58,7 @@ fn partial(
     let start = min(rows.start + part % params.parts * share, rows.end);
     // A part without rows is a sum of none.
     multiply_tile(p, start, min(start + share, rows.end));
-    for (var i = thread; i < TILE * TILE / 4u; i += THREADS) {
+    for (var i = here.thread; i < TILE * TILE / 4u; i += THREADS) {
         let at = i % (TILE / 4u) * 4u;
         put(part, p.row + i / (TILE / 4u), p.column + at, sum_of(i / (TILE / 4u), at));
     }

@@ -2,37 +2,7 @@
 // One thread computes 4 rows of 16 columns of C: it loads four values of a row of A, the lanes of its subgroup one value of B
 // each (and one eight further on). Grid = column blocks · row blocks, 64 threads across quads of rows.
 // #import grid
-
-struct Params {
-    m: u32,
-    n: u32,
-    row_start: u32,   // the piece holds rows row_start .. row_end of all
-    row_end: u32,
-    steps: u32,       // T; 0 where the rows are no time axis, and so one chunk
-    table: u32,       // where the axis's first rows of each step begin in `table`
-    blocks: u32,      // workgroups across quads of rows of C
-    units: u32,       // H where A holds gates unit by unit: row 4u+g of C is stored as g·H+u; else 0
-    accumulate: u32,  // whether C holds the sum of later pieces
-    a_stride: u32,    // values from one row of A to the next
-    a_first: u32,     // where the columns of A that count begin
-    b_stride: u32,    // the same of B
-    b_first: u32,
-    parts: u32,         // of the kernel that splits chunks
-    chunk_start: u32,
-    chunk_end: u32,
-}
-
-const CHUNK: u32 = 64u;
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>; // the piece's rows
-@group(0) @binding(2) var<storage, read> b: array<f32>; // the piece's rows
-@group(0) @binding(3) var<storage, read> table: array<u32>;
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;
-
-fn address(row: u32, column: u32) -> u32 {
-    return select(row, (row & 3u) * params.units + (row >> 2u), params.units > 0u) * params.n + column;
-}
+// #import weight_gradient_rows
 
 fn load(r: u32, row: u32) -> vec4<f32> {
     let at = r * params.a_stride + params.a_first;
@@ -44,7 +14,7 @@ fn before(row: u32, column: u32) -> f32 {
     if (params.accumulate == 0u || row >= params.m || column >= params.n) {
         return 0.0;
     }
-    return c[address(row, column)];
+    return c[address(row) + column];
 }
 
 // Where the sums begin: they are one chain over all pieces.
@@ -52,9 +22,9 @@ fn held(row: u32, column: u32) -> vec4<f32> {
     return vec4<f32>(before(row, column), before(row + 1u, column), before(row + 2u, column), before(row + 3u, column));
 }
 
-fn store(row: u32, column: u32, value: f32) {
+fn keep(row: u32, column: u32, value: f32) {
     if (row < params.m && column < params.n) {
-        c[address(row, column)] = value;
+        c[address(row) + column] = value;
     }
 }
 
@@ -90,16 +60,9 @@ fn main(
     var t15 = held(row, column + 15u);
     let chunks = select((params.steps + CHUNK - 1u) / CHUNK, 1u, params.steps == 0u);
     for (var i = 0u; i < chunks; i++) {
-        var start = params.row_start;
-        var end = params.row_end;
-        if (params.steps > 0u) {
-            let chunk = chunks - 1u - i;
-            start = max(start, table[params.table + chunk * CHUNK]);
-            end = min(end, table[params.table + min((chunk + 1u) * CHUNK, params.steps)]);
-        }
-        // A chunk may lie before the piece altogether.
-        end = max(end, start) - params.row_start;
-        start -= params.row_start;
+        let rows = rows_of(chunks - 1u - i);
+        let start = rows.start;
+        let end = rows.end;
         var s0 = vec4<f32>(0.0);
         var s1 = vec4<f32>(0.0);
         var s2 = vec4<f32>(0.0);
@@ -236,7 +199,7 @@ fn main(
     }
     for (var j = 0u; j < 16u; j++) {
         for (var g = 0u; g < 4u; g++) {
-            store(row + g, column + j, t0.x);
+            keep(row + g, column + j, t0.x);
             t0 = t0.yzwx;
         }
         t0 = t1;

@@ -7,7 +7,6 @@
 //                       along the other
 //   fetch_a, fetch_b:   four values of a line, from the `across`th on, where the inner dimension begins at `first`; zeros past
 //                       its end
-//   left, right:        a square of an operand
 
 const THREADS: u32 = 128u;
 const JOBS: u32 = 4u;
@@ -25,14 +24,21 @@ var<workgroup> a_tile: array<f16, (TILE + 8u) * (DEPTH + 8u)>;
 var<workgroup> b_tile: array<f16, (TILE + 8u) * (DEPTH + 8u)>;
 var<workgroup> c_tile: array<f32, SLICES * TILE * C_STRIDE>;
 
+// Which thread this is.
+struct Here {
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+}
+
 // What a workgroup computes, and by whom.
 struct Place {
     row: u32,       // the tile's first row
     column: u32,    // and its first column
     direction: u32, // of a layer, that these belong to
-    thread: u32,
-    subgroup: u32,
-    subgroups: u32,
+    here: Here,
 }
 
 fn stage_a(i: u32, x: vec4<f32>) {
@@ -72,10 +78,25 @@ fn bring_b(p: Place, k: u32, end: u32, i: u32) -> vec4<f32> {
     return fetch_b(p, k, end, i / (B_ACROSS / 4u), i % (B_ACROSS / 4u) * 4u);
 }
 
+// A square of A, by rows or by columns as its lines lie.
+fn left(row: u32, inner: u32) -> Left {
+    if (A_ACROSS == DEPTH) {
+        return coopLoadT<Left>(&a_tile[row * A_STRIDE + inner], A_STRIDE);
+    }
+    return coopLoad<Left>(&a_tile[inner * A_STRIDE + row], A_STRIDE);
+}
+
+fn right(inner: u32, column: u32) -> Right {
+    if (B_ACROSS == TILE) {
+        return coopLoadT<Right>(&b_tile[inner * B_STRIDE + column], B_STRIDE);
+    }
+    return coopLoad<Right>(&b_tile[column * B_STRIDE + inner], B_STRIDE);
+}
+
 // Leaves the tile's sums over `start` .. `end` of the inner dimension in `c_tile`. All threads come here together.
 fn multiply_tile(p: Place, start: u32, end: u32) {
-    for (var first = 0u; first < JOBS; first += p.subgroups) {
-        let job = first + p.subgroup;
+    for (var first = 0u; first < JOBS; first += p.here.subgroups) {
+        let job = first + p.here.subgroup;
         let slice = job % SLICES;
         let row = job / SLICES / BLOCKS * BLOCK;
         let column = job / SLICES % BLOCKS * BLOCK;
@@ -86,7 +107,7 @@ fn multiply_tile(p: Place, start: u32, end: u32) {
         var c01 = Sum();
         var c10 = Sum();
         var c11 = Sum();
-        let t = p.thread;
+        let t = p.here.thread;
         var a0 = bring_a(p, start, end, t);
         var a1 = bring_a(p, start, end, t + THREADS);
         var a2 = bring_a(p, start, end, t + 2u * THREADS);

@@ -50,7 +50,7 @@ struct Member<'a> {
 
 /// Calls `work` for each thread's sequences and panels, of which there are so many: `shares` of sequences with all panels, or all
 /// sequences with a share of the panels each.
-pub(super) fn spread(
+fn spread(
     layer: &Layer<'_>,
     shares: &[Range<usize>],
     panels: usize,

@@ -199,11 +199,6 @@ impl Context {
         self.halves
     }
 
-    /// Whether it has matrix units for halves, which have not been seen to be wrong.
-    pub fn has_matrices(&self) -> bool {
-        self.matrix.load(Ordering::Relaxed) > 0
-    }
-
     /// Its matrix units are not to be used.
     pub fn distrust_matrices(&self) {
         self.matrix.store(0, Ordering::Relaxed);

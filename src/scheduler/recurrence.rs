@@ -372,6 +372,15 @@ impl Layer {
 }
 
 impl Recurrence {
+    /// What a layer of many units runs by on `target`, for estimates of what a batch costs there.
+    pub(super) fn a_dispatch_a_step(target: &Target) -> Self {
+        match (target.matrix(), broadcast(target)) {
+            (0, Broadcast::Subgroup) => Self::Broadcast,
+            (0, Broadcast::Memory) => Self::Step(Threads { units: 32, slices: 1 }),
+            (side, _) => Self::Matrix { side },
+        }
+    }
+
     /// Sequences of one workgroup, where a dispatch runs a timestep at which so many run; those past the last are computed for
     /// nothing.
     pub fn step_tile(self, running: usize) -> usize {

@@ -1,8 +1,8 @@
 //! Which samples share a batch: by length, so that none waits for a longer one; in an order that a seed fixes.
 
 use super::batch::{Batch, ladder};
-use super::recurrence::step_rows;
-use super::strategy::{Broadcast, Executor, Target, broadcast, broadcast_rows};
+use super::recurrence::Recurrence;
+use super::strategy::{Executor, Target};
 use crate::error::{Error, Result};
 use crate::params::fingerprint;
 use crate::params::random::Random;
@@ -63,8 +63,7 @@ impl Cost {
     /// What `batch` costs on a device that is `target`.
     pub fn of(batch: &Batch, target: &Target) -> Self {
         let tile = |running: usize| match target.executor {
-            Executor::Gpu if broadcast(target) == Broadcast::Subgroup => broadcast_rows(running),
-            Executor::Gpu => step_rows(running),
+            Executor::Gpu => Recurrence::a_dispatch_a_step(target).step_tile(running),
             _ => 1,
         };
         let mut cost = Self::default();

@@ -33,7 +33,8 @@ pub struct DeviceOptions {
     #[arg(long, env = "MNEMON_GRID")]
     grid: bool,
 
-    /// In how many bits a GPU holds weights where kernels read them; all else is computed in 32
+    /// In how many bits a GPU multiplies: f16-weights reads weights in 16, f16-products rounds both operands where there are matrix
+    /// units; sums, states and what is stored have 32
     #[arg(long, env = "MNEMON_PRECISION", default_value = "f32", value_parser = precisions())]
     precision: String,
 
