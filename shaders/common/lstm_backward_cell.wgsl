@@ -48,8 +48,16 @@ struct Params {
 // Whether what arrives before the projection is left in `written` for another kernel.
 override NORMED: bool = false;
 
-// What arrives at h of one element, from its row of the product; zoneout's part is set aside.
-fn arrive(b: u32, d: u32, column: u32, step: u32, product: f32, row: u32, time: u32) -> f32 {
+// dy of one element.
+fn dy_of(d: u32, column: u32, row: u32) -> f32 {
+    if (params.has_dy == 0u) {
+        return 0.0;
+    }
+    return dy[((row - params.piece_start) * params.directions + d) * params.output + column];
+}
+
+// What arrives at h of one element, from its row of the product and dy; zoneout's part is set aside.
+fn arrive(b: u32, d: u32, column: u32, step: u32, product: f32, from_y: f32, time: u32) -> f32 {
     let sequence = (b * params.directions + d) * params.output + column;
     let carried = params.sequences * params.directions * params.hidden + sequence;
     let unit = d * params.output + column;
@@ -65,9 +73,7 @@ fn arrive(b: u32, d: u32, column: u32, step: u32, product: f32, row: u32, time: 
     } else {
         dh = carry[carried];
     }
-    if (params.has_dy != 0u) {
-        dh += dy[((row - params.piece_start) * params.directions + d) * params.output + column];
-    }
+    dh += from_y;
     if (ZONEOUT_H > 0.0) {
         let key = vec2<u32>(params.zoneout_h_x, params.zoneout_h_y);
         let stay = stays(key, table[b], time, unit, ZONEOUT_H);
@@ -77,9 +83,14 @@ fn arrive(b: u32, d: u32, column: u32, step: u32, product: f32, row: u32, time: 
     return dh;
 }
 
-// The gates' gradients of one unit from that of its h before projection and zoneout.
-fn differentiate(b: u32, d: u32, unit: u32, step: u32, dh: f32, row: u32, time: u32) -> vec4<f32> {
-    let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+// What one unit reads at a step to differentiate its gates.
+struct Saved {
+    gates: vec4<f32>,
+    before: f32, // c of the step before
+    dc: f32,     // what the step after hands on
+}
+
+fn saved_of(b: u32, d: u32, unit: u32, step: u32, row: u32) -> Saved {
     let sequence = (b * params.directions + d) * params.hidden + unit;
     var before = 0.0;
     if (step > 0u) {
@@ -88,8 +99,15 @@ fn differentiate(b: u32, d: u32, unit: u32, step: u32, dh: f32, row: u32, time: 
     } else if (params.has_c0 != 0u) {
         before = previous_cells[sequence];
     }
-    let z = gates[at];
-    let here = gates_of(z);
+    return Saved(gates[((row - params.piece_start) * params.directions + d) * params.hidden + unit], before, carry[sequence]);
+}
+
+// The gates' gradients of one unit from that of its h before projection and zoneout.
+fn differentiate(b: u32, d: u32, unit: u32, saved: Saved, dh: f32, row: u32, time: u32) -> vec4<f32> {
+    let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+    let sequence = (b * params.directions + d) * params.hidden + unit;
+    let before = saved.before;
+    let here = gates_of(saved.gates);
     let a = here.a;
     let slope = here.slope;
     let raw = a.y * before + a.x * a.z;
@@ -104,7 +122,7 @@ fn differentiate(b: u32, d: u32, unit: u32, step: u32, dh: f32, row: u32, time: 
     if (PEEPHOLES) {
         peephole = peepholes[d * params.hidden + unit];
     }
-    let dc = carry[sequence] + peephole.z * dz_o;
+    let dc = saved.dc + peephole.z * dz_o;
     var stay = 0.0;
     if (ZONEOUT_C > 0.0) {
         let key = vec2<u32>(params.zoneout_c_x, params.zoneout_c_y);
@@ -151,18 +169,43 @@ fn holds(b: u32, d: u32, step: u32, row: u32) -> bool {
     return held;
 }
 
-// One element of the fused step: what arrives at h, then the gates.
-fn finish_step(b: u32, d: u32, unit: u32, step: u32, product: f32) -> Gradient {
+// What one element of the fused step reads besides its product.
+struct Ready {
+    is: bool, // whether the step is one of the sequence's and its rows are bound
+    row: u32,
+    time: u32, // absolute
+    dy: f32,
+    saved: Saved,
+}
+
+fn ready_for(b: u32, d: u32, unit: u32, step: u32) -> Ready {
+    var ready = Ready();
     if (!runs(b, step) || unit >= params.columns) {
-        return Gradient(vec4<f32>(0.0), false);
+        return ready;
     }
     let t = time_of(b, d, step);
-    let row = table[params.offsets + t] + b;
-    if (!holds(b, d, step, row)) {
+    ready.row = table[params.offsets + t] + b;
+    ready.time = params.start + t;
+    if (!holds(b, d, step, ready.row)) {
+        return ready;
+    }
+    ready.is = true;
+    ready.dy = dy_of(d, unit, ready.row);
+    ready.saved = saved_of(b, d, unit, step, ready.row);
+    return ready;
+}
+
+// One element of the fused step: what arrives at h, then the gates.
+fn finish_step(b: u32, d: u32, unit: u32, step: u32, product: f32) -> Gradient {
+    return finish_from(ready_for(b, d, unit, step), b, d, unit, step, product);
+}
+
+fn finish_from(ready: Ready, b: u32, d: u32, unit: u32, step: u32, product: f32) -> Gradient {
+    if (!ready.is) {
         return Gradient(vec4<f32>(0.0), false);
     }
-    let dh = arrive(b, d, unit, step, product, row, params.start + t);
-    return Gradient(differentiate(b, d, unit, step, dh, row, params.start + t), true);
+    let dh = arrive(b, d, unit, step, product, ready.dy, ready.time);
+    return Gradient(differentiate(b, d, unit, ready.saved, dh, ready.row, ready.time), true);
 }
 
 // One element of what arrives at a projected h; it is the operand of the next product.
@@ -175,7 +218,7 @@ fn finish_arrive(b: u32, d: u32, column: u32, step: u32, product: f32) {
     if (row < params.piece_start || row >= params.piece_end) {
         return;
     }
-    let dh = arrive(b, d, column, step, product, row, params.start + t);
+    let dh = arrive(b, d, column, step, product, dy_of(d, column, row), params.start + t);
     written[((row - params.piece_start) * params.directions + d) * params.output + column] = dh;
     let quads = (params.output + 3u) / 4u;
     state[params.result + (d * params.sequences + b) * quads + column / 4u][column % 4u] = dh;
@@ -193,7 +236,8 @@ fn finish_unproject(b: u32, d: u32, unit: u32, step: u32, product: f32) {
             written[((row - params.piece_start) * params.directions + d) * params.hidden + unit] = product;
         }
     } else if (holds(b, d, step, row)) {
-        state[result_of(b, d, unit)] = differentiate(b, d, unit, step, product, row, params.start + t);
+        let saved = saved_of(b, d, unit, step, row);
+        state[result_of(b, d, unit)] = differentiate(b, d, unit, saved, product, row, params.start + t);
     }
 }
 

@@ -51,22 +51,53 @@ struct Next {
     goes_on: bool,
 }
 
-// What is left of one unit of one sequence at a step once its row of U h is known.
-fn finish(b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
-    let nothing = Next(0.0, false);
+// What one unit of one sequence reads at a step besides its product.
+struct Before {
+    is: bool,      // whether the step is one of the sequence's and its row is bound
+    at: u32,       // the unit's place in the bound piece
+    length: u32,   // of the sequence
+    sample: u32,
+    time: u32,     // absolute
+    xw: vec4<f32>, // what x adds to the gates, with biases
+    c: f32,
+}
+
+fn before(b: u32, d: u32, unit: u32, step: u32) -> Before {
+    var found = Before();
     if (b >= params.sequences || unit >= params.hidden) {
-        return nothing;
+        return found;
     }
-    let length = table[params.lengths + b];
-    if (length <= step) {
-        return nothing;
+    found.length = table[params.lengths + b];
+    if (found.length <= step) {
+        return found;
     }
     let t = time_of(b, d, step);
     let row = table[params.offsets + t] + b;
     if (row < params.piece_start || row >= params.piece_end) {
+        return found;
+    }
+    found.is = true;
+    found.at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+    if (!NORMED) {
+        found.sample = table[b];
+        found.time = params.start + t;
+        found.xw = gates[found.at];
+        found.c = c[(b * params.directions + d) * params.hidden + unit];
+    }
+    return found;
+}
+
+// What is left of one unit of one sequence at a step once its row of U h is known.
+fn finish(b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
+    return finish_from(before(b, d, unit, step), b, d, unit, step, product);
+}
+
+fn finish_from(found: Before, b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
+    let nothing = Next(0.0, false);
+    if (!found.is) {
         return nothing;
     }
-    let at = ((row - params.piece_start) * params.directions + d) * params.hidden + unit;
+    let at = found.at;
     let sequence = (b * params.directions + d) * params.hidden + unit;
     if (NORMED) {
         for (var gate = 0u; gate < 4u; gate++) {
@@ -74,10 +105,11 @@ fn finish(b: u32, d: u32, unit: u32, step: u32, product: vec4<f32>) -> Next {
         }
         return nothing;
     }
-    let sample = table[b];
-    let time = params.start + t;
-    let c_prev = c[sequence];
-    var z = gates[at] + product;
+    let length = found.length;
+    let sample = found.sample;
+    let time = found.time;
+    let c_prev = found.c;
+    var z = found.xw + product;
     var peephole = vec4<f32>(0.0);
     if (PEEPHOLES) {
         peephole = four(weights[weights_of(d) + 4u * params.quads * params.hidden + unit]);

@@ -52,6 +52,7 @@ const COMMON: &[(&str, &str)] = &[
     ("matrix_tile", include_str!("../../shaders/common/matrix_tile.wgsl")),
     ("meeting", include_str!("../../shaders/common/meeting.wgsl")),
     ("product_tile", include_str!("../../shaders/common/product_tile.wgsl")),
+    ("step_tile", include_str!("../../shaders/common/step_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
     ("weight_gradient_rows", include_str!("../../shaders/common/weight_gradient_rows.wgsl")),

@@ -45,7 +45,12 @@ pub enum Recurrence {
     /// A fused dispatch per timestep, whose lanes hand operands to their subgroup.
     Broadcast,
     /// A fused dispatch per timestep, tiled over sequences and units.
-    Step(Threads),
+    Step {
+        /// Most sequences of one workgroup; steps at which few run take fewer.
+        rows: usize,
+        /// Its threads across units (forward) or columns, four a thread (back), and slices; times groups of sequences.
+        threads: Threads,
+    },
     /// The same by matrix units, of which each multiplies squares of `side`. Only under
     /// [`Precision::F16Products`](super::Precision::F16Products).
     Matrix {
@@ -80,7 +85,7 @@ impl std::fmt::Display for Recurrence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Broadcast => write!(f, "step, broadcast in subgroups"),
-            Self::Step(t) => write!(f, "step, {} x {} threads", t.units, t.slices),
+            Self::Step { rows, threads: t } => write!(f, "step, {rows} rows, {} x {} threads", t.units, t.slices),
             Self::Matrix { side } => write!(f, "step, matrix units of {side} x {side}"),
             Self::Sequence { rows, threads: t, weights } => {
                 write!(f, "sequence, {rows} rows, {} x {} threads, weights ", t.units, t.slices)?;
@@ -194,6 +199,11 @@ impl Layer {
         if self.backward { self.hidden } else { quads(self.output) / QUAD }
     }
 
+    /// Vectors of four columns that one product of *step* makes of a sequence: forward those of a unit's gates.
+    fn lanes(&self) -> usize {
+        if self.backward { quads(self.output) / QUAD } else { self.hidden }
+    }
+
     /// Vectors of four of one row of weights, as [`Weights::Held`] counts rows.
     fn row(&self) -> usize {
         if self.backward { self.output } else { QUAD * self.hidden }
@@ -217,7 +227,7 @@ impl Layer {
         match recurrence {
             // What matrix units need was counted before they were offered.
             Recurrence::Broadcast | Recurrence::Matrix { .. } => 0,
-            Recurrence::Step(threads) => of(step_rows(self.sequences), threads, STEP_DEPTH, 0),
+            Recurrence::Step { rows, threads } => 16 * rows * threads.count(),
             Recurrence::Sequence { rows, threads, weights } => {
                 let held = if let Weights::Held(n) = weights { n * self.row() } else { 0 };
                 of(rows, threads, self.inside_depth(threads, weights), held)
@@ -239,7 +249,10 @@ impl Layer {
         match recurrence {
             Recurrence::Broadcast => broadcast(target) == Broadcast::Subgroup,
             Recurrence::Matrix { side } => side > 0 && side == target.matrix(),
-            Recurrence::Step(threads) => STEP_DEPTH.is_multiple_of(threads.slices.max(1)) && fits(threads),
+            Recurrence::Step { rows, threads: Threads { units, slices } } => {
+                let [_, groups] = step_groups(rows);
+                rows.is_power_of_two() && rows <= STEP_ROWS && fits(Threads { units, slices: slices * groups })
+            }
             Recurrence::Sequence { rows, threads, weights } => {
                 let on_chip = weights != Weights::Registers
                     || (threads.units >= self.hidden && threads.slices * self.register_rows() >= self.depth());
@@ -290,6 +303,46 @@ impl Layer {
         [1, 2, 4, 8].into_iter().filter_map(of).filter(shared).min_by_key(work)
     }
 
+    /// The members of [`Family::Step`] that `target` can run, the one expected to be fastest first: by what a step takes on a
+    /// large GPU, in cycles, where each core runs a workgroup of a few hundred threads.
+    pub fn steps(&self, target: &Target) -> Vec<Recurrence> {
+        let most = self.sequences.clamp(1, STEP_ROWS).next_power_of_two();
+        let own = |rows: usize| {
+            let [own, groups] = step_groups(rows);
+            // As many slices as fill a workgroup, of a few vectors each.
+            let all = std::iter::successors(Some(STEP_SLICES), |s| (*s > 1).then_some(s / 2));
+            [32, 16, 8, 4].into_iter().filter_map(move |units| {
+                let fits = |slices: &usize| {
+                    let threads = Threads { units, slices: *slices };
+                    let enough = slices * 2 <= self.depth() || *slices == 1;
+                    enough
+                        && threads.count() * groups <= STEP_THREADS
+                        && self.admits(Recurrence::Step { rows, threads }, target)
+                };
+                let slices = all.clone().find(fits)?;
+                Some((
+                    Recurrence::Step { rows, threads: Threads { units, slices } },
+                    self.step_cycles(own, rows, units, slices),
+                ))
+            })
+        };
+        let rows = std::iter::successors(Some(most), |r| (*r > 8.min(most)).then_some(r / 2));
+        let mut all: Vec<(Recurrence, usize)> = rows.flat_map(own).collect();
+        all.sort_by_key(|(_, cycles)| *cycles);
+        all.into_iter().map(|(recurrence, _)| recurrence).collect()
+    }
+
+    /// Cycles of one step of *step*, by an estimate: what cores multiply and what they read from the cache that they share, the
+    /// larger of both, or what a thread waits for its operands. In `docs/performance.md`.
+    fn step_cycles(&self, own: usize, rows: usize, units: usize, slices: usize) -> usize {
+        let workgroups = self.directions * self.sequences.div_ceil(rows) * self.lanes().div_ceil(units);
+        let multiply = rows * units * self.depth() / 8 * 3 / 2;
+        let read = self.depth() * (64 * units + 16 * rows) / CACHE_RATE;
+        let wait = self.depth().div_ceil(slices) * (300 + 16 * own);
+        let add = rows * units * slices / 2;
+        workgroups.div_ceil(CORES) * multiply.max(read).max(wait) + add
+    }
+
     /// Rows of [`Self::depth`] whose weights one thread keeps in registers: 64 registers.
     fn register_rows(&self) -> usize {
         if self.backward { 16 } else { 4 }
@@ -317,12 +370,7 @@ impl Layer {
                 .find(|r| self.admits(*r, target))
         };
         match family {
-            Family::Step => {
-                // Threads and rows multiply: what few sequences leave goes to slices.
-                let slices = (16 / step_rows(self.sequences)).min(8);
-                let all = std::iter::successors(Some(slices), |s| (*s > 1).then_some(s / 2));
-                all.map(|slices| Recurrence::Step(Threads { units: 32, slices })).find(|r| self.admits(*r, target))
-            }
+            Family::Step => self.steps(target).into_iter().next(),
             Family::Matrix => Some(Recurrence::Matrix { side: target.matrix() }).filter(|r| self.admits(*r, target)),
             Family::Streamed => fitting(rows),
             Family::Held => {
@@ -345,8 +393,8 @@ impl Layer {
         }
     }
 
-    /// The fixed table. Estimates of `docs/performance.md` where no GPU has been measured: weights stay in registers while
-    /// a thread has a hundred of them; up to 192 units a workgroup reads weights from its cache sooner than a dispatch begins.
+    /// The fixed table. Measured on an H200: weights stay in registers wherever a workgroup can keep them. Estimated: up to 192
+    /// units a workgroup reads weights from its cache sooner than a dispatch begins.
     /// Measured on lavapipe: a dispatch a timestep costs more than the step itself up to 64 units of 8 sequences.
     pub fn by_table(&self, target: &Target) -> Result<Recurrence> {
         const STREAMED_UNITS: usize = 192;
@@ -359,9 +407,7 @@ impl Layer {
             let inside = self.member(Family::Registers, target).filter(|_| few);
             return Ok(inside.unwrap_or(Recurrence::Broadcast));
         }
-        let registers = self
-            .member(Family::Registers, target)
-            .filter(|r| matches!(r, Recurrence::Sequence { threads, .. } if threads.count() <= REGISTER_THREADS));
+        let registers = self.member(Family::Registers, target);
         let streamed = || self.member(Family::Streamed, target).filter(|_| self.hidden <= STREAMED_UNITS);
         let step = || self.member(Family::Step, target);
         let inside = if target.software { None } else { registers.or_else(|| matrix().or_else(streamed)) };
@@ -376,7 +422,7 @@ impl Recurrence {
     pub(super) fn a_dispatch_a_step(target: &Target) -> Self {
         match (target.matrix(), broadcast(target)) {
             (0, Broadcast::Subgroup) => Self::Broadcast,
-            (0, Broadcast::Memory) => Self::Step(Threads { units: 32, slices: 1 }),
+            (0, Broadcast::Memory) => Self::Step { rows: 8, threads: Threads { units: 32, slices: 8 } },
             (side, _) => Self::Matrix { side },
         }
     }
@@ -387,7 +433,12 @@ impl Recurrence {
         match self {
             Self::Broadcast => broadcast_rows(running),
             Self::Matrix { side } => 2 * side,
-            _ => step_rows(running),
+            Self::Step { rows, .. } => match running {
+                0..=1 => 1,
+                2..=8 => rows.min(8),
+                _ => rows,
+            },
+            Self::Sequence { rows, .. } | Self::Grid { rows, .. } => rows,
         }
     }
 
@@ -398,7 +449,7 @@ impl Recurrence {
     }
 }
 
-/// Threads of a workgroup that keep weights in registers: as many as have a hundred of them, of 64 Ki.
+/// Threads of a workgroup of *grid*: as many as have a hundred registers, of 64 Ki.
 pub const REGISTER_THREADS: usize = 640;
 
 /// Fewest units of a workgroup of *grid*: fewer make a meeting of more workgroups than it is worth. An estimate.
@@ -413,12 +464,20 @@ pub const PATIENCE: u32 = 1 << 17;
 /// Looks on a software GPU, where the system may take a workgroup's thread away in the middle of a step.
 pub const SOFTWARE_PATIENCE: u32 = 1 << 21;
 
-/// Vectors of the operand of one sequence that a tile of *step* multiplies between two barriers.
-pub const STEP_DEPTH: usize = 16;
+/// Most sequences of a workgroup of *step*, most threads, and most slices.
+const STEP_ROWS: usize = 64;
+const STEP_THREADS: usize = 256;
+const STEP_SLICES: usize = 64;
 
-/// Sequences of one workgroup of *step*, for a step at which so many run.
-pub fn step_rows(sequences: usize) -> usize {
-    sequences.clamp(1, 8).next_power_of_two()
+/// Cores of a large GPU, and bytes that one reads in a cycle from the cache that they share. The second is measured: 22 TB/s of
+/// an H200, of which eight workgroups a core share seven parts in eight.
+const CORES: usize = 128;
+const CACHE_RATE: usize = 24;
+
+/// Sequences of one thread of *step*, and groups of them in its workgroup, where this has so many.
+pub fn step_groups(rows: usize) -> [usize; 2] {
+    let own = rows.min(8);
+    [own, rows / own]
 }
 
 /// Which strategies layers run by.

@@ -107,7 +107,7 @@ pub(super) fn broadcast_rows(sequences: usize) -> usize {
 }
 
 /// The name of the table of choices below; it is written into checkpoints.
-pub const KERNEL_TABLE: &str = "fixed-6";
+pub const KERNEL_TABLE: &str = "fixed-7";
 
 /// Dispatches whose parameters a GPU holds at a time.
 pub const PARAMETER_SLOTS: usize = 4096;
@@ -216,9 +216,14 @@ pub fn quads(n: usize) -> usize {
     n.next_multiple_of(QUAD)
 }
 
+/// Whether the backward step reads its right operand in quads of columns.
+pub fn in_quads(recurrence: Option<Recurrence>) -> bool {
+    matches!(recurrence, Some(Recurrence::Broadcast | Recurrence::Step { .. }))
+}
+
 /// Columns of a right operand as the backward step reads it, with rows four by four: each column alone, or in quads.
 pub fn backward_columns(recurrence: Option<Recurrence>, columns: usize) -> usize {
-    if recurrence == Some(Recurrence::Broadcast) { quads(columns) } else { columns }
+    if in_quads(recurrence) { quads(columns) } else { columns }
 }
 
 /// The number that dimension `at` of `shape` is; 0 where it is a symbol.

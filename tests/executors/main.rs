@@ -390,7 +390,7 @@ fn strategies_are_what_was_asked_for() {
         assert_eq!(layers.len(), 4, "two layers, there and back");
         for layer in layers {
             let is = match (device.kernels().family.unwrap(), layer) {
-                (Family::Step, Recurrence::Step(_)) => true,
+                (Family::Step, Recurrence::Step { .. }) => true,
                 (family, Recurrence::Sequence { weights, .. }) => match weights {
                     Weights::Streamed => family == Family::Streamed,
                     Weights::Held(rows) => family == Family::Held && rows > 0,

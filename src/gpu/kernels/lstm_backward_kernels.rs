@@ -1,10 +1,11 @@
 //! The kernels of a layer's way back, and which of them a strategy takes.
 
-use super::lstm_forward::{gridded, held, tiled};
+use super::lstm_forward::{gridded, held, stepped, tiled};
 use super::{kernel, params};
 use crate::gpu::pipeline::{Constants, Kernel};
 use crate::scheduler::Recurrence;
-use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
+use crate::scheduler::recurrence::{Layer, Weights};
+use crate::scheduler::strategy::QUAD;
 
 params!(Params {
     hidden: u32,
@@ -56,9 +57,18 @@ macro_rules! kernels {
     };
 }
 
-pub(super) static TILED: [Kernel; 4] = kernels!("lstm_backward");
-pub(super) static REGISTERS: Kernel =
-    kernel!("lstm_backward", "registers", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]);
+pub(super) static STEP: [Kernel; 4] = kernels!("lstm_backward_step");
+/// The kernel of *sequence*, the same with weights in registers, and the gradient of h_0.
+pub(super) static SEQUENCE: [Kernel; 3] = [
+    kernel!("lstm_backward_sequence", "main", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
+    kernel!("lstm_backward_sequence", "registers", Params, [Params, Read, Write, Write, Read, Read, Write, Read, Read]),
+    kernel!(
+        "lstm_backward_sequence",
+        "initial",
+        Params,
+        [Params, Read, Write, Absent, Absent, Absent, Write, Read, Absent, Write]
+    ),
+];
 pub(super) static SUBGROUP: [Kernel; 4] = kernels!("lstm_backward_step_subgroup");
 pub(super) static MATRIX: [Kernel; 4] = kernels!("lstm_backward_step_matrix");
 /// The kernel of *grid*, what resumes it, and the gradient of h_0.
@@ -116,11 +126,6 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
 impl Variants {
     pub fn of(recurrence: Recurrence, layer: &Layer) -> Self {
         let sequences = layer.sequences;
-        let tiled_steps = |threads: Threads| {
-            let of = |tile| (tile, tiled(tile, threads, ("DEPTH", STEP_DEPTH)));
-            recurrence.step_tiles(sequences).into_iter().map(of).collect()
-        };
-        let (kernels, initial) = (&TILED, &TILED[3]);
         match recurrence {
             Recurrence::Broadcast => {
                 let of = |tile| (tile, vec![("ROWS", tile as f32)]);
@@ -131,28 +136,27 @@ impl Variants {
                 let tiles = vec![(2 * side, Constants::new())];
                 Self { kernels: &MATRIX, initial: &MATRIX[3], tiles, inside: None, block: 2 * side }
             }
-            Recurrence::Step(threads) => {
-                let tiles = tiled_steps(threads);
-                Self { kernels, initial, tiles, inside: None, block: threads.units }
+            Recurrence::Step { threads, .. } => {
+                let of = |tile| (tile, stepped(tile, threads));
+                let tiles = recurrence.step_tiles(sequences).into_iter().map(of).collect();
+                Self { kernels: &STEP, initial: &STEP[3], tiles, inside: None, block: QUAD * threads.units }
             }
             Recurrence::Sequence { rows, threads, weights } => {
                 // The gradient of h_0 adds up as the steps do, so that a sequence that is read in parts has the bits of one
                 // that is not.
                 let alike = tiled(rows, threads, ("DEPTH", layer.inside_depth(threads, weights)));
-                let mut constants = alike.clone();
-                constants.push(("INSIDE", 1.0));
-                constants.extend(held(weights, layer.output));
-                let kernels =
-                    if weights == Weights::Registers { std::slice::from_ref(&REGISTERS) } else { &TILED[..1] };
+                let constants = [alike.clone(), held(weights, layer.output)].concat();
+                let kernel = &SEQUENCE[usize::from(weights == Weights::Registers)];
+                let kernels = std::slice::from_ref(kernel);
                 let inside = Some(Inside { kernels, rows, units: layer.hidden, constants });
                 let block = threads.units;
-                Self { kernels: &TILED, initial, tiles: vec![(rows, alike)], inside, block }
+                Self { kernels: &STEP, initial: &SEQUENCE[2], tiles: vec![(rows, alike)], inside, block }
             }
             Recurrence::Grid { rows, pass, threads, patience } => {
                 let constants = gridded(rows, pass, threads, patience);
                 let tiles = vec![(rows, constants.clone())];
                 let inside = Some(Inside { kernels: &GRID[..2], rows, units: threads.units, constants });
-                Self { kernels, initial: &GRID[2], tiles, inside, block: threads.units }
+                Self { kernels: &STEP, initial: &GRID[2], tiles, inside, block: threads.units }
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use crate::scheduler::recurrence::{Layer, STEP_DEPTH, Threads, Weights};
+use crate::scheduler::recurrence::{Layer, Threads, Weights, step_groups};
 use crate::scheduler::strategy::{quads, row_axis};
 use crate::scheduler::{Axis, Recurrence, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,10 +45,16 @@ params!(Params {
     zoneout_c_y: u32,
 });
 
-pub(super) static TILED: Kernel =
-    kernel!("lstm_forward", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
-pub(super) static REGISTERS: Kernel =
-    kernel!("lstm_forward", "registers", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static STEP: Kernel =
+    kernel!("lstm_forward_step", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static SEQUENCE: Kernel =
+    kernel!("lstm_forward_sequence", "main", Params, [Params, Read, Write, Write, Write, Write, Write, Write, Read]);
+pub(super) static REGISTERS: Kernel = kernel!(
+    "lstm_forward_sequence",
+    "registers",
+    Params,
+    [Params, Read, Write, Write, Write, Write, Write, Write, Read]
+);
 /// The kernel of *grid*, and what resumes it.
 pub(super) static GRID: [Kernel; 2] = [
     kernel!(
@@ -122,16 +128,15 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
             let of = |tile| (tile, &SUBGROUP, vec![("ROWS", tile as f32)]);
             recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
-        Recurrence::Step(threads) => {
-            let of = |tile| (tile, &TILED, tiled(tile, threads, ("QUADS", STEP_DEPTH)));
+        Recurrence::Step { threads, .. } => {
+            let of = |tile| (tile, &STEP, stepped(tile, threads));
             recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
         Recurrence::Matrix { side } => vec![(2 * side, &MATRIX, Constants::new())],
         Recurrence::Sequence { rows, threads, weights } => {
             let mut constants = tiled(rows, threads, ("QUADS", layer.inside_depth(threads, weights)));
-            constants.push(("INSIDE", 1.0));
             constants.extend(held(weights, 4 * layer.hidden));
-            vec![(rows, if weights == Weights::Registers { &REGISTERS } else { &TILED }, constants)]
+            vec![(rows, if weights == Weights::Registers { &REGISTERS } else { &SEQUENCE }, constants)]
         }
         Recurrence::Grid { rows, pass, threads, patience } => {
             let constants = gridded(rows, pass, threads, patience);
@@ -140,10 +145,16 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
     }
 }
 
-/// The constants of a tile: sequences, threads, and how much of the operand is in workgroup memory.
-pub(super) fn tiled(rows: usize, threads: Threads, (depth, vectors): (&'static str, usize)) -> Constants {
-    let all = [("ROWS", rows), ("UNITS", threads.units), ("SLICES", threads.slices), (depth, vectors)];
+/// The constants of a tile: sequences, threads, and one more.
+pub(super) fn tiled(rows: usize, threads: Threads, one_more: (&'static str, usize)) -> Constants {
+    let all = [("ROWS", rows), ("UNITS", threads.units), ("SLICES", threads.slices), one_more];
     all.into_iter().map(|(name, value)| (name, value as f32)).collect()
+}
+
+/// The constants of *step*: sequences of a thread and groups of them, threads.
+pub(super) fn stepped(tile: usize, threads: Threads) -> Constants {
+    let [rows, groups] = step_groups(tile);
+    tiled(rows, threads, ("GROUPS", groups))
 }
 
 /// The constants of *grid*: sequences of a tile and of a pass, threads, patience.
@@ -369,7 +380,7 @@ impl Runner for LstmForward {
                 }
                 return Ok(());
             }
-            Recurrence::Step(threads) => threads.units,
+            Recurrence::Step { threads, .. } => threads.units,
             Recurrence::Matrix { side } => 2 * side / 4,
             Recurrence::Broadcast => UNITS,
         };

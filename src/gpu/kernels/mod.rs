@@ -146,11 +146,13 @@ pub const KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &embedding_backward::KERNEL,
     &gather::KERNEL,
-    &lstm_backward_kernels::TILED[0],
-    &lstm_backward_kernels::TILED[1],
-    &lstm_backward_kernels::TILED[2],
-    &lstm_backward_kernels::TILED[3],
-    &lstm_backward_kernels::REGISTERS,
+    &lstm_backward_kernels::SEQUENCE[0],
+    &lstm_backward_kernels::SEQUENCE[1],
+    &lstm_backward_kernels::SEQUENCE[2],
+    &lstm_backward_kernels::STEP[0],
+    &lstm_backward_kernels::STEP[1],
+    &lstm_backward_kernels::STEP[2],
+    &lstm_backward_kernels::STEP[3],
     &lstm_backward_kernels::SUBGROUP[0],
     &lstm_backward_kernels::SUBGROUP[1],
     &lstm_backward_kernels::SUBGROUP[2],
@@ -163,8 +165,9 @@ pub const KERNELS: &[&Kernel] = &[
     &lstm_backward_kernels::GRID[1],
     &lstm_backward_kernels::GRID[2],
     &lstm_begin::KERNEL,
-    &lstm_forward::TILED,
     &lstm_forward::REGISTERS,
+    &lstm_forward::SEQUENCE,
+    &lstm_forward::STEP,
     &lstm_forward::SUBGROUP,
     &lstm_forward::MATRIX,
     &lstm_forward::GRID[0],
@@ -268,9 +271,10 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
         }
     }
     for kernel in KERNELS {
-        let tiled =
-            matches!(kernel.name, "lstm_forward" | "lstm_backward" | "lstm_forward_grid" | "lstm_backward_grid")
-                && matches!(kernel.entry, "main" | "registers" | "resume");
+        let recurrence = ["step", "sequence", "grid"].iter().any(|way| {
+            [format!("lstm_forward_{way}"), format!("lstm_backward_{way}")].iter().any(|name| name == kernel.name)
+        });
+        let tiled = recurrence && matches!(kernel.entry, "main" | "registers" | "resume");
         let tiled = tiled || kernel.name == "matmul" || kernel.name == "weight_gradient" && kernel.entry != "add_parts";
         if !tiled {
             add(format!("{} {}", kernel.name, kernel.entry), kernel, Constants::new())?;

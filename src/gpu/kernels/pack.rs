@@ -7,8 +7,8 @@ use crate::gpu::record::{Launch, Recorder, View};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::lstm::{PARAMETERS, backward, forward};
 use crate::graph::{Op, Parameter};
-use crate::scheduler::strategy::{Broadcast, NORM_VALUES, quads};
-use crate::scheduler::{Recurrence, Step};
+use crate::scheduler::Step;
+use crate::scheduler::strategy::{NORM_VALUES, in_quads, quads};
 
 params!(Params {
     len: u32,
@@ -149,26 +149,18 @@ fn map(preparer: &Preparer<'_>, step: &Step, number: usize, position: usize) -> 
             let (d, parameter) = of(backward::FIRST);
             let weight_hh = backward::parameter(0, Parameter::WeightHh);
             let (h, r) = (size(weight_hh, 0)? / 4, size(weight_hh, 1)?);
-            let broadcast = match step.recurrence {
-                Some(Recurrence::Broadcast) => Broadcast::Subgroup,
-                _ => Broadcast::Memory,
-            };
-            match (number, broadcast) {
+            match (number, in_quads(step.recurrence)) {
                 (5, _) => norm(d, h, parameter),
                 // rows four by four: those of one unit side by side, or below each other with columns padded
-                (0, Broadcast::Memory) => Map::dense([h, r, 4], [h, r, 4], [r, 1, h * r], d * h * 4 * r),
-                (0, Broadcast::Subgroup) => {
-                    Map::dense([h, 4, quads(r)], [h, 4, r], [r, h * r, 1], d * h * 4 * quads(r))
-                }
+                (0, false) => Map::dense([h, r, 4], [h, r, 4], [r, 1, h * r], d * h * 4 * r),
+                (0, true) => Map::dense([h, 4, quads(r)], [h, 4, r], [r, h * r, 1], d * h * 4 * quads(r)),
                 (3, _) => Map::dense([1, h, 4], [1, h, 3], [0, 1, h], d * 4 * h),
                 // rows of W_hr, padded to fours
-                (_, Broadcast::Memory) => {
+                (_, false) => {
                     let sizes = [quads(r) / 4, h, 4];
                     Map::dense(sizes, sizes, [4 * h, 1, h], d * quads(r) * h)
                 }
-                (_, Broadcast::Subgroup) => {
-                    Map::dense([quads(r), 1, quads(h)], [r, 1, h], [h, 0, 1], d * quads(r) * quads(h))
-                }
+                (_, true) => Map::dense([quads(r), 1, quads(h)], [r, 1, h], [h, 0, 1], d * quads(r) * quads(h)),
             }
         }
         // rows in the order of the gates, columns padded; directions below each other

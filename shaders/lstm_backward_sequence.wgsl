@@ -1,12 +1,10 @@
-// The gradient of an LSTM layer's recurrence, back in time, of a tile of sequences, columns and steps a workgroup; tiles and
-// strategies are those of `lstm_forward`. A thread sums one slice of the product of one column of ROWS sequences; weights are
-// packed [k][column] of vec4 (i f g o of unit k, or four rows of W_hr).
+// The gradient of an LSTM layer's recurrence over many steps, back in time, of a tile of sequences and all columns a workgroup;
+// tiles are those of `lstm_forward_sequence`. A thread sums one slice of the product of one column of ROWS sequences; weights
+// are packed [k][column] of vec4 (i f g o of unit k).
 //   main:      the product of the next step's gate gradients with U, what arrives at h, and the gradients of the gates
 //   registers: the same with weights in registers, 16 rows of one column a thread, for H <= UNITS and H <= 16 SLICES
-//   arrive_h:  the same product and what arrives at a projected h
-//   unproject: the product of that with W_hr, and the gradients of the gates
-//   initial:   the product of the first step's gate gradients with U, and the gradient of h_0
-// Grid = directions · sequence blocks · column blocks.
+//   initial:   the product of the first step's gate gradients with U, and the gradient of h_0; columns over workgroups
+// Grid = directions · sequence blocks (· column blocks).
 // #import grid
 // #import math
 // #import weights
@@ -20,10 +18,8 @@
 override ROWS: u32 = 8u;
 override UNITS: u32 = 32u;
 override SLICES: u32 = 2u;
-// Vectors of the operand of one sequence in workgroup memory: all of them where INSIDE, else what is multiplied between two
-// barriers.
+// Vectors of the operand of one sequence.
 override DEPTH: u32 = 16u;
-override INSIDE: bool = false;
 // Rows of weights that stay in workgroup memory, and how many vectors that makes.
 override HELD: u32 = 0u;
 override HELD_VALUES: u32 = 1u;
@@ -39,8 +35,6 @@ struct Tile {
     b: u32,     // its first sequence
     d: u32,     // its direction
     steps: u32, // how many steps it goes back through; 0 for a workgroup without work
-    first: u32, // its first block of columns
-    last: u32,  // one past its last
 }
 
 // What a thread computes of it.
@@ -50,26 +44,19 @@ struct Thread {
     number: u32,
 }
 
-fn tile_of(group: u32) -> Tile {
-    let block = group / params.unit_blocks;
-    let b = (block % params.row_blocks) * ROWS;
+fn tile_of(block: u32) -> Tile {
     let d = block / params.row_blocks;
-    let steps = select(0u, params.steps, d < params.directions);
-    let unit_block = group % params.unit_blocks;
-    if (INSIDE) {
-        return Tile(b, d, steps, 0u, (params.columns + UNITS - 1u) / UNITS);
-    }
-    return Tile(b, d, steps, unit_block, unit_block + 1u);
+    return Tile(block % params.row_blocks * ROWS, d, select(0u, params.steps, d < params.directions));
 }
 
 fn thread_of(local: vec3<u32>) -> Thread {
     return Thread(local.x, local.y, local.y * UNITS + local.x);
 }
 
-// Brings vectors `first`.. of the operand of the tile's sequences into half `half`.
-fn load(t: Tile, thread: Thread, first: u32, half: u32) {
+// Brings the operand of the tile's sequences into half `half`.
+fn load(t: Tile, thread: Thread, half: u32) {
     for (var i = thread.number; i < ROWS * DEPTH; i += UNITS * SLICES) {
-        let k = first + i % DEPTH;
+        let k = i % DEPTH;
         // Sequences past the end repeat the last one; they are not stored.
         let b = min(t.b + i / DEPTH, params.sequences - 1u);
         var v = vec4<f32>(0.0);
@@ -101,10 +88,11 @@ fn total(v: vec4<f32>) -> f32 {
     return v.x + v.y + v.z + v.w;
 }
 
-// Leaves this thread's slice of one column's product in `sums`; `half` is where the operand is if it is inside.
-fn multiply(t: Tile, thread: Thread, column: u32, inside_half: u32, inner: u32) {
+// Leaves this thread's slice of one column's product with half `half` of the operand in `sums`.
+fn multiply(t: Tile, thread: Thread, column: u32, half: u32, inner: u32) {
     let share = DEPTH / SLICES;
     let weight = t.d * params.weight_rows * params.columns;
+    let base = half * ROWS * DEPTH;
     var s0 = vec4<f32>(0.0);
     var s1 = vec4<f32>(0.0);
     var s2 = vec4<f32>(0.0);
@@ -113,38 +101,26 @@ fn multiply(t: Tile, thread: Thread, column: u32, inside_half: u32, inner: u32) 
     var s5 = vec4<f32>(0.0);
     var s6 = vec4<f32>(0.0);
     var s7 = vec4<f32>(0.0);
-    for (var first = 0u; first < inner; first += DEPTH) {
-        var half = inside_half;
-        if (!INSIDE) {
-            half = first / DEPTH % 2u;
-            load(t, thread, first, half);
-            workgroupBarrier();
+    for (var k = thread.slice * share; k < min((thread.slice + 1u) * share, inner); k++) {
+        var w: vec4<f32>;
+        if (k < HELD) {
+            w = four(held[k * params.columns + column]);
+        } else {
+            w = four(weights[weight + k * params.columns + column]);
         }
-        let base = half * ROWS * DEPTH;
-        let start = thread.slice * share;
-        let stop = min(start + share, inner - first);
-        for (var i = start; i < stop; i++) {
-            let k = first + i;
-            var w: vec4<f32>;
-            if (k < HELD) {
-                w = four(held[k * params.columns + column]);
-            } else {
-                w = four(weights[weight + k * params.columns + column]);
-            }
-            s0 = fma(operand[base + i], w, s0);
-            if (ROWS > 1u) {
-                s1 = fma(operand[base + DEPTH + i], w, s1);
-            }
-            if (ROWS > 2u) {
-                s2 = fma(operand[base + 2u * DEPTH + i], w, s2);
-                s3 = fma(operand[base + 3u * DEPTH + i], w, s3);
-            }
-            if (ROWS > 4u) {
-                s4 = fma(operand[base + 4u * DEPTH + i], w, s4);
-                s5 = fma(operand[base + 5u * DEPTH + i], w, s5);
-                s6 = fma(operand[base + 6u * DEPTH + i], w, s6);
-                s7 = fma(operand[base + 7u * DEPTH + i], w, s7);
-            }
+        s0 = fma(operand[base + k], w, s0);
+        if (ROWS > 1u) {
+            s1 = fma(operand[base + DEPTH + k], w, s1);
+        }
+        if (ROWS > 2u) {
+            s2 = fma(operand[base + 2u * DEPTH + k], w, s2);
+            s3 = fma(operand[base + 3u * DEPTH + k], w, s3);
+        }
+        if (ROWS > 4u) {
+            s4 = fma(operand[base + 4u * DEPTH + k], w, s4);
+            s5 = fma(operand[base + 5u * DEPTH + k], w, s5);
+            s6 = fma(operand[base + 6u * DEPTH + k], w, s6);
+            s7 = fma(operand[base + 7u * DEPTH + k], w, s7);
         }
     }
     let at = thread.slice * ROWS * UNITS + thread.lane;
@@ -169,16 +145,25 @@ fn added(thread: Thread, row: u32) -> f32 {
     return sum;
 }
 
-// Finishes this thread's sequences of a step; the gradients go to half `half`, or to `state`.
-fn finish_rows(t: Tile, thread: Thread, unit: u32, step: u32, half: u32) {
+// What this thread's first sequence reads at a step besides its product: on its way while that is made.
+fn first_ready(t: Tile, thread: Thread, unit: u32, step: u32) -> Ready {
+    if (thread.slice >= ROWS) {
+        return Ready();
+    }
+    return ready_for(t.b + thread.slice, t.d, unit, step);
+}
+
+// Finishes this thread's sequences of a step; the gradients go to half `half`.
+fn finish_rows(t: Tile, thread: Thread, first: Ready, unit: u32, step: u32, half: u32) {
+    var ready = first;
     workgroupBarrier();
     for (var row = thread.slice; row < ROWS; row += SLICES) {
-        let b = t.b + row;
-        let gradient = finish_step(b, t.d, unit, step, added(thread, row));
-        if (gradient.is && INSIDE) {
+        if (row > thread.slice) {
+            ready = ready_for(t.b + row, t.d, unit, step);
+        }
+        let gradient = finish_from(ready, t.b + row, t.d, unit, step, added(thread, row));
+        if (gradient.is) {
             operand[(half * ROWS + row) * DEPTH + unit] = gradient.dz;
-        } else if (gradient.is) {
-            state[result_of(b, t.d, unit)] = gradient.dz;
         }
     }
     workgroupBarrier();
@@ -192,26 +177,23 @@ fn main(
 ) {
     let t = tile_of(linear_workgroup(workgroup, count));
     let thread = thread_of(local);
-    if (INSIDE) {
-        hold(t, thread);
-        load(t, thread, 0u, 0u);
-        workgroupBarrier();
-    }
+    hold(t, thread);
+    load(t, thread, 0u);
+    workgroupBarrier();
     for (var n = 0u; n < t.steps; n++) {
         let step = params.step - n;
         // The tile's first sequence is its longest.
         if (runs(t.b, step)) {
             let inner = select(0u, params.inner, runs(t.b, step + params.ahead));
-            for (var block = t.first; block < t.last; block++) {
-                let unit = block * UNITS + thread.lane;
+            for (var first = 0u; first < params.columns; first += UNITS) {
+                let unit = first + thread.lane;
+                let ready = first_ready(t, thread, unit, step);
                 multiply(t, thread, min(unit, params.columns - 1u), n % 2u, inner);
-                finish_rows(t, thread, unit, step, (n + 1u) % 2u);
+                finish_rows(t, thread, ready, unit, step, (n + 1u) % 2u);
             }
         }
     }
-    if (INSIDE) {
-        store(t, thread, t.steps % 2u);
-    }
+    store(t, thread, t.steps % 2u);
 }
 
 @compute @workgroup_size(UNITS, SLICES)
@@ -242,12 +224,13 @@ fn registers(
     let w13 = four(weights[w + min(k + 13u, most) * params.columns]);
     let w14 = four(weights[w + min(k + 14u, most) * params.columns]);
     let w15 = four(weights[w + min(k + 15u, most) * params.columns]);
-    load(t, thread, 0u, 0u);
-    load(t, thread, 0u, 1u); // its padding is read too
+    load(t, thread, 0u);
+    load(t, thread, 1u); // its padding is read too
     workgroupBarrier();
     for (var n = 0u; n < t.steps; n++) {
         let step = params.step - n;
         if (runs(t.b, step)) {
+            let ready = first_ready(t, thread, thread.lane, step);
             for (var row = 0u; row < ROWS; row++) {
                 let at = (n % 2u * ROWS + row) * DEPTH + k;
                 var sum = fma(operand[at], w0, vec4<f32>(0.0));
@@ -268,50 +251,10 @@ fn registers(
                 sum = fma(operand[at + 15u], w15, sum);
                 sums[(thread.slice * ROWS + row) * UNITS + thread.lane] = total(sum);
             }
-            finish_rows(t, thread, thread.lane, step, (n + 1u) % 2u);
+            finish_rows(t, thread, ready, thread.lane, step, (n + 1u) % 2u);
         }
     }
     store(t, thread, t.steps % 2u);
-}
-
-@compute @workgroup_size(UNITS, SLICES)
-fn arrive_h(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
-    let t = tile_of(linear_workgroup(workgroup, count));
-    let thread = thread_of(local);
-    if (t.steps == 0u) {
-        return;
-    }
-    let inner = select(0u, params.inner, runs(t.b, params.step + params.ahead));
-    let column = t.first * UNITS + thread.lane;
-    multiply(t, thread, min(column, params.columns - 1u), 0u, inner);
-    workgroupBarrier();
-    for (var row = thread.slice; row < ROWS; row += SLICES) {
-        finish_arrive(t.b + row, t.d, column, params.step, added(thread, row));
-    }
-}
-
-@compute @workgroup_size(UNITS, SLICES)
-fn unproject(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
-    let t = tile_of(linear_workgroup(workgroup, count));
-    let thread = thread_of(local);
-    if (t.steps == 0u) {
-        return;
-    }
-    let inner = select(0u, params.inner, runs(t.b, params.step));
-    let column = t.first * UNITS + thread.lane;
-    multiply(t, thread, min(column, params.columns - 1u), 0u, inner);
-    workgroupBarrier();
-    for (var row = thread.slice; row < ROWS; row += SLICES) {
-        finish_unproject(t.b + row, t.d, column, params.step, added(thread, row));
-    }
 }
 
 @compute @workgroup_size(UNITS, SLICES)
@@ -320,14 +263,16 @@ fn initial(
     @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
-    let t = tile_of(linear_workgroup(workgroup, count));
+    let group = linear_workgroup(workgroup, count);
+    let t = tile_of(group / params.unit_blocks);
     let thread = thread_of(local);
     if (t.steps == 0u) {
         return;
     }
-    let inner = select(0u, params.inner, runs(t.b, 0u));
-    let column = t.first * UNITS + thread.lane;
-    multiply(t, thread, min(column, params.columns - 1u), 0u, inner);
+    load(t, thread, 0u);
+    workgroupBarrier();
+    let column = group % params.unit_blocks * UNITS + thread.lane;
+    multiply(t, thread, min(column, params.columns - 1u), 0u, select(0u, params.inner, runs(t.b, 0u)));
     workgroupBarrier();
     for (var row = thread.slice; row < ROWS; row += SLICES) {
         finish_initial(t.b + row, t.d, column, added(thread, row));

@@ -1,11 +1,10 @@
-// The recurrence of an LSTM layer, fused: the four gates' products with h, the activations and the state update, of a tile
-// of sequences, units and steps a workgroup. Threads are UNITS × SLICES: a thread sums one slice of the product of one
-// unit of ROWS sequences, all four gates at once; U is packed [k][unit] of vec4 (i f g o), h padded to a multiple of four.
+// The recurrence of an LSTM layer over many steps, fused: the four gates' products with h, the activations and the state
+// update, of a tile of sequences and all units a workgroup, which keeps h in workgroup memory. Threads are UNITS × SLICES: a
+// thread sums one slice of the product of one unit of ROWS sequences, all four gates at once; U is packed [k][unit] of vec4
+// (i f g o), h padded to a multiple of four.
 //   main:      U is read from storage, or as far as HELD says from workgroup memory
 //   registers: U stays in registers, 16 rows of one unit a thread, for H <= UNITS and padded R <= 16 SLICES
-// Two strategies run this: *step* covers the units by workgroups, one step a dispatch, and passes h through `state`;
-// *sequence* (INSIDE) covers all units by one workgroup, which runs many steps and keeps h in workgroup memory.
-// Grid = directions · sequence blocks · unit blocks.
+// Grid = directions · sequence blocks.
 // #import grid
 // #import math
 // #import weights
@@ -18,9 +17,8 @@
 override ROWS: u32 = 8u;
 override UNITS: u32 = 32u;
 override SLICES: u32 = 2u;
-// Quads of h of one sequence in workgroup memory: all of them where INSIDE, else what is multiplied between two barriers.
+// Quads of h of one sequence.
 override QUADS: u32 = 16u;
-override INSIDE: bool = false;
 // Quads of rows of U that stay in workgroup memory, and how many vectors that makes.
 override HELD: u32 = 0u;
 override HELD_VALUES: u32 = 1u;
@@ -31,12 +29,10 @@ var<workgroup> held: array<Weights, HELD_VALUES>;
 
 // What a workgroup computes.
 struct Tile {
-    b: u32,     // its first sequence
-    d: u32,     // its direction
-    step: u32,  // its first step
-    end: u32,   // one past its last
-    first: u32, // its first block of units
-    last: u32,  // one past its last
+    b: u32,    // its first sequence
+    d: u32,    // its direction
+    step: u32, // its first step
+    end: u32,  // one past its last
 }
 
 // What a thread computes of it.
@@ -47,17 +43,11 @@ struct Thread {
 }
 
 fn tile_of(group: u32) -> Tile {
-    let block = group / params.unit_blocks;
-    let b = (block % params.row_blocks) * ROWS;
-    let d = block / params.row_blocks;
+    let b = (group % params.row_blocks) * ROWS;
+    let d = group / params.row_blocks;
     // The tile's first sequence is its longest.
     let longest = select(0u, table[params.lengths + min(b, params.sequences - 1u)], d < params.directions);
-    let end = min(params.step_end, longest);
-    let unit_block = group % params.unit_blocks;
-    if (INSIDE) {
-        return Tile(b, d, params.step, end, 0u, (params.hidden + UNITS - 1u) / UNITS);
-    }
-    return Tile(b, d, params.step, end, unit_block, unit_block + 1u);
+    return Tile(b, d, params.step, min(params.step_end, longest));
 }
 
 fn thread_of(local: vec3<u32>) -> Thread {
@@ -69,15 +59,15 @@ fn state_of(slot: u32, d: u32, b: u32) -> u32 {
     return ((slot * params.directions + d) * params.sequences + b) * params.quads;
 }
 
-// Brings quads `first`.. of h of the tile's sequences into half `half` of the tile.
-fn load(t: Tile, thread: Thread, slot: u32, first: u32, half: u32) {
+// Brings h of the tile's sequences into half `half` of the tile.
+fn load(t: Tile, thread: Thread, half: u32) {
     for (var i = thread.number; i < ROWS * QUADS; i += UNITS * SLICES) {
-        let q = first + i % QUADS;
+        let q = i % QUADS;
         // Sequences past the end repeat the last one; they are not stored.
         let b = min(t.b + i / QUADS, params.sequences - 1u);
         var h = vec4<f32>(0.0);
         if (q < params.quads) {
-            h = state[state_of(slot, t.d, b) + q];
+            h = state[state_of(0u, t.d, b) + q];
         }
         hs[half * ROWS * QUADS + i] = h;
     }
@@ -97,32 +87,40 @@ fn multiply(h: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<
     return fma(vec4<f32>(h.w), w3, fma(vec4<f32>(h.z), w2, fma(vec4<f32>(h.y), w1, fma(vec4<f32>(h.x), w0, sum))));
 }
 
-// One element of a sequence's state, whichever strategy carries it.
-fn pass_on(t: Tile, row: u32, unit: u32, step: u32, h: f32) {
-    if (INSIDE) {
-        let at = ((step + 1u) % 2u * ROWS + row) * QUADS + unit / 4u;
-        switch (unit % 4u) {
-            case 0u: { hs[at].x = h; }
-            case 1u: { hs[at].y = h; }
-            case 2u: { hs[at].z = h; }
-            default: { hs[at].w = h; }
-        }
-    } else {
-        state[state_of(1u - params.slot, t.d, t.b + row) + unit / 4u][unit % 4u] = h;
+// One element of h of a sequence, for the step after `step`.
+fn pass_on(row: u32, unit: u32, step: u32, h: f32) {
+    let at = ((step + 1u) % 2u * ROWS + row) * QUADS + unit / 4u;
+    switch (unit % 4u) {
+        case 0u: { hs[at].x = h; }
+        case 1u: { hs[at].y = h; }
+        case 2u: { hs[at].z = h; }
+        default: { hs[at].w = h; }
     }
 }
 
+// What this thread's first sequence reads at a step besides its product: on its way while that is made.
+fn first_before(t: Tile, thread: Thread, unit: u32, step: u32) -> Before {
+    if (thread.slice >= ROWS) {
+        return Before();
+    }
+    return before(t.b + thread.slice, t.d, unit, step);
+}
+
 // Adds up the slices of this thread's sequences and finishes them.
-fn finish_rows(t: Tile, thread: Thread, unit: u32, step: u32) {
+fn finish_rows(t: Tile, thread: Thread, first: Before, unit: u32, step: u32) {
+    var found = first;
     workgroupBarrier();
     for (var row = thread.slice; row < ROWS; row += SLICES) {
+        if (row > thread.slice) {
+            found = before(t.b + row, t.d, unit, step);
+        }
         var sum = sums[row * UNITS + thread.lane];
         for (var slice = 1u; slice < SLICES; slice++) {
             sum += sums[(slice * ROWS + row) * UNITS + thread.lane];
         }
-        let next = finish(t.b + row, t.d, unit, step, sum);
+        let next = finish_from(found, t.b + row, t.d, unit, step, sum);
         if (next.goes_on) {
-            pass_on(t, row, unit, step, next.h);
+            pass_on(row, unit, step, next.h);
         }
     }
     workgroupBarrier();
@@ -139,19 +137,18 @@ fn main(
     if (t.step >= t.end) {
         return;
     }
-    if (INSIDE) {
-        for (var i = thread.number; i < HELD * 4u * params.hidden; i += UNITS * SLICES) {
-            held[i] = weights[weights_of(t.d) + i];
-        }
-        load(t, thread, 0u, 0u, 0u);
-        load(t, thread, 0u, 0u, 1u); // its padding is read too
-        workgroupBarrier();
+    for (var i = thread.number; i < HELD * 4u * params.hidden; i += UNITS * SLICES) {
+        held[i] = weights[weights_of(t.d) + i];
     }
+    load(t, thread, 0u);
+    load(t, thread, 1u); // its padding is read too
+    workgroupBarrier();
     let share = QUADS / SLICES;
     for (var step = t.step; step < t.end; step++) {
-        for (var block = t.first; block < t.last; block++) {
-            let unit = block * UNITS + thread.lane;
+        for (var first = 0u; first < params.hidden; first += UNITS) {
+            let unit = first + thread.lane;
             let column = min(unit, params.hidden - 1u);
+            let found = first_before(t, thread, unit, step);
             var s0 = vec4<f32>(0.0);
             var s1 = vec4<f32>(0.0);
             var s2 = vec4<f32>(0.0);
@@ -160,50 +157,38 @@ fn main(
             var s5 = vec4<f32>(0.0);
             var s6 = vec4<f32>(0.0);
             var s7 = vec4<f32>(0.0);
-            for (var first = 0u; first < params.quads; first += QUADS) {
-                var half = first / QUADS % 2u;
-                if (INSIDE) {
-                    half = step % 2u;
+            let h = step % 2u * ROWS * QUADS;
+            for (var q = thread.slice * share; q < min((thread.slice + 1u) * share, params.quads); q++) {
+                var w0: vec4<f32>;
+                var w1: vec4<f32>;
+                var w2: vec4<f32>;
+                var w3: vec4<f32>;
+                if (q < HELD) {
+                    let w = q * 4u * params.hidden + column;
+                    w0 = four(held[w]);
+                    w1 = four(held[w + params.hidden]);
+                    w2 = four(held[w + 2u * params.hidden]);
+                    w3 = four(held[w + 3u * params.hidden]);
                 } else {
-                    load(t, thread, params.slot, first, half);
-                    workgroupBarrier();
+                    let w = weights_of(t.d) + q * 4u * params.hidden + column;
+                    w0 = four(weights[w]);
+                    w1 = four(weights[w + params.hidden]);
+                    w2 = four(weights[w + 2u * params.hidden]);
+                    w3 = four(weights[w + 3u * params.hidden]);
                 }
-                let h = half * ROWS * QUADS;
-                let start = thread.slice * share;
-                let stop = min(start + share, params.quads - first);
-                for (var i = start; i < stop; i++) {
-                    let q = first + i;
-                    var w0: vec4<f32>;
-                    var w1: vec4<f32>;
-                    var w2: vec4<f32>;
-                    var w3: vec4<f32>;
-                    if (q < HELD) {
-                        let w = q * 4u * params.hidden + column;
-                        w0 = four(held[w]);
-                        w1 = four(held[w + params.hidden]);
-                        w2 = four(held[w + 2u * params.hidden]);
-                        w3 = four(held[w + 3u * params.hidden]);
-                    } else {
-                        let w = weights_of(t.d) + q * 4u * params.hidden + column;
-                        w0 = four(weights[w]);
-                        w1 = four(weights[w + params.hidden]);
-                        w2 = four(weights[w + 2u * params.hidden]);
-                        w3 = four(weights[w + 3u * params.hidden]);
-                    }
-                    s0 = multiply(hs[h + i], w0, w1, w2, w3, s0);
-                    if (ROWS > 1u) {
-                        s1 = multiply(hs[h + QUADS + i], w0, w1, w2, w3, s1);
-                    }
-                    if (ROWS > 2u) {
-                        s2 = multiply(hs[h + 2u * QUADS + i], w0, w1, w2, w3, s2);
-                        s3 = multiply(hs[h + 3u * QUADS + i], w0, w1, w2, w3, s3);
-                    }
-                    if (ROWS > 4u) {
-                        s4 = multiply(hs[h + 4u * QUADS + i], w0, w1, w2, w3, s4);
-                        s5 = multiply(hs[h + 5u * QUADS + i], w0, w1, w2, w3, s5);
-                        s6 = multiply(hs[h + 6u * QUADS + i], w0, w1, w2, w3, s6);
-                        s7 = multiply(hs[h + 7u * QUADS + i], w0, w1, w2, w3, s7);
-                    }
+                s0 = multiply(hs[h + q], w0, w1, w2, w3, s0);
+                if (ROWS > 1u) {
+                    s1 = multiply(hs[h + QUADS + q], w0, w1, w2, w3, s1);
+                }
+                if (ROWS > 2u) {
+                    s2 = multiply(hs[h + 2u * QUADS + q], w0, w1, w2, w3, s2);
+                    s3 = multiply(hs[h + 3u * QUADS + q], w0, w1, w2, w3, s3);
+                }
+                if (ROWS > 4u) {
+                    s4 = multiply(hs[h + 4u * QUADS + q], w0, w1, w2, w3, s4);
+                    s5 = multiply(hs[h + 5u * QUADS + q], w0, w1, w2, w3, s5);
+                    s6 = multiply(hs[h + 6u * QUADS + q], w0, w1, w2, w3, s6);
+                    s7 = multiply(hs[h + 7u * QUADS + q], w0, w1, w2, w3, s7);
                 }
             }
             let at = thread.slice * ROWS * UNITS + thread.lane;
@@ -217,12 +202,10 @@ fn main(
                 s5 = s6;
                 s6 = s7;
             }
-            finish_rows(t, thread, unit, step);
+            finish_rows(t, thread, found, unit, step);
         }
     }
-    if (INSIDE) {
-        store(t, thread, t.end % 2u);
-    }
+    store(t, thread, t.end % 2u);
 }
 
 @compute @workgroup_size(UNITS, SLICES)
@@ -256,10 +239,11 @@ fn registers(
     let w13 = four(weights[w + min(k + 13u, most) * params.hidden]);
     let w14 = four(weights[w + min(k + 14u, most) * params.hidden]);
     let w15 = four(weights[w + min(k + 15u, most) * params.hidden]);
-    load(t, thread, 0u, 0u, 0u);
-    load(t, thread, 0u, 0u, 1u); // its padding is read too
+    load(t, thread, 0u);
+    load(t, thread, 1u); // its padding is read too
     workgroupBarrier();
     for (var step = t.step; step < t.end; step++) {
+        let found = first_before(t, thread, thread.lane, step);
         let h = step % 2u * ROWS * QUADS + 4u * thread.slice;
         for (var row = 0u; row < ROWS; row++) {
             var sum = multiply(hs[h + row * QUADS], w0, w1, w2, w3, vec4<f32>(0.0));
@@ -268,7 +252,7 @@ fn registers(
             sum = multiply(hs[h + row * QUADS + 3u], w12, w13, w14, w15, sum);
             sums[(thread.slice * ROWS + row) * UNITS + thread.lane] = sum;
         }
-        finish_rows(t, thread, thread.lane, step);
+        finish_rows(t, thread, found, thread.lane, step);
     }
     store(t, thread, t.end % 2u);
 }
