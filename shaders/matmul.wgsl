@@ -7,21 +7,33 @@
 // #import matmul_store
 // #import product_tile
 
-// [half][row][quad of the inner dimension] and [half][inner][quad of columns].
+// Whether rows of A are whole quads.
+override A_QUADS: bool = false;
+
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+
+// [half][quad of the inner dimension][row] and [half][inner][quad of columns].
 var<workgroup> a_tile: array<vec4<f32>, 2u * 16u * ROWS * 2u>;
 var<workgroup> b_tile: array<vec4<f32>, 2u * 8u * select(16u, 32u, WIDE)>;
 
-fn a_element(row: u32, k: u32) -> f32 {
-    // What is past the inner dimension must not count: it is zero in both operands.
-    return select(0.0, a[row * params.a_stride + min(k, params.inner - 1u)], k < params.inner);
-}
-
-// Four elements of A that thread `i` brings of the columns from `k` on.
+// Four elements of A that thread `i` brings of the columns from `k` on. What is past the inner dimension must not count: it is
+// zero in both operands. Loads are of quads, for a load of a value touches as many lines of a cache as one of four.
 fn fetch_a(first_row: u32, k: u32, i: u32) -> vec4<f32> {
     // Rows past the end repeat the last one; they are not stored.
     let row = min(first_row + i / 2u, params.rows - 1u);
     let at = k + (i % 2u) * 4u;
-    return vec4<f32>(a_element(row, at), a_element(row, at + 1u), a_element(row, at + 2u), a_element(row, at + 3u));
+    if (A_QUADS) {
+        let x = a[(row * params.a_stride + min(at, params.inner - 4u)) / 4u];
+        return select(vec4<f32>(0.0), x, at < params.inner);
+    }
+    let first = row * params.a_stride + at;
+    let last = (params.rows * params.a_stride - 1u) / 4u;
+    let p = a[min(first / 4u, last)];
+    let q = a[min(first / 4u + 1u, last)];
+    let x01 = select(p, vec4<f32>(p.yzw, q.x), first % 4u == 1u);
+    let x23 = select(vec4<f32>(p.zw, q.xy), vec4<f32>(p.w, q.xyz), first % 4u == 3u);
+    let x = select(x01, x23, first % 4u >= 2u);
+    return select(vec4<f32>(0.0), x, vec4<u32>(at, at + 1u, at + 2u, at + 3u) < vec4<u32>(params.inner));
 }
 
 fn fetch_b(first_quad: u32, k: u32, i: u32) -> vec4<f32> {
@@ -54,9 +66,10 @@ fn main(
     var c = Sums(left, left, left, left, left, left, left, left, right, right, right, right, right, right, right, right);
     let across = tile_columns() / 4u;
     let brings_a = thread < 2u * tile_rows();
+    let a_place = thread % 2u * tile_rows() + thread / 2u;
     let brings_b = thread < DEPTH * across;
     if (brings_a) {
-        a_tile[thread] = fetch_a(row, 0u, thread);
+        a_tile[a_place] = fetch_a(row, 0u, thread);
     }
     if (brings_b) {
         b_tile[thread] = fetch_b(column / 4u, 0u, thread);
@@ -83,11 +96,11 @@ fn main(
             let w1 = b_tile[w + across];
             let w2 = b_tile[w + 2u * across];
             let w3 = b_tile[w + 3u * across];
-            let at = (half * tile_rows() + 4u * local.y) * 2u + q;
+            let at = (half * 2u + q) * tile_rows() + 4u * local.y;
             let x0 = a_tile[at];
-            let x1 = a_tile[at + 2u];
-            let x2 = a_tile[at + 4u];
-            let x3 = a_tile[at + 6u];
+            let x1 = a_tile[at + 1u];
+            let x2 = a_tile[at + 2u];
+            let x3 = a_tile[at + 3u];
             c.s0 = multiply(x0, w0, w1, w2, w3, c.s0);
             c.s1 = multiply(x1, w0, w1, w2, w3, c.s1);
             c.s2 = multiply(x2, w0, w1, w2, w3, c.s2);
@@ -107,10 +120,10 @@ fn main(
                 c.t3 = multiply(x3, v0, v1, v2, v3, c.t3);
             }
             if (ROWS > 4u) {
-                let x4 = a_tile[at + 128u];
-                let x5 = a_tile[at + 130u];
-                let x6 = a_tile[at + 132u];
-                let x7 = a_tile[at + 134u];
+                let x4 = a_tile[at + 64u];
+                let x5 = a_tile[at + 65u];
+                let x6 = a_tile[at + 66u];
+                let x7 = a_tile[at + 67u];
                 c.s4 = multiply(x4, w0, w1, w2, w3, c.s4);
                 c.s5 = multiply(x5, w0, w1, w2, w3, c.s5);
                 c.s6 = multiply(x6, w0, w1, w2, w3, c.s6);
@@ -124,7 +137,7 @@ fn main(
             }
         }
         if (brings_a) {
-            a_tile[(1u - half) * 2u * tile_rows() + thread] = next_a;
+            a_tile[(1u - half) * 2u * tile_rows() + a_place] = next_a;
         }
         if (brings_b) {
             b_tile[(1u - half) * DEPTH * across + thread] = next_b;

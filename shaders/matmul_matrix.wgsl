@@ -7,6 +7,8 @@
 // #import matmul_store
 // #import matrix_tile
 
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+
 const SLICES: u32 = 1u;
 const A_ACROSS: u32 = DEPTH;
 const B_ACROSS: u32 = TILE;

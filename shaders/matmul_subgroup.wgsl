@@ -6,6 +6,8 @@
 // #import epilogue
 // #import matmul_store
 
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+
 // Four values of A in a row.
 fn load(at: u32) -> vec4<f32> {
     return vec4<f32>(a[at], a[at + 1u], a[at + 2u], a[at + 3u]);

@@ -8,6 +8,7 @@
 // #import grid
 // #import product_tile
 // #import weight_gradient_rows
+// #import weight_gradient_operands
 
 // [half][row of A and B][quad of their columns].
 var<workgroup> a_tile: array<vec4<f32>, 2u * 8u * 4u * ROWS>;

@@ -4,6 +4,7 @@
 // #import grid
 // #import matrix_tile
 // #import weight_gradient_rows
+// #import weight_gradient_operands
 
 const SLICES: u32 = 1u;
 const A_ACROSS: u32 = TILE;

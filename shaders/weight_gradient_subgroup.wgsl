@@ -4,6 +4,9 @@
 // #import grid
 // #import weight_gradient_rows
 
+@group(0) @binding(1) var<storage, read> a: array<f32>; // the piece's rows
+@group(0) @binding(2) var<storage, read> b: array<f32>; // the piece's rows
+
 fn load(r: u32, row: u32) -> vec4<f32> {
     let at = r * params.a_stride + params.a_first;
     let last = params.m - 1u;

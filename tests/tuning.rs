@@ -93,7 +93,7 @@ fn layers_without_a_choice_are_settled() {
     for device in gpus().into_iter().skip(1) {
         let mut g = Graph::new();
         let x = g.persistent("x", [N, 4.into()]).unwrap();
-        let config = LstmConfig::new(4, 6).projection(Some(3));
+        let config = LstmConfig::new(4, 4).projection(Some(3));
         let values: Vec<_> =
             lstm_parameters(&config, 0).iter().map(|p| (p.role, g.persistent(&p.name, &p.shape).unwrap())).collect();
         let weights = LstmWeights::by_role(|role| values.iter().find(|v| v.0 == role).map(|v| v.1)).unwrap();

@@ -1,4 +1,5 @@
-// The parameters and bindings of a matrix product, its bias, and its store through what `epilogue` makes of it.
+// The parameters and bindings of a matrix product but its left operand, its bias, and its store through what `epilogue` makes of
+// it.
 struct Params {
     rows: u32,
     columns: u32,
@@ -10,7 +11,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<Weights>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;

@@ -1,4 +1,4 @@
-// The parameters and bindings of a weight's gradient, the rows of its chunks and its stores.
+// The parameters and bindings of a weight's gradient but its operands, the rows of its chunks and its stores.
 struct Params {
     m: u32,
     n: u32,
@@ -21,8 +21,6 @@ struct Params {
 const CHUNK: u32 = 64u;
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>; // the piece's rows
-@group(0) @binding(2) var<storage, read> b: array<f32>; // the piece's rows
 @group(0) @binding(3) var<storage, read> table: array<u32>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 @group(0) @binding(5) var<storage, read_write> partials: array<f32>; // [chunks of a dispatch, parts, m, n]
@@ -73,29 +71,4 @@ fn put(part: u32, row: u32, column: u32, value: vec4<f32>) {
     for (var i = 0u; i < min(4u, max(params.n, column) - column); i++) {
         partials[(part * params.m + row) * params.n + column + i] = value[i];
     }
-}
-
-// Four columns of row `r` of A, those past the end repeat the last; zeros past the chunk's rows.
-fn four_of_a(r: u32, end: u32, column: u32) -> vec4<f32> {
-    let at = min(r, end - 1u) * params.a_stride + params.a_first;
-    let last = params.m - 1u;
-    let x = vec4<f32>(
-        a[at + min(column, last)],
-        a[at + min(column + 1u, last)],
-        a[at + min(column + 2u, last)],
-        a[at + min(column + 3u, last)],
-    );
-    return select(vec4<f32>(0.0), x, r < end);
-}
-
-fn four_of_b(r: u32, end: u32, column: u32) -> vec4<f32> {
-    let at = min(r, end - 1u) * params.b_stride + params.b_first;
-    let last = params.n - 1u;
-    let x = vec4<f32>(
-        b[at + min(column, last)],
-        b[at + min(column + 1u, last)],
-        b[at + min(column + 2u, last)],
-        b[at + min(column + 3u, last)],
-    );
-    return select(vec4<f32>(0.0), x, r < end);
 }

@@ -7,11 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
+/// Bytes of the widest load of a kernel.
+pub(super) const VECTOR: u64 = 16;
+
 /// A buffer that is counted while somebody has it.
 #[derive(Debug, Clone)]
 pub(super) struct Buffer {
     inner: wgpu::Buffer,
+    size: u64,
     _claim: Arc<Claim>,
+}
+
+impl Buffer {
+    /// Bytes that were asked for, rounded up to four.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes that may be bound: those asked for, with room for whole vectors.
+    pub fn padded_size(&self) -> u64 {
+        self.inner.size()
+    }
 }
 
 impl Deref for Buffer {
@@ -45,7 +61,7 @@ impl Buffers {
         Self { device, made: zero(), meter: Meter::default(), pipelines: zero(), bind_groups: zero() }
     }
 
-    /// A buffer of `bytes` (rounded up to four), or an error where the device refuses it.
+    /// A buffer of `bytes` (rounded up to four, and with room for kernels that read four values at a time), or an error where the device refuses it.
     pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         self.counted(label, bytes, usage, &self.meter)
     }
@@ -63,14 +79,16 @@ impl Buffers {
         let claim = meter.claim(size).ok_or_else(|| refuse("beyond the limit"))?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let padded = size.next_multiple_of(VECTOR);
+        let padded = if padded <= self.device.limits().max_buffer_size { padded } else { size };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: padded, usage, mapped_at_creation: false };
         let buffer = self.device.create_buffer(&descriptor);
         let refused = [ready(validation.pop()), ready(memory.pop())].into_iter().flatten().flatten().next();
         if let Some(error) = refused {
             return Err(refuse(error.to_string().lines().next().unwrap_or_default()));
         }
         self.made.fetch_add(1, Ordering::Relaxed);
-        Ok(Buffer { inner: buffer, _claim: Arc::new(claim) })
+        Ok(Buffer { inner: buffer, size, _claim: Arc::new(claim) })
     }
 
     /// A buffer that kernels read and write and that can be copied.

@@ -55,6 +55,7 @@ const COMMON: &[(&str, &str)] = &[
     ("step_tile", include_str!("../../shaders/common/step_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),
     ("threefry", include_str!("../../shaders/common/threefry.wgsl")),
+    ("weight_gradient_operands", include_str!("../../shaders/common/weight_gradient_operands.wgsl")),
     ("weight_gradient_rows", include_str!("../../shaders/common/weight_gradient_rows.wgsl")),
     ("weights", include_str!("../../shaders/common/weights.wgsl")),
     ("weights_half", include_str!("../../shaders/common/weights_half.wgsl")),

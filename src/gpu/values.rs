@@ -1,7 +1,7 @@
 //! Where a program's values are on a GPU, and what launchers see when they are made ready and when they record.
 
 use super::adapter::Context;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, VECTOR};
 use super::pipeline::{Binding, Constants, Kernel, Pipelines};
 use super::record::{Launch, View};
 use crate::error::{Error, Result};
@@ -178,7 +178,7 @@ impl Preparer<'_> {
                     Some(Some(v)) => wgpu::BufferBinding {
                         buffer: &v.buffer,
                         offset: v.offset,
-                        size: wgpu::BufferSize::new(v.bytes.max(4)),
+                        size: wgpu::BufferSize::new(self.padded(v)),
                     },
                     Some(None) => whole(&self.nothing[usize::from(*binding == Binding::Write)]),
                     None => return Err(Error::internal(format!("kernel {}: too few values", pipeline.label))),
@@ -193,6 +193,13 @@ impl Preparer<'_> {
         });
         self.context.check().map_err(|e| e.within(pipeline.label))?;
         Ok(Launch { pipeline, bind_group })
+    }
+
+    /// Bytes of a view with room for whole vectors, where the buffer and the device's limit have it.
+    fn padded(&self, view: &View) -> u64 {
+        let padded = view.bytes.next_multiple_of(VECTOR).max(VECTOR);
+        let room = (view.buffer.padded_size() - view.offset).min(self.values.program.target.limits.binding);
+        if padded <= room { padded } else { view.bytes.max(4) }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::batch::Capacity;
 use super::products::{Product, ProductShape};
 use super::program::{ProgramValue, Step};
-use super::strategy::{Broadcast, Executor, QUAD, Target, broadcast, broadcast_rows, fixed, quads};
+use super::strategy::{Broadcast, CORES, Executor, QUAD, Target, broadcast, broadcast_rows, fixed, quads};
 use crate::config::GATES;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
@@ -311,7 +311,8 @@ impl Layer {
             let [own, groups] = step_groups(rows);
             // As many slices as fill a workgroup, of a few vectors each.
             let all = std::iter::successors(Some(STEP_SLICES), |s| (*s > 1).then_some(s / 2));
-            [32, 16, 8, 4].into_iter().filter_map(move |units| {
+            let across = self.lanes().next_power_of_two().max(4);
+            [32, 16, 8, 4].into_iter().filter(move |units| *units <= across).filter_map(move |units| {
                 let fits = |slices: &usize| {
                     let threads = Threads { units, slices: *slices };
                     let enough = slices * 2 <= self.depth() || *slices == 1;
@@ -469,9 +470,8 @@ const STEP_ROWS: usize = 64;
 const STEP_THREADS: usize = 256;
 const STEP_SLICES: usize = 64;
 
-/// Cores of a large GPU, and bytes that one reads in a cycle from the cache that they share. The second is measured: 22 TB/s of
-/// an H200, of which eight workgroups a core share seven parts in eight.
-const CORES: usize = 128;
+/// Bytes that a core of a large GPU reads in a cycle from the cache that all share. Measured: 22 TB/s of an H200, of which eight
+/// workgroups a core share seven parts in eight.
 const CACHE_RATE: usize = 24;
 
 /// Sequences of one thread of *step*, and groups of them in its workgroup, where this has so many.

@@ -106,6 +106,9 @@ pub(super) fn broadcast_rows(sequences: usize) -> usize {
     }
 }
 
+/// Cores of a large GPU.
+pub const CORES: usize = 128;
+
 /// The name of the table of choices below; it is written into checkpoints.
 pub const KERNEL_TABLE: &str = "fixed-7";
 

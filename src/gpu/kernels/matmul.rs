@@ -8,7 +8,7 @@ use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::Op;
 use crate::scheduler::products::Tile;
-use crate::scheduler::strategy::row_axis;
+use crate::scheduler::strategy::{QUAD, row_axis};
 use crate::scheduler::{Product, Step};
 
 params!(Params {
@@ -31,6 +31,11 @@ const SUBGROUP_TILE: [usize; 2] = [16, 256];
 /// The constants of a tile.
 pub(super) fn tile_constants(tile: Tile) -> Constants {
     vec![("ROWS", tile.rows as f32), ("WIDE", if tile.columns == 8 { 1.0 } else { 0.0 })]
+}
+
+/// Whether numbers of values are all whole quads, as a constant.
+pub(super) fn is_quads(all: &[usize]) -> f32 {
+    if all.iter().all(|n| n.is_multiple_of(QUAD)) { 1.0 } else { 0.0 }
 }
 
 /// How the product of `step` runs.
@@ -69,7 +74,10 @@ impl MatMul {
         let product = product_of(step)?;
         let axis = row_axis(values.shape(a));
         let (kernel, constants) = match product {
-            Product::Tiled(tile) | Product::Split(tile, _) => (&KERNEL, tile_constants(tile)),
+            Product::Tiled(tile) | Product::Split(tile, _) => {
+                let quads = is_quads(&[values.row_len(a)?]);
+                (&KERNEL, [tile_constants(tile), vec![("A_QUADS", quads)]].concat())
+            }
             Product::Broadcast => (&SUBGROUP, Constants::new()),
             Product::Matrix { .. } => (&MATRIX, Constants::new()),
         };

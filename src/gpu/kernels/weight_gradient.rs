@@ -1,7 +1,7 @@
 //! Weight gradients: products over all rows, in the fixed order of chunks.
 
 use super::lstm_previous::LstmPrevious;
-use super::matmul::{product_of, tile_constants};
+use super::matmul::{is_quads, product_of, tile_constants};
 use super::{Runner, input, kernel, output, params, word};
 use crate::error::Result;
 use crate::gpu::pipeline::{Constants, Kernel};
@@ -107,12 +107,14 @@ impl WeightGradient {
         let split = split.map(|tile| (product.parts(), chunks_together(target, tile, product.parts(), [m, n])));
         let last = step.workspace.last().filter(|_| split.is_some());
         let partials = last.map(|&w| values.view(w, 0)).transpose()?;
+        let quads = |(stride, first): (usize, usize), columns: usize| is_quads(&[stride, first, columns]);
+        let quads = vec![("A_QUADS", quads(a_columns, m)), ("B_QUADS", quads(b_columns, n))];
         let (kernel, constants) = match product {
             Product::Tiled(tile) | Product::Split(tile, _) => {
-                (if partials.is_some() { &PARTIAL } else { &KERNEL }, tile_constants(tile))
+                (if partials.is_some() { &PARTIAL } else { &KERNEL }, [tile_constants(tile), quads].concat())
             }
             Product::Broadcast => (&SUBGROUP, Constants::new()),
-            Product::Matrix { .. } => (&MATRIX[usize::from(partials.is_some())], Constants::new()),
+            Product::Matrix { .. } => (&MATRIX[usize::from(partials.is_some())], quads),
         };
         let blocks = match product.tile() {
             Some([rows, columns]) => [n.div_ceil(columns), m.div_ceil(rows)],
