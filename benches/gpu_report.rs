@@ -245,6 +245,9 @@ const MICRO: [(&str, &str); 8] = [
     ("our product of large squares by matrix units", "GFLOP/s"),
 ];
 
+/// How long a GPU is kept busy before the median of what was measured counts.
+const WARM_UP: Duration = Duration::from_millis(300);
+
 /// The rate of a linear layer of equal numbers of rows, inputs and outputs.
 fn large_product(device: &Device) -> Result<f64, Failure> {
     let n = if device.target().software { 256 } else { 4096 };
@@ -260,7 +263,8 @@ fn large_product(device: &Device) -> Result<f64, Failure> {
     let batch = Batch::dense(1, 1)?;
     let mut executable = session.load(&g, &Capacity::exactly(&batch))?;
     let mut times = Vec::new();
-    for _ in 0..6 {
+    let warm = Instant::now() + if device.target().software { Duration::ZERO } else { WARM_UP };
+    while times.len() < 6 || Instant::now() < warm {
         let begin = Instant::now();
         session.run(&mut executable, &batch, &[])?;
         session.wait()?;
@@ -371,7 +375,9 @@ impl Gpu {
             entries: &entries,
         });
         let (mut recording, mut running) = (Vec::new(), Vec::new());
-        for _ in 0..6 {
+        // A GPU that has idled takes a while to reach its clock.
+        let warm = Instant::now() + if self.software { Duration::ZERO } else { WARM_UP };
+        while recording.len() < 6 || Instant::now() < warm {
             let begin = Instant::now();
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {

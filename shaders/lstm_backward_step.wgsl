@@ -34,13 +34,13 @@ fn tile_of(group: u32) -> Tile {
     return Tile(block % params.row_blocks * (ROWS * GROUPS), block / params.row_blocks, column);
 }
 
-// Leaves this thread's slice of the product of the tile in `sums`, where its first sequence has step `step`.
-fn multiply_tile(t: Tile, step: u32, local: vec3<u32>) {
+// Leaves this thread's slice of the product of the tile in `sums`; of a sequence that has no operand it is not used.
+fn multiply_tile(t: Tile, local: vec3<u32>) {
     let quads = (params.columns + 3u) / 4u;
     let lane = min(t.column / COLUMNS + local.x, quads - 1u);
     let operand = params.operand + t.d * params.sequences * params.inner;
     let s = Source(t.d * params.weight_rows * 4u * quads + lane, quads, operand, params.inner, t.b + local.z * ROWS);
-    leave_sums(s, select(0u, params.inner, runs(t.b, step)), local);
+    leave_sums(s, params.inner, local);
     workgroupBarrier();
 }
 
@@ -79,13 +79,13 @@ fn main(
     @builtin(local_invocation_index) number: u32,
 ) {
     let t = tile_of(linear_workgroup(workgroup, count));
-    // The tile's first sequence is its longest.
-    if (t.d >= params.directions || !runs(t.b, params.step)) {
+    // Every tile has a sequence that runs: whether it does is not asked, for nothing else could begin before the answer.
+    if (t.d >= params.directions) {
         return;
     }
     // What the gates' gradients are made of is on its way while the product is made.
     var next = ready_for(sequence_of(t, number), t.d, column_of(t, number), params.step);
-    multiply_tile(t, params.step + params.ahead, local);
+    multiply_tile(t, local);
     for (var i = number; i < elements(); i += threads()) {
         let b = sequence_of(t, i);
         let unit = column_of(t, i);
@@ -112,7 +112,7 @@ fn arrive_h(
     if (t.d >= params.directions) {
         return;
     }
-    multiply_tile(t, params.step + params.ahead, local);
+    multiply_tile(t, local);
     for (var i = number; i < elements(); i += threads()) {
         finish_arrive(sequence_of(t, i), t.d, column_of(t, i), params.step, added(i));
     }
@@ -129,7 +129,7 @@ fn unproject(
     if (t.d >= params.directions) {
         return;
     }
-    multiply_tile(t, params.step, local);
+    multiply_tile(t, local);
     for (var i = number; i < elements(); i += threads()) {
         finish_unproject(sequence_of(t, i), t.d, column_of(t, i), params.step, added(i));
     }
@@ -146,7 +146,7 @@ fn initial(
     if (t.d >= params.directions) {
         return;
     }
-    multiply_tile(t, 0u, local);
+    multiply_tile(t, local);
     for (var i = number; i < elements(); i += threads()) {
         finish_initial(sequence_of(t, i), t.d, column_of(t, i), added(i));
     }

@@ -210,7 +210,11 @@ impl ProductShape {
     /// Workgroups that share a chunk where each computes such a tile. Of the result alone, not of how many rows there are: so a
     /// sum has the same bits in any cut.
     fn parts(&self, tile: [usize; 2]) -> usize {
-        (ENOUGH / groups(tile, self.rows, self.columns).max(1)).clamp(1, MOST_PARTS)
+        let groups = groups(tile, self.rows, self.columns).max(1);
+        // Turns that cores take, and what it costs to add up.
+        let cost = |parts: &usize| MOST_PARTS * (groups * parts).div_ceil(CORES) * 16 / parts + groups * parts / 16;
+        let all = std::iter::successors(Some(1), |p| (*p < MOST_PARTS).then_some(p * 2));
+        all.min_by_key(cost).unwrap_or(1)
     }
 
     /// The shape that stands for all of like sizes: what depends on the batch is rounded up to a power of two.

@@ -387,6 +387,8 @@ impl Runner for LstmBackward {
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
                 step: word(s),
+                // Before the last step there is nothing to multiply.
+                inner: if s + 1 < steps { all.inner } else { 0 },
                 operand: word(operand),
                 result: word(result),
                 row_blocks: word(row_blocks),
