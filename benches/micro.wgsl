@@ -16,7 +16,8 @@ fn touch(@builtin(global_invocation_id) id: vec3<u32>) {
     data[id.x].x += 1.0;
 }
 
-// Eight independent multiply-adds of four values a thread at each turn: 64 flops.
+// Eight independent multiply-adds of four values a thread at each turn: 64 flops. Of two registers each: some GPUs read three
+// in two cycles.
 @compute @workgroup_size(256)
 fn multiply_add(@builtin(global_invocation_id) id: vec3<u32>) {
     let x = data[id.x % params.values];
@@ -30,14 +31,14 @@ fn multiply_add(@builtin(global_invocation_id) id: vec3<u32>) {
     var s6 = x + 6.0;
     var s7 = x + 7.0;
     for (var i = 0u; i < params.repeats; i++) {
-        s0 = fma(s0, y, x);
-        s1 = fma(s1, y, x);
-        s2 = fma(s2, y, x);
-        s3 = fma(s3, y, x);
-        s4 = fma(s4, y, x);
-        s5 = fma(s5, y, x);
-        s6 = fma(s6, y, x);
-        s7 = fma(s7, y, x);
+        s0 = fma(s0, y, s0);
+        s1 = fma(s1, y, s1);
+        s2 = fma(s2, y, s2);
+        s3 = fma(s3, y, s3);
+        s4 = fma(s4, y, s4);
+        s5 = fma(s5, y, s5);
+        s6 = fma(s6, y, s6);
+        s7 = fma(s7, y, s7);
     }
     data[id.x % params.values] = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7;
 }

@@ -1,4 +1,4 @@
-// `lstm_backward` by a grid; see `lstm_forward_grid`. Weights are packed as there: 16 rows of one column a thread, for
+// `lstm_backward_sequence` by a grid; see `lstm_forward_grid`. Weights are packed as there: 16 rows of one column a thread, for
 // H <= 16 SLICES.
 //   main:    grid = directions · sequence blocks · column blocks
 //   resume:  what is left where workgroups did not meet, in the same order; grid = directions · sequence blocks

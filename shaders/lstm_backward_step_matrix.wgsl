@@ -1,4 +1,4 @@
-// `lstm_backward`'s *step* by matrix units; entry points, operands and what is done with the products are those of it.
+// `lstm_backward_step` by matrix units; entry points, operands and what is done with the products are those of it.
 // Grid = directions · sequence blocks · column blocks.
 // #import grid
 // #import math

@@ -1,4 +1,4 @@
-// `lstm_backward` one step at a time with broadcasts inside subgroups; see `lstm_forward_step_subgroup`.
+// `lstm_backward_step` with broadcasts inside subgroups; see `lstm_forward_step_subgroup`.
 // One thread owns four columns of 1, 8 or 16 sequences; weights are packed [k][four rows][padded column].
 // Grid = directions · sequence blocks · column blocks, 32 threads across quads of columns.
 // #import grid

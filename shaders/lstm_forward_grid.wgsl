@@ -1,4 +1,4 @@
-// `lstm_forward` by a grid: the units of a tile of sequences lie in several workgroups, which keep their rows of U in
+// `lstm_forward_sequence` by a grid: the units of a tile of sequences lie in several workgroups, which keep their rows of U in
 // registers (16 of one unit a thread, for padded R <= 16 SLICES) for all steps of a dispatch, pass h through `exchange`
 // and meet at each step. U is packed as there.
 //   main:   grid = directions · sequence blocks · unit blocks

@@ -1,4 +1,4 @@
-// `lstm_forward`'s *step* by matrix units: the product of a tile of sequences and units, four columns a unit, then the update of
+// `lstm_forward_step` by matrix units: the product of a tile of sequences and units, four columns a unit, then the update of
 // each. Grid = directions · sequence blocks · unit blocks.
 // #import grid
 // #import math

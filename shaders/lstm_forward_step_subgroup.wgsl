@@ -1,4 +1,4 @@
-// `lstm_forward` one step at a time, for adapters where a load from one address by all threads costs as much as any: each of the first
+// `lstm_forward_step`, for adapters where a load from one address by all threads costs as much as any: each of the first
 // eight lanes of a subgroup loads h of one sequence (and of one eight further on), and all lanes get it by broadcast.
 // One thread owns one unit of 1, 8 or 16 sequences. Grid = directions · sequence blocks · unit blocks, 64 threads across
 // units.

@@ -50,6 +50,8 @@ pub enum Recurrence {
         rows: usize,
         /// Its threads across units (forward) or columns, four a thread (back), and slices; times groups of sequences.
         threads: Threads,
+        /// Whether operands are fetched two turns ahead of their use, which takes three times as much code.
+        ahead: bool,
     },
     /// The same by matrix units, of which each multiplies squares of `side`. Only under
     /// [`Precision::F16Products`](super::Precision::F16Products).
@@ -85,7 +87,10 @@ impl std::fmt::Display for Recurrence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Broadcast => write!(f, "step, broadcast in subgroups"),
-            Self::Step { rows, threads: t } => write!(f, "step, {rows} rows, {} x {} threads", t.units, t.slices),
+            Self::Step { rows, threads: t, ahead } => {
+                let when = if *ahead { ", fetched ahead" } else { "" };
+                write!(f, "step, {rows} rows, {} x {} threads{when}", t.units, t.slices)
+            }
             Self::Matrix { side } => write!(f, "step, matrix units of {side} x {side}"),
             Self::Sequence { rows, threads: t, weights } => {
                 write!(f, "sequence, {rows} rows, {} x {} threads, weights ", t.units, t.slices)?;
@@ -227,7 +232,7 @@ impl Layer {
         match recurrence {
             // What matrix units need was counted before they were offered.
             Recurrence::Broadcast | Recurrence::Matrix { .. } => 0,
-            Recurrence::Step { rows, threads } => 16 * rows * threads.count(),
+            Recurrence::Step { rows, threads, .. } => 16 * rows * threads.count(),
             Recurrence::Sequence { rows, threads, weights } => {
                 let held = if let Weights::Held(n) = weights { n * self.row() } else { 0 };
                 of(rows, threads, self.inside_depth(threads, weights), held)
@@ -249,7 +254,7 @@ impl Layer {
         match recurrence {
             Recurrence::Broadcast => broadcast(target) == Broadcast::Subgroup,
             Recurrence::Matrix { side } => side > 0 && side == target.matrix(),
-            Recurrence::Step { rows, threads: Threads { units, slices } } => {
+            Recurrence::Step { rows, threads: Threads { units, slices }, .. } => {
                 let [_, groups] = step_groups(rows);
                 rows.is_power_of_two() && rows <= STEP_ROWS && fits(Threads { units, slices: slices * groups })
             }
@@ -307,27 +312,25 @@ impl Layer {
     /// large GPU, in cycles, where each core runs a workgroup of a few hundred threads.
     pub fn steps(&self, target: &Target) -> Vec<Recurrence> {
         let most = self.sequences.clamp(1, STEP_ROWS).next_power_of_two();
+        // A software GPU has nothing to wait for, and compiles for long.
+        let ahead = !target.software;
         let own = |rows: usize| {
-            let [own, groups] = step_groups(rows);
+            let [_, groups] = step_groups(rows);
             // As many slices as fill a workgroup, of a few vectors each.
             let all = std::iter::successors(Some(STEP_SLICES), |s| (*s > 1).then_some(s / 2));
             let across = self.lanes().next_power_of_two().max(4);
-            // Measured: forward, groups of a few units read their operands slowly.
-            let least = if groups > 1 && !self.backward { 16 } else { 4 };
-            let all_units = [32, 16, 8, 4].into_iter().filter(move |u| (least..=across.max(least)).contains(u));
+            let all_units = [32, 16, 8, 4].into_iter().filter(move |units| *units <= across);
             all_units.filter_map(move |units| {
                 let fits = |slices: &usize| {
                     let threads = Threads { units, slices: *slices };
                     let enough = slices * 2 <= self.depth() || *slices == 1;
                     enough
                         && threads.count() * groups <= STEP_THREADS
-                        && self.admits(Recurrence::Step { rows, threads }, target)
+                        && self.admits(Recurrence::Step { rows, threads, ahead }, target)
                 };
                 let slices = all.clone().find(fits)?;
-                Some((
-                    Recurrence::Step { rows, threads: Threads { units, slices } },
-                    self.step_cycles(own, rows, units, slices),
-                ))
+                let threads = Threads { units, slices };
+                Some((Recurrence::Step { rows, threads, ahead }, self.step_cycles(rows, units, slices)))
             })
         };
         // Of two alike the first: small tiles of many units, whose weights lie side by side.
@@ -337,15 +340,16 @@ impl Layer {
         all.into_iter().map(|(recurrence, _)| recurrence).collect()
     }
 
-    /// Cycles of one step of *step*, by an estimate: what cores multiply and what they read from the cache that they share, the
-    /// larger of both, or what a thread waits for its operands. In `docs/performance.md`.
-    fn step_cycles(&self, own: usize, rows: usize, units: usize, slices: usize) -> usize {
+    /// Cycles of one step of *step*: cores take workgroups in turns, and in each a thread takes its turns over its slice. From
+    /// what an H200 took for 22 tiles of each of three layers (`docs/performance.md`): what counts is how often a thread waits for
+    /// its operands, not how much all read.
+    fn step_cycles(&self, rows: usize, units: usize, slices: usize) -> usize {
+        let [own, groups] = step_groups(rows);
         let workgroups = self.directions * self.sequences.div_ceil(rows) * self.lanes().div_ceil(units);
-        let multiply = rows * units * self.depth() / 8 * 3 / 2;
-        let read = self.depth() * (64 * units + 16 * rows) / CACHE_RATE;
-        let wait = self.depth().div_ceil(slices) * (300 + 16 * own);
-        let add = rows * units * slices / 2;
-        workgroups.div_ceil(CORES) * multiply.max(read).max(wait) + add
+        let at_once = CORES * (STEP_THREADS / (units * slices * groups)).max(1);
+        // Eight warps of a core multiply in the time that two operands are on their way.
+        let turn = (32 * own).max(LOAD_CYCLES / 2);
+        workgroups.div_ceil(at_once) * (self.depth().div_ceil(slices) * turn + STEP_CYCLES + 8 * slices)
     }
 
     /// Rows of [`Self::depth`] whose weights one thread keeps in registers: 64 registers.
@@ -427,7 +431,7 @@ impl Recurrence {
     pub(super) fn a_dispatch_a_step(target: &Target) -> Self {
         match (target.matrix(), broadcast(target)) {
             (0, Broadcast::Subgroup) => Self::Broadcast,
-            (0, Broadcast::Memory) => Self::Step { rows: 8, threads: Threads { units: 32, slices: 8 } },
+            (0, Broadcast::Memory) => Self::Step { rows: 8, threads: Threads { units: 32, slices: 8 }, ahead: false },
             (side, _) => Self::Matrix { side },
         }
     }
@@ -474,9 +478,9 @@ const STEP_ROWS: usize = 64;
 const STEP_THREADS: usize = 256;
 const STEP_SLICES: usize = 64;
 
-/// Bytes that a core of a large GPU reads in a cycle from the cache that all share, while it waits for a step's operands.
-/// Measured on an H200: steps read 2 to 3 TB/s there.
-const CACHE_RATE: usize = 11;
+/// Cycles until a load has come from the cache that all cores share, and those of a step's beginning and end.
+const LOAD_CYCLES: usize = 750;
+const STEP_CYCLES: usize = 3000;
 
 /// Sequences of one thread of *step*, and groups of them in its workgroup, where this has so many.
 pub fn step_groups(rows: usize) -> [usize; 2] {

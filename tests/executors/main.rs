@@ -14,7 +14,7 @@ use mnemon::params::random::Random;
 use mnemon::params::{DType, LstmParameter, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
 use mnemon::scheduler::products::Tile;
-use mnemon::scheduler::recurrence::Weights;
+use mnemon::scheduler::recurrence::{Layer, Threads, Weights};
 use mnemon::scheduler::{
     Batch, Capacity, CompileOptions, Family, Kernels, Measures, Product, Recurrence, Target, compile,
 };
@@ -399,6 +399,30 @@ fn strategies_are_what_was_asked_for() {
                 _ => false,
             };
             assert!(is, "{:?} was asked for, {layer} is what runs", device.kernels().family);
+        }
+    }
+}
+
+/// A step's operands come ahead of their use on real GPUs alone unless it is asked for: slices of no, one and many turns.
+#[test]
+fn steps_fetch_operands_ahead() {
+    for hidden in [5, 50] {
+        let case = lstm_case(&[4, 4, 4, 3, 3, 2, 2, 1, 1], 7, hidden, Bias::Two, true, 1.0);
+        for device in gpus().into_iter().take(1) {
+            let mut kernels = Kernels::default();
+            let pick = Recurrence::Step { rows: 16, threads: Threads { units: 4, slices: 4 }, ahead: true };
+            for backward in [false, true] {
+                let layer = Layer { backward, hidden, output: hidden, directions: 1, sequences: 16, normed: false };
+                assert!(layer.admits(pick, &device.target()));
+                kernels.picks.insert(layer, pick);
+            }
+            let options = CompileOptions {
+                kernels: Some(kernels.clone()),
+                ..CompileOptions::new(&Capacity::exactly(&case.batch))
+            };
+            let program = compile(&case.graph, device.target(), &options).unwrap();
+            assert!(program.stage_steps().filter_map(|s| s.recurrence).all(|r| r == pick));
+            check_on(&case, &[device.with_kernels(kernels)]);
         }
     }
 }

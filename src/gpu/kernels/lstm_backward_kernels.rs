@@ -136,8 +136,8 @@ impl Variants {
                 let tiles = vec![(2 * side, Constants::new())];
                 Self { kernels: &MATRIX, initial: &MATRIX[3], tiles, inside: None, block: 2 * side }
             }
-            Recurrence::Step { threads, .. } => {
-                let of = |tile| (tile, stepped(tile, threads));
+            Recurrence::Step { threads, ahead, .. } => {
+                let of = |tile| (tile, stepped(tile, threads, ahead));
                 let tiles = recurrence.step_tiles(sequences).into_iter().map(of).collect();
                 Self { kernels: &STEP, initial: &STEP[3], tiles, inside: None, block: QUAD * threads.units }
             }

@@ -128,8 +128,8 @@ pub(super) fn variants(recurrence: Recurrence, layer: &Layer) -> Vec<(usize, &'s
             let of = |tile| (tile, &SUBGROUP, vec![("ROWS", tile as f32)]);
             recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
-        Recurrence::Step { threads, .. } => {
-            let of = |tile| (tile, &STEP, stepped(tile, threads));
+        Recurrence::Step { threads, ahead, .. } => {
+            let of = |tile| (tile, &STEP, stepped(tile, threads, ahead));
             recurrence.step_tiles(layer.sequences).into_iter().map(of).collect()
         }
         Recurrence::Matrix { side } => vec![(2 * side, &MATRIX, Constants::new())],
@@ -151,10 +151,12 @@ pub(super) fn tiled(rows: usize, threads: Threads, one_more: (&'static str, usiz
     all.into_iter().map(|(name, value)| (name, value as f32)).collect()
 }
 
-/// The constants of *step*: sequences of a thread and groups of them, threads.
-pub(super) fn stepped(tile: usize, threads: Threads) -> Constants {
+/// The constants of *step*: sequences of a thread and groups of them, threads, and whether operands come ahead of their use.
+pub(super) fn stepped(tile: usize, threads: Threads, ahead: bool) -> Constants {
     let [rows, groups] = step_groups(tile);
-    tiled(rows, threads, ("GROUPS", groups))
+    let mut constants = tiled(rows, threads, ("GROUPS", groups));
+    constants.extend(ahead.then_some(("AHEAD", 1.0)));
+    constants
 }
 
 /// The constants of *grid*: sequences of a tile and of a pass, threads, patience.
