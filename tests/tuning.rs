@@ -64,7 +64,10 @@ fn findings_are_right_and_remembered() {
             assert!(finding.of.admits(finding.pick, &device.target()));
             assert!((2..=6).contains(&finding.timed.len()), "{} candidates", finding.timed.len());
             let fastest = finding.timed.iter().filter_map(|t| t.1).fold(f64::INFINITY, f64::min);
-            assert!(finding.timed.contains(&(finding.pick, Some(fastest))));
+            let own = finding.timed.iter().find(|t| t.0 == finding.pick).and_then(|t| t.1).unwrap();
+            // The table's choice, which is timed first, stays where the difference is within noise.
+            let least = if finding.pick == finding.timed[0].0 { 0.95 * own } else { own };
+            assert!(least <= fastest, "{finding:?}");
         }
         // The input projection, and the gradient of its weight.
         assert_eq!(findings.products.len(), 2);
