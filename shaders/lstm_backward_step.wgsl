@@ -48,10 +48,6 @@ fn elements() -> u32 {
     return UNITS * COLUMNS * GROUPS * ROWS;
 }
 
-fn threads() -> u32 {
-    return UNITS * SLICES * GROUPS;
-}
-
 fn sequence_of(t: Tile, element: u32) -> u32 {
     return t.b + element / (UNITS * COLUMNS);
 }

@@ -48,11 +48,11 @@ fn main(
     var next = before(b + number / UNITS, d, first + number % UNITS, params.step);
     leave_sums(s, params.quads, local);
     workgroupBarrier();
-    for (var i = number; i < UNITS * GROUPS * ROWS; i += UNITS * SLICES * GROUPS) {
+    for (var i = number; i < UNITS * GROUPS * ROWS; i += threads()) {
         let row = i / UNITS;
         let unit = first + i % UNITS;
         let found = next;
-        let later = i + UNITS * SLICES * GROUPS;
+        let later = i + threads();
         if (later < UNITS * GROUPS * ROWS) {
             next = before(b + later / UNITS, d, first + later % UNITS, params.step);
         }

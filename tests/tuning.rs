@@ -10,7 +10,7 @@ use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{Graph, N};
 use mnemon::nn::{Dense, Input, Lstm, Sequential};
 use mnemon::params::{Initializer, Tensor, lstm_parameters};
-use mnemon::scheduler::recurrence::{Layer, Weights};
+use mnemon::scheduler::recurrence::{Layer, Threads, Weights};
 use mnemon::scheduler::{Batch, Capacity, CompileOptions, Family, Kernels, Recurrence, compile};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,6 +87,22 @@ fn findings_are_right_and_remembered() {
         let error = Tuner::new(&device, Some(file.clone()), Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("not a file of findings"), "{error}");
         std::fs::remove_file(&file).unwrap();
+    }
+}
+
+/// Files of findings and models may hold anything.
+#[test]
+fn steps_that_no_kernel_has_are_not_taken() {
+    for device in gpus() {
+        let layer = Layer { backward: false, hidden: 6, output: 6, directions: 1, sequences: 4, normed: false };
+        let admits = |rows, units, slices| {
+            let threads = Threads { units, slices };
+            layer.admits(Recurrence::Step { rows, threads, ahead: false }, &device.target())
+        };
+        assert!(admits(4, 4, 2));
+        for [rows, units, slices] in [[0, 4, 2], [3, 4, 2], [128, 4, 2], [4, 0, 2], [4, 4, 0], [4, 4, 4096]] {
+            assert!(!admits(rows, units, slices), "{rows} rows, {units} x {slices} threads");
+        }
     }
 }
 

@@ -14,6 +14,10 @@ override AHEAD: bool = false;
 // [slice][sequence of the tile][lane]
 var<workgroup> sums: array<vec4<f32>, UNITS * SLICES * GROUPS * ROWS>;
 
+fn threads() -> u32 {
+    return UNITS * SLICES * GROUPS;
+}
+
 // Where the operands of a thread lie.
 struct Source {
     weights: u32, // its lane in the first row of weights

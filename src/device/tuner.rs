@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The time after which first use tunes no more: what is being measured then, and what is compiled besides, end within two
-/// seconds.
+/// The time after which first use begins to measure nothing more: so that what is measured then, and what is compiled besides, end
+/// within about two seconds.
 pub const FIRST_USE: Duration = Duration::from_millis(1200);
 
 /// What was found for one layer, or for one product.

@@ -61,7 +61,8 @@ impl Buffers {
         Self { device, made: zero(), meter: Meter::default(), pipelines: zero(), bind_groups: zero() }
     }
 
-    /// A buffer of `bytes` (rounded up to four, and with room for kernels that read four values at a time), or an error where the device refuses it.
+    /// A buffer of `bytes` (rounded up to four, and with room for kernels that read four values at a time), or an error where
+    /// the device refuses it.
     pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         self.counted(label, bytes, usage, &self.meter)
     }

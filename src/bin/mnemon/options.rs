@@ -38,7 +38,7 @@ pub struct DeviceOptions {
     #[arg(long, env = "MNEMON_PRECISION", default_value = "f32", value_parser = precisions())]
     precision: String,
 
-    /// Whether to measure each new kind of layer before it runs, for at most 2 seconds a model, and to use what was measured
+    /// Whether to measure each new kind of layer before it runs, for about 2 seconds a model, and to use what was measured
     /// before; auto does on real GPUs
     #[arg(long, env = "MNEMON_TUNE", value_enum, default_value_t = Tune::Auto)]
     tune: Tune,

@@ -19,7 +19,7 @@ Examples:
 Each kind of layer (its sizes, directions, the batch rounded up to a power of two, forward and back) is run by every strategy
 that the device can run it by, and each matrix product in every tile, checked against the reference on a small case, and timed. The fastest is remembered for the
 adapter, its driver and this version, and every command uses it from then on unless it is given --tune off. Without this,
-first use measures for at most 2 seconds a model.";
+first use takes about 2 seconds a model.";
 
 /// Measure which strategies are fastest on a GPU, and remember it
 #[derive(Debug, Args)]

@@ -178,20 +178,11 @@ fn time<S: Subject>(device: &Device, subject: S, candidate: S::Choice) -> Result
 impl Subject for Layer {
     type Choice = Recurrence;
 
-    /// The best guess of each family, that of *step* with operands fetched at another time too.
+    /// The table's choice, and what there is of each family.
     fn candidates(&self, device: &Device) -> Result<Vec<Recurrence>> {
         let target = device.target();
         let mut all = vec![self.by_table(&target)?];
-        let step = self.steps(&target).into_iter().next();
-        let other = step.filter(|_| !target.software).and_then(|step| match step {
-            Recurrence::Step { rows, threads, ahead } => Some(Recurrence::Step { rows, threads, ahead: !ahead }),
-            _ => None,
-        });
-        for candidate in step
-            .into_iter()
-            .chain(other)
-            .chain(Family::ALL.into_iter().filter_map(|family| self.member(family, &target)))
-        {
+        for candidate in Family::ALL.into_iter().flat_map(|family| self.members(family, &target)) {
             if !all.contains(&candidate) {
                 all.push(candidate);
             }

@@ -387,7 +387,7 @@ impl Runner for LstmBackward {
             let row_blocks = active.div_ceil(tile);
             let mut params = Params {
                 step: word(s),
-                // Before the last step there is nothing to multiply.
+                // Nothing comes back to the last step from a later one.
                 inner: if s + 1 < steps { all.inner } else { 0 },
                 operand: word(operand),
                 result: word(result),

@@ -258,15 +258,16 @@ pub fn variants(target: &Target) -> Result<Vec<Variant>> {
     for (hidden, sequences) in [32, 64, 96, 128, 192, 256, 512, 1024].into_iter().flat_map(|h| [(h, 1), (h, 64)]) {
         for (family, backward) in Family::ALL.into_iter().flat_map(|f| [(f, false), (f, true)]) {
             let layer = Layer { backward, hidden, output: hidden, directions: 1, sequences, normed: false };
-            let Some(recurrence) = layer.member(family, target) else { continue };
-            let variants = match backward {
-                false => lstm_forward::variants(recurrence, &layer),
-                true => lstm_backward_kernels::variants(recurrence, &layer),
-            };
-            for (rows, kernel, constants) in variants {
-                let way = if backward { "backward" } else { "forward" };
-                let resumes = if kernel.entry == "resume" { ", resumed" } else { "" };
-                add(format!("{way} H {hidden}, {rows} rows: {recurrence}{resumes}"), kernel, constants)?;
+            for recurrence in layer.members(family, target) {
+                let variants = match backward {
+                    false => lstm_forward::variants(recurrence, &layer),
+                    true => lstm_backward_kernels::variants(recurrence, &layer),
+                };
+                for (rows, kernel, constants) in variants {
+                    let way = if backward { "backward" } else { "forward" };
+                    let resumes = if kernel.entry == "resume" { ", resumed" } else { "" };
+                    add(format!("{way} H {hidden}, {rows} rows: {recurrence}{resumes}"), kernel, constants)?;
+                }
             }
         }
     }
