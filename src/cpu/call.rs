@@ -1,5 +1,6 @@
 //! One step with its operands: what the operations see of a run.
 
+use super::aligned::Aligned;
 use super::matmul::Packed;
 use crate::error::{Error, Result};
 use crate::scheduler::Batch;
@@ -40,7 +41,7 @@ pub(super) struct Cached {
 
 impl Cached {
     /// Gives it the room that it needs.
-    pub(super) fn reserve(&mut self, data: Vec<f32>) {
+    pub(super) fn reserve(&mut self, data: Aligned) {
         self.packed.reserve(data);
     }
 

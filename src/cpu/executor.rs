@@ -1,5 +1,6 @@
 //! Prepares and runs programs: where values are, which operation runs, what persists.
 
+use super::aligned::Aligned;
 use super::call::{Cached, Call, Operand};
 use super::dropout::{RowKind, dropout};
 use super::elementwise::elementwise;
@@ -39,7 +40,7 @@ pub struct Cpu {
 #[derive(Debug)]
 pub struct Prepared {
     program: Arc<Program>,
-    arenas: Vec<Vec<f32>>,
+    arenas: Vec<Aligned>,
     /// For each value the buffer and first element of its storage.
     places: Vec<Option<(Buffer, usize)>>,
     /// For each action of each stage its compiled expressions.

@@ -290,7 +290,7 @@ pub(super) fn lstm_backward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let (dh_n, dc_n) = (call.maybe_input(at::DH_N)?, call.maybe_input(at::DC_N)?);
     let (gates, dh, dc) = (call.output(at::DGATES)?, call.maybe_output(at::DH0), call.output(at::DC0)?);
     let others = [at::DPROJECTED, at::DGAINS, at::DPRODUCT, at::DCELL, at::CELL_NORMED].map(|o| call.maybe_output(o));
-    let (weights, _) = weights(call, packs, op, at::parameter, Pass::Backward)?;
+    let weights = weights(call, packs, op, at::parameter, Pass::Backward)?;
     let (mut spare, wants_dh0) = (Vec::new(), dh.is_some());
     let dh = dh.unwrap_or_else(|| {
         spare.resize(call.batch.sequences() * directions * r, 0.0);

@@ -8,21 +8,25 @@
 //! The input's part of all gates is one product over all rows. Layers of such cells go on in [`super::lstm_plain`]. Of others,
 //! which go through [`super::lstm_cell`], each thread owns some sequences for all timesteps and meets no other.
 
-use super::call::{Cached, Call};
+use super::aligned::Aligned;
+use super::call::Call;
 use super::lstm_cell::{self, CellWeights, Scratch};
 use super::lstm_layer::{
-    Layer, Pass, Rows, Weights, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
+    Layer, Pass, Rows, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
 use super::lstm_plain::{Plain, load, store};
 use super::math;
-use super::matmul::{Finish, Left, multiply, multiply_gates};
-use super::products::affine;
+use super::matmul::{Finish, Left, Packed, multiply, multiply_gates};
+use super::rows::over_rows;
 use super::team::Shared;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use pulp::{Arch, Simd};
+
+/// Rows of a product of which the sums of one panel stay in the first cache.
+const PROJECTED_ROWS: usize = 64;
 
 /// Some sequences, all their timesteps.
 struct Part<'a> {
@@ -101,7 +105,7 @@ impl Part<'_> {
             weights.hh,
             0..hidden.div_ceil(units),
             &mut now.sums[..active * GATES * units],
-            Spread { hidden, product },
+            Spread { hidden, product, stride: GATES * hidden, first: 0 },
         );
         Arch::new().dispatch(
             #[inline(always)]
@@ -184,18 +188,24 @@ fn masked(
     })
 }
 
-/// U h of every row `[4H]`, gate by gate.
+/// Products of every row `[4H]`, gate by gate.
 struct Spread<'a> {
     hidden: usize,
     product: &'a mut [f32],
+    /// Values between rows of `product`, and where in each those of the gates begin.
+    stride: usize,
+    first: usize,
 }
 
 impl Finish for Spread<'_> {
     #[inline(always)]
     fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]) {
         let used = S::F32_LANES.min(self.hidden - first);
-        for (sums, row) in sums.chunks_exact(S::F32_LANES).zip(self.product.chunks_exact_mut(self.hidden)) {
-            store(simd, &mut row[first..first + used], load(simd, sums));
+        for (sums, row) in sums.chunks_exact(GATES * S::F32_LANES).zip(self.product.chunks_exact_mut(self.stride)) {
+            let gates = row[self.first..].chunks_exact_mut(self.hidden);
+            for (sums, gate) in sums.chunks_exact(S::F32_LANES).zip(gates) {
+                store(simd, &mut gate[first..first + used], load(simd, sums));
+            }
         }
     }
 }
@@ -220,36 +230,38 @@ fn update(gates: &[f32], c: &mut [f32], h: &mut [f32]) {
     }
 }
 
-/// x W_ihᵀ + b of every direction into `gates` `[N, D·4H]`; where there is no W_ih, x itself is the product.
-fn project(call: &Call<'_>, op: &LstmOp, packed: &mut Cached, gates: &mut [f32], four_h: usize) -> Result<()> {
-    let (x, inputs) = (call.input(forward::X)?, call.operand(forward::X)?.columns());
-    let at = |parameter| (0..op.directions()).map(move |d| forward::parameter(d, parameter));
+/// The sum of a layer's biases, `[D·4H]`.
+fn biases(call: &Call<'_>, op: &LstmOp, four_h: usize) -> Result<Vec<f32>> {
     let mut bias = vec![0.0; op.directions() * four_h];
-    let mut any = false;
     for parameter in [Parameter::BiasIh, Parameter::BiasHh] {
-        for (at, bias) in at(parameter).zip(bias.chunks_exact_mut(four_h)) {
-            if let Some(own) = call.maybe_input(at)? {
+        for (d, bias) in bias.chunks_exact_mut(four_h).enumerate() {
+            if let Some(own) = call.maybe_input(forward::parameter(d, parameter))? {
                 bias.iter_mut().zip(own).for_each(|(a, b)| *a += b);
-                any = true;
             }
         }
     }
-    let bias = any.then_some(bias.as_slice());
-    let weights =
-        at(Parameter::WeightIh).filter_map(|at| call.maybe_input(at).transpose()).collect::<Result<Vec<_>>>()?;
-    if weights.is_empty() {
-        gates.copy_from_slice(x);
-        if let Some(bias) = bias {
-            gates.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(a, b)| *a += b));
+    Ok(bias)
+}
+
+/// x W_ihᵀ + b of every direction into `gates` `[N, D·4H]`; where there is no W_ih, x itself is the product.
+fn project(layer: &Layer<'_>, x: &[f32], bias: &[f32], gates: &mut [f32]) {
+    let (hidden, width) = (layer.hidden, bias.len());
+    let inputs = layer.weights[0].ih.map_or(width, Packed::inner);
+    over_rows(gates, width, width * inputs, |first, gates| {
+        for (block, gates) in gates.chunks_mut(PROJECTED_ROWS * width).enumerate() {
+            let rows = gates.len() / width;
+            let x = &x[(first + block * PROJECTED_ROWS) * inputs..][..rows * inputs];
+            if layer.weights[0].ih.is_none() {
+                gates.copy_from_slice(x);
+            }
+            for (d, ih) in layer.weights.iter().enumerate().filter_map(|(d, w)| Some((d, w.ih?))) {
+                let mut sums = Aligned::zeros(rows * GATES * ih.units());
+                let spread = Spread { hidden, product: gates, stride: width, first: d * GATES * hidden };
+                multiply_gates((x, inputs), ih, 0..hidden.div_ceil(ih.units()), &mut sums, spread);
+            }
+            gates.chunks_exact_mut(width).for_each(|row| row.iter_mut().zip(bias).for_each(|(a, b)| *a += b));
         }
-        return Ok(());
-    }
-    // Versions only grow, so the last one tells of any change.
-    let versions = at(Parameter::WeightIh).map(|at| call.maybe(at).and_then(|o| o.version));
-    let version = versions.reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))).flatten();
-    let packed = packed.get(version, |p| p.transpose(&weights, inputs, four_h));
-    affine(x, packed, inputs, bias, gates);
-    Ok(())
+    });
 }
 
 /// [`crate::graph::Op::Lstm`].
@@ -264,8 +276,8 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let [cells, hiddens, products] =
         [forward::CELLS, forward::HIDDEN, forward::PRODUCT].map(|at| call.maybe_output(at));
     let products = products.filter(|_| op.cell.layer_norm.is_some());
-    let (weights, ih): (Vec<Weights<'_>>, _) = weights(call, packs, op, forward::parameter, Pass::Forward)?;
-    project(call, op, ih, gates, GATES * hidden)?;
+    let weights = weights(call, packs, op, forward::parameter, Pass::Forward)?;
+    let (x, bias) = (call.input(forward::X)?, biases(call, op, GATES * hidden)?);
     begin(h, h0);
     begin(c, c0);
     let lengths = lengths(axis, call.batch.sequences());
@@ -273,10 +285,12 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
     if layer.plain(0) {
         let cells = cells.map(Shared::new);
-        let (gates, y, h, c) = (Shared::new(gates), Shared::new(y), Shared::new(h), Shared::new(c));
-        Plain { layer: &layer, gates, saves: call.saves, y, cells, h, c }.run(&shares);
+        let gates = call.saves.then(|| Shared::new(gates));
+        let (y, h, c) = (Shared::new(y), Shared::new(h), Shared::new(c));
+        Plain { layer: &layer, x, bias: &bias, gates, y, cells, h, c }.run(&shares);
         return Ok(());
     }
+    project(&layer, x, &bias, gates);
     let mut gates = Rows::cut(gates, directions * GATES * hidden, axis, &shares).into_iter();
     let mut y = Rows::cut(y, directions * r, axis, &shares).into_iter();
     let mut cells = Rows::cut_if(cells, directions * hidden, axis, &shares).into_iter();

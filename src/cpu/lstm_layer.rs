@@ -12,12 +12,8 @@ use crate::params::random::{StreamKey, drop_threshold, keeps, unit_word};
 use crate::scheduler::{Axis, Batch};
 use std::ops::Range;
 
-/// Packed operands of one layer: input weights, and each direction's recurrent weights and projection.
-const PACK_IH: usize = 0;
-const PACK_HH: usize = 1;
-const PACK_HR: usize = 3;
-/// Packed operands that a layer may keep.
-pub(super) const PACKS: usize = 5;
+/// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.
+pub(super) const PACKS: usize = 6;
 
 /// The sequences of each thread: contiguous, with about as many rows each. `cost` is that of one row.
 pub(super) fn shares(axis: &Axis, lengths: &[usize], cost: usize) -> Vec<Range<usize>> {
@@ -124,6 +120,8 @@ pub(super) fn put_columns(states: &mut [f32], own: &[f32], d: usize, directions:
 
 /// The parameters of one direction.
 pub(super) struct Weights<'a> {
+    /// W_ihᵀ `[I, 4H]` by units, forward
+    pub ih: Option<&'a Packed>,
     /// Uᵀ `[R, 4H]` by units forward, U `[4H, R]` backward
     pub hh: &'a Packed,
     /// W_hrᵀ `[H, R]` forward, W_hr `[R, H]` backward
@@ -148,31 +146,31 @@ pub(super) enum Pass {
     Backward,
 }
 
-/// Packs the weights of every direction of `call`'s layer, kept while they do not change; gives them, and the place for W_ih.
+/// Packs the weights of every direction of `call`'s layer, kept while they do not change.
 pub(super) fn weights<'a>(
     call: &Call<'a>,
     packs: &'a mut [Cached],
     op: &LstmOp,
     at: fn(usize, Parameter) -> usize,
     pass: Pass,
-) -> Result<(Vec<Weights<'a>>, &'a mut Cached)> {
+) -> Result<Vec<Weights<'a>>> {
     let mut parts = packs.iter_mut();
     let mut next = || parts.next().ok_or_else(|| Error::internal("too few packed operands"));
-    const { assert!(PACK_IH == 0 && PACK_HH == 1 && PACK_HR == 3, "the order in which they are taken") };
-    let (ih, hh, hr) = (next()?, [next()?, next()?], [next()?, next()?]);
+    let (ih, hh, hr) = ([next()?, next()?], [next()?, next()?], [next()?, next()?]);
     let mut all = Vec::new();
-    for (d, (hh, hr)) in hh.into_iter().zip(hr).enumerate().take(op.directions()) {
+    for (d, ((ih, hh), hr)) in ih.into_iter().zip(hh).zip(hr).enumerate().take(op.directions()) {
         let place = |parameter| at(d, parameter);
         let pack = |cached: &'a mut Cached, at: usize| -> Result<&'a Packed> {
             let (operand, data) = (call.operand(at)?, call.input(at)?);
             let (rows, columns) = (operand.rows(), operand.columns());
             Ok(cached.get(operand.version, |packed| match pass {
-                Pass::Forward if at == place(Parameter::WeightHh) => packed.gates(data, columns, rows / GATES),
-                Pass::Forward => packed.transpose(&[data], columns, rows),
+                Pass::Forward if at == place(Parameter::WeightHr) => packed.transpose(&[data], columns, rows),
+                Pass::Forward => packed.gates(data, columns, rows / GATES),
                 Pass::Backward => packed.rows(&rows_of(data, columns), columns),
             }))
         };
-        let hr_at = place(Parameter::WeightHr);
+        let (ih_at, hr_at) = (place(Parameter::WeightIh), place(Parameter::WeightHr));
+        let has_ih = pass == Pass::Forward && call.maybe(ih_at).is_some();
         let norm = match op.cell.layer_norm {
             Some(epsilon) => Some(Norm {
                 epsilon,
@@ -183,13 +181,14 @@ pub(super) fn weights<'a>(
             None => None,
         };
         all.push(Weights {
+            ih: has_ih.then(|| pack(ih, ih_at)).transpose()?,
             hh: pack(hh, place(Parameter::WeightHh))?,
             hr: call.maybe(hr_at).is_some().then(|| pack(hr, hr_at)).transpose()?,
             peepholes: call.maybe_input(place(Parameter::Peepholes))?,
             norm,
         });
     }
-    Ok((all, ih))
+    Ok(all)
 }
 
 /// A layer of one run.

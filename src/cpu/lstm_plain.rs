@@ -1,32 +1,41 @@
-//! The recurrence of layers whose steps are nothing but the plain cell, with the cell's work done while the sums of its gates
-//! are near.
+//! The recurrence of layers whose steps are nothing but the plain cell, a chunk of timesteps at a time.
+//!
+//! A thread computes the input's part of a chunk's gates as one product, in the order in which the recurrent product adds
+//! to it: panel by panel, and within one row by row. Sums, activations and states of a chunk stay in the thread's own cache;
+//! what others read of them goes out in whole rows.
 //!
 //! Threads share the sequences, and then meet nobody; or where these are few, or the recurrent weights too many for one
 //! processor's cache, the units, and then meet at each step. An element's bits are the same either way.
 
+use super::aligned::Aligned;
 use super::lstm_layer::Layer;
 use super::math::lanes::{sigmoid, tanh};
-use super::matmul::{Finish, multiply_gates};
+use super::matmul::{Packed, add_panel};
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Between rows of h, so that they do not all fall into the same sets of the cache.
+/// Floats between rows of x and h beyond what they hold, so that they do not all fall into the same sets of the cache.
 const SKEW: usize = 16;
 /// Values of recurrent weights that stay in one processor's own cache beside all else.
 const OWN_CACHE: usize = 192 * 1024;
 /// Multiply-adds of a step that are worth a meeting.
 const MEETING_COST: usize = 50_000;
+/// Sums of gates that a thread keeps of a chunk, unless these are fewer rows than a product needs to be fast.
+const CHUNK: usize = 64 * 1024;
+const CHUNK_ROWS: usize = 128;
 
 /// A layer's values; packed rows have their directions side by side.
 pub(super) struct Plain<'a> {
     pub layer: &'a Layer<'a>,
-    /// `[N, D·4H]`: the input's part of the gates, then what is saved of them.
-    pub gates: Shared<'a>,
-    /// Whether anything is.
-    pub saves: bool,
+    /// `[N, I]`, or `[N, D·4H]` where there are no input weights
+    pub x: &'a [f32],
+    /// `[D·4H]`
+    pub bias: &'a [f32],
+    /// What is saved of the gates `[N, D·4H]`, if anything is.
+    pub gates: Option<Shared<'a>>,
     /// `[N, D·H]`
     pub y: Shared<'a>,
     /// `[N, D·H]`, if anybody wants them.
@@ -36,21 +45,36 @@ pub(super) struct Plain<'a> {
     pub c: Shared<'a>,
 }
 
-/// What one thread computes of a layer.
+/// What one thread computes of one direction.
 struct Member<'a> {
     plain: &'a Plain<'a>,
+    d: usize,
     sequences: Range<usize>,
-    /// Panels of the recurrent weights, and their units.
+    /// Panels of the weights, and their units.
     panels: Range<usize>,
     units: Range<usize>,
-    /// h in two halves, of the step before and of this one, `[2, B, H + SKEW]`
+    /// h in two halves, of the step before and of this one, `[2, B, width]`
     left: &'a Shared<'a>,
     meeting: &'a Meeting,
 }
 
+/// What a thread keeps of a chunk.
+struct Chunk {
+    steps: Range<usize>,
+    /// The first row of each step.
+    starts: Vec<usize>,
+    rows: usize,
+    /// x of the chunk's rows.
+    x: Aligned,
+    /// `[panels, rows, 4, lanes]`: the input's part of the gates, then the activated gates.
+    sums: Aligned,
+    /// `[panels, rows, lanes]`, if anybody wants them.
+    cells: Aligned,
+}
+
 /// Calls `work` for each thread's sequences and panels, of which there are so many: `shares` of sequences with all panels, or all
 /// sequences with a share of the panels each.
-fn spread(
+pub(super) fn spread(
     layer: &Layer<'_>,
     shares: &[Range<usize>],
     panels: usize,
@@ -72,116 +96,255 @@ impl Plain<'_> {
     /// Runs all steps of all directions.
     pub fn run(&self, shares: &[Range<usize>]) {
         let (hidden, sequences) = (self.layer.hidden, self.layer.lengths.len());
-        let mut left = vec![0.0; 2 * sequences * (hidden + SKEW)];
-        let left = Shared::new(&mut left);
         let each = self.layer.weights[0].hh.units();
+        let width = hidden.next_multiple_of(each) + SKEW;
+        let mut left = Aligned::zeros(2 * sequences * width);
+        let left = Shared::new(&mut left);
         spread(self.layer, shares, hidden.div_ceil(each), |sequences, panels, meeting| {
-            let units = panels.start * each..(panels.end * each).min(hidden);
-            let member = Member { plain: self, sequences, panels, units, left: &left, meeting };
-            (0..self.layer.op.directions()).for_each(|d| member.direction(d));
+            for d in 0..self.layer.op.directions() {
+                let units = panels.start * each..(panels.end * each).min(hidden);
+                let (sequences, panels) = (sequences.clone(), panels.clone());
+                let member = Member { plain: self, d, sequences, panels, units, left: &left, meeting };
+                Arch::new().dispatch(member);
+            }
         });
+    }
+
+    /// The packed row of sequence `b` at step `s` of direction `d`.
+    #[inline(always)]
+    fn row(&self, d: usize, s: usize, b: usize) -> usize {
+        let t = if self.layer.op.direction.reversed(d) { self.layer.lengths[b] - 1 - s } else { s };
+        self.layer.axis.offset(t) + b
+    }
+
+    /// Where this direction's columns of that row begin, of `n` for each direction.
+    #[inline(always)]
+    fn at(&self, d: usize, s: usize, b: usize, n: usize) -> usize {
+        (self.row(d, s, b) * self.layer.op.directions() + d) * n
+    }
+}
+
+impl WithSimd for Member<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (layer, directions) = (self.plain.layer, self.plain.layer.op.directions());
+        let (hidden, lanes) = (layer.hidden, S::F32_LANES);
+        let mut c = Aligned::zeros(self.panels.len() * self.sequences.len() * lanes);
+        for (n, b) in self.sequences.clone().enumerate() {
+            let at = (b * directions + self.d) * hidden;
+            let own = at + self.units.start..at + self.units.end;
+            // SAFETY: of this thread's sequences and units, which are no other's; halves are read by others after the meeting.
+            let h = unsafe { self.plain.h.read(own.clone()) };
+            // SAFETY: as above.
+            unsafe { self.left.write(self.left(0, b, &self.units)) }.copy_from_slice(h);
+            // SAFETY: as above.
+            let before = unsafe { self.plain.c.read(own) };
+            for (p, part) in before.chunks(lanes).enumerate() {
+                c[(p * self.sequences.len() + n) * lanes..][..part.len()].copy_from_slice(part);
+            }
+        }
+        self.meeting.wait();
+        let steps = layer.lengths[self.sequences.clone()].first().copied().unwrap_or(0);
+        let mut chunk = self.chunk(lanes);
+        while chunk.steps.end < steps {
+            self.begin(&mut chunk, steps);
+            self.project(simd, &mut chunk);
+            for s in chunk.steps.clone() {
+                self.step(simd, &mut chunk, s, &mut c);
+                self.give(s);
+                self.meeting.wait();
+            }
+            self.save(simd, &chunk);
+        }
+        for (n, b) in self.sequences.clone().enumerate() {
+            let at = (b * directions + self.d) * hidden;
+            // SAFETY: of this thread's sequences and units, which are no other's.
+            let after = unsafe { self.plain.c.write(at + self.units.start..at + self.units.end) };
+            for (p, part) in after.chunks_mut(lanes).enumerate() {
+                part.copy_from_slice(&c[(p * self.sequences.len() + n) * lanes..][..part.len()]);
+            }
+        }
     }
 }
 
 impl Member<'_> {
+    /// Floats between rows of h.
+    fn width(&self) -> usize {
+        let layer = self.plain.layer;
+        layer.hidden.next_multiple_of(layer.weights[0].hh.units()) + SKEW
+    }
+
     /// The place of units of row `b` in half `half` of h.
+    #[inline(always)]
     fn left(&self, half: usize, b: usize, units: &Range<usize>) -> Range<usize> {
-        let row = (half * self.plain.layer.lengths.len() + b) * (self.plain.layer.hidden + SKEW);
+        let row = (half * self.plain.layer.lengths.len() + b) * self.width();
         row + units.start..row + units.end
     }
 
-    fn direction(&self, d: usize) {
-        let (layer, directions) = (self.plain.layer, self.plain.layer.op.directions());
-        let (hidden, lengths) = (layer.hidden, layer.lengths);
-        for b in self.sequences.clone() {
-            let at = (b * directions + d) * hidden;
-            // SAFETY: of this thread's sequences and units, which are no other's; halves are read by others after the meeting.
-            let h = unsafe { self.plain.h.read(at + self.units.start..at + self.units.end) };
-            // SAFETY: as above.
-            unsafe { self.left.write(self.left(0, b, &self.units)) }.copy_from_slice(h);
-        }
-        self.meeting.wait();
-        let right = layer.weights[d].hh;
-        let mut sums = vec![0.0; self.sequences.len() * GATES * right.units()];
-        let first = self.sequences.start;
-        for s in 0..lengths[self.sequences.clone()].first().copied().unwrap_or(0) {
-            let active = lengths[self.sequences.clone()].partition_point(|&n| n > s);
-            let (begin, end) =
-                (self.left(s % 2, first, &(0..0)).start, self.left(s % 2, first + active, &(0..0)).start);
-            // SAFETY: in this step all write to the other half; this one was written before the last meeting, or by this
-            // thread alone.
-            let left = unsafe { self.left.read(begin..end) };
-            let step = Step { member: self, d, s, active };
-            let sums = &mut sums[..active * GATES * right.units()];
-            multiply_gates((left, hidden + SKEW), right, self.panels.clone(), sums, step);
-            self.meeting.wait();
+    /// How many of the sequences take part in step `s`.
+    fn active(&self, s: usize) -> usize {
+        self.plain.layer.lengths[self.sequences.clone()].partition_point(|&n| n > s)
+    }
+
+    fn input(&self) -> Option<&Packed> {
+        self.plain.layer.weights[self.d].ih
+    }
+
+    /// Room for chunks.
+    fn chunk(&self, lanes: usize) -> Chunk {
+        let panels = self.panels.len();
+        let most = (CHUNK / (panels * GATES * lanes)).max(CHUNK_ROWS).max(self.sequences.len());
+        let all: usize = self.plain.layer.lengths[self.sequences.clone()].iter().sum();
+        let rows = most.min(all);
+        let x = self.input().map_or(0, |w| rows * (w.inner() + SKEW));
+        let cells = if self.plain.cells.is_some() { panels * rows * lanes } else { 0 };
+        Chunk {
+            steps: 0..0,
+            starts: Vec::new(),
+            rows,
+            x: Aligned::zeros(x),
+            sums: Aligned::zeros(panels * rows * GATES * lanes),
+            cells: Aligned::zeros(cells),
         }
     }
-}
 
-/// One step of what a thread computes.
-struct Step<'a> {
-    member: &'a Member<'a>,
-    d: usize,
-    s: usize,
-    active: usize,
-}
+    /// Goes on to the next steps of `steps`, as many as there is room for.
+    fn begin(&self, chunk: &mut Chunk, steps: usize) {
+        chunk.steps = chunk.steps.end..chunk.steps.end;
+        chunk.starts.clear();
+        chunk.starts.push(0);
+        let mut rows = 0;
+        while chunk.steps.end < steps && rows + self.active(chunk.steps.end) <= chunk.rows {
+            rows += self.active(chunk.steps.end);
+            chunk.starts.push(rows);
+            chunk.steps.end += 1;
+        }
+    }
 
-impl Finish for Step<'_> {
+    /// The input's part of the gates of a chunk.
     #[inline(always)]
-    fn finish<S: Simd>(&mut self, simd: S, first: usize, sums: &[f32]) {
-        let Self { member, d, s, active } = *self;
-        let Plain { layer, gates, y, cells, h, c, saves } = member.plain;
-        let (hidden, lanes, directions) = (layer.hidden, S::F32_LANES, layer.op.directions());
-        let used = lanes.min(hidden - first);
-        for (b, sums) in (member.sequences.start..).take(active).zip(sums.chunks_exact(GATES * lanes)) {
-            let length = layer.lengths[b];
-            let t = if layer.op.direction.reversed(d) { length - 1 - s } else { s };
-            let row = (layer.axis.offset(t) + b) * directions + d;
-            let (own, state) = (row * hidden + first, (b * directions + d) * hidden + first);
-            // No closures here: one that is not inlined has no vector instructions.
-            let at = row * GATES * hidden + first;
-            let [at_i, at_f, at_g, at_o] =
-                [at + GATE_I * hidden, at + GATE_F * hidden, at + GATE_G * hidden, at + GATE_O * hidden];
-            let i = sigmoid(simd, sum(simd, gates, at_i, used, &sums[GATE_I * lanes..][..lanes]));
-            let f = sigmoid(simd, sum(simd, gates, at_f, used, &sums[GATE_F * lanes..][..lanes]));
-            let g = tanh(simd, sum(simd, gates, at_g, used, &sums[GATE_G * lanes..][..lanes]));
-            let o = sigmoid(simd, sum(simd, gates, at_o, used, &sums[GATE_O * lanes..][..lanes]));
-            // SAFETY: of one of this thread's rows and units, which no other thread touches.
-            let before = load(simd, unsafe { c.read(state..state + used) });
-            let cell = simd.add_f32s(simd.mul_f32s(f, before), simd.mul_f32s(i, g));
-            let out = simd.mul_f32s(o, tanh(simd, cell));
-            put(simd, c, state, used, cell);
-            put(simd, y, own, used, out);
-            put(simd, member.left, member.left((s + 1) % 2, b, &(first..first)).start, used, out);
-            if length == s + 1 {
-                put(simd, h, state, used, out);
+    fn project<S: Simd>(&self, simd: S, chunk: &mut Chunk) {
+        let (plain, hidden, lanes) = (self.plain, self.plain.layer.hidden, S::F32_LANES);
+        let Chunk { steps, starts, x, sums, rows: most, .. } = chunk;
+        let rows = starts[steps.len()];
+        let bias = &plain.bias[self.d * GATES * hidden..][..GATES * hidden];
+        let numbered = steps.clone().flat_map(|s| self.sequences.clone().take(self.active(s)).map(move |b| (s, b)));
+        let Some(weights) = self.input() else {
+            for (row, (s, b)) in numbered.enumerate() {
+                let from = &plain.x[plain.at(self.d, s, b, GATES * hidden)..][..GATES * hidden];
+                for (p, first) in (self.units.start..self.units.end).step_by(lanes).enumerate() {
+                    let used = lanes.min(self.units.end - first);
+                    let sums = &mut sums[(p * *most + row) * GATES * lanes..][..GATES * lanes];
+                    for (gate, to) in sums.chunks_exact_mut(lanes).enumerate() {
+                        let at = gate * hidden + first;
+                        let sum = simd.add_f32s(load(simd, &from[at..at + used]), load(simd, &bias[at..at + used]));
+                        store(simd, to, sum);
+                    }
+                }
             }
-            if *saves {
-                put(simd, gates, at_i, used, i);
-                put(simd, gates, at_f, used, f);
-                put(simd, gates, at_g, used, g);
-                put(simd, gates, at_o, used, o);
+            return;
+        };
+        let (inputs, stride) = (weights.inner(), weights.inner() + SKEW);
+        for (row, (s, b)) in numbered.enumerate() {
+            x[row * stride..][..inputs].copy_from_slice(&plain.x[plain.row(self.d, s, b) * inputs..][..inputs]);
+        }
+        for (sums, p) in sums.chunks_exact_mut(*most * GATES * lanes).zip(self.panels.clone()) {
+            let (first, sums) = (p * lanes, &mut sums[..rows * GATES * lanes]);
+            let used = lanes.min(hidden - first);
+            let bias = [0, 1, 2, 3].map(|gate| load(simd, &bias[gate * hidden + first..][..used]));
+            S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0.iter_mut().for_each(|row| *row = bias);
+            add_panel(simd, (x, stride), weights, p, sums);
+        }
+    }
+
+    /// A step of the thread's sequences and units.
+    #[inline(always)]
+    fn step<S: Simd>(&self, simd: S, chunk: &mut Chunk, s: usize, c: &mut Aligned) {
+        let (lanes, active) = (S::F32_LANES, self.active(s));
+        let first = self.sequences.start;
+        let (begin, end) = (self.left(s % 2, first, &(0..0)).start, self.left(s % 2, first + active, &(0..0)).start);
+        // SAFETY: in this step all write to the other half; this one was written before the last meeting, or by this thread alone.
+        let left = unsafe { self.left.read(begin..end) };
+        let weights = self.plain.layer.weights[self.d].hh;
+        let start = chunk.starts[s - chunk.steps.start];
+        for (n, p) in self.panels.clone().enumerate() {
+            let row = n * chunk.rows + start;
+            let sums = &mut chunk.sums[row * GATES * lanes..][..active * GATES * lanes];
+            add_panel(simd, (left, self.width()), weights, p, sums);
+            let sums = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0;
+            let c = &mut c[n * self.sequences.len() * lanes..][..active * lanes];
+            let c = S::as_mut_simd_f32s(c).0;
+            let out = self.left((s + 1) % 2, first, &(p * lanes..(p + 1) * lanes));
+            for (b, (sums, c)) in sums.iter_mut().zip(&mut *c).enumerate() {
+                let i = sigmoid(simd, sums[GATE_I]);
+                let f = sigmoid(simd, sums[GATE_F]);
+                let g = tanh(simd, sums[GATE_G]);
+                let o = sigmoid(simd, sums[GATE_O]);
+                *c = simd.mul_add_e_f32s(f, *c, simd.mul_f32s(i, g));
+                let h = simd.mul_f32s(o, tanh(simd, *c));
+                let at = b * self.width();
+                // SAFETY: of one of this thread's rows and units, which no other touches until the next meeting.
+                store(simd, unsafe { self.left.write(out.start + at..out.end + at) }, h);
+                if self.plain.gates.is_some() {
+                    *sums = [i, f, g, o];
+                }
             }
-            if let Some(cells) = cells {
-                put(simd, cells, own, used, cell);
+            if self.plain.cells.is_some() {
+                let cells = &mut chunk.cells[row * lanes..][..active * lanes];
+                S::as_mut_simd_f32s(cells).0.copy_from_slice(c);
             }
         }
     }
-}
 
-/// The sum of so many values of this thread's and a register of others.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, own: &Shared<'_>, at: usize, used: usize, other: &[f32]) -> S::f32s {
-    // SAFETY: of one of the thread's rows and units, which no other thread touches.
-    simd.add_f32s(load(simd, unsafe { own.read(at..at + used) }), load(simd, other))
-}
+    /// Hands out h after step `s`.
+    fn give(&self, s: usize) {
+        let (plain, layer) = (self.plain, self.plain.layer);
+        for b in self.sequences.clone().take(self.active(s)) {
+            // SAFETY: this thread's own units, which no other touches until the next meeting.
+            let h = unsafe { self.left.read(self.left((s + 1) % 2, b, &self.units)) };
+            let at = plain.at(self.d, s, b, layer.hidden);
+            // SAFETY: one of this thread's rows and units, which no other thread touches.
+            unsafe { plain.y.write(at + self.units.start..at + self.units.end) }.copy_from_slice(h);
+            if layer.lengths[b] == s + 1 {
+                let at = (b * layer.op.directions() + self.d) * layer.hidden;
+                // SAFETY: as above.
+                unsafe { plain.h.write(at + self.units.start..at + self.units.end) }.copy_from_slice(h);
+            }
+        }
+    }
 
-/// Writes so many of a register's values to a place of this thread's.
-#[inline(always)]
-fn put<S: Simd>(simd: S, to: &Shared<'_>, at: usize, used: usize, values: S::f32s) {
-    // SAFETY: of one of the thread's rows and units, which no other thread touches until the next meeting.
-    store(simd, unsafe { to.write(at..at + used) }, values);
+    /// Hands out what is saved of a chunk.
+    #[inline(always)]
+    fn save<S: Simd>(&self, simd: S, chunk: &Chunk) {
+        let (plain, hidden, lanes) = (self.plain, self.plain.layer.hidden, S::F32_LANES);
+        for (s, &start) in chunk.steps.clone().zip(&chunk.starts) {
+            for (n, b) in self.sequences.clone().take(self.active(s)).enumerate() {
+                let row = start + n;
+                if let Some(gates) = &plain.gates {
+                    let at = plain.at(self.d, s, b, GATES * hidden);
+                    for gate in 0..GATES {
+                        let units = at + gate * hidden + self.units.start..at + gate * hidden + self.units.end;
+                        // SAFETY: one of this thread's rows and units, which no other thread touches.
+                        let to = unsafe { gates.write(units) };
+                        for (p, to) in to.chunks_mut(lanes).enumerate() {
+                            let from = &chunk.sums[((p * chunk.rows + row) * GATES + gate) * lanes..][..lanes];
+                            store(simd, to, load(simd, from));
+                        }
+                    }
+                }
+                if let Some(cells) = &plain.cells {
+                    let at = plain.at(self.d, s, b, hidden);
+                    // SAFETY: as above.
+                    let to = unsafe { cells.write(at + self.units.start..at + self.units.end) };
+                    for (p, to) in to.chunks_mut(lanes).enumerate() {
+                        store(simd, to, load(simd, &chunk.cells[(p * chunk.rows + row) * lanes..][..lanes]));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A register of values, zeros where there are fewer.

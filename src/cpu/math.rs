@@ -1,5 +1,5 @@
 //! Functions of one float, branch-free and without fused multiplications: loops over them become vector loops of
-//! whatever width the processor has, and give the same bits on each.
+//! whatever width the processor has, and give the same bits on each. What every cell of a layer computes has forms of its own.
 //!
 //! Polynomials are minimax fits (Lawson's iteration over 400 Chebyshev nodes, in float64, rounded to float32).
 
@@ -61,69 +61,71 @@ pub(super) fn tanh(x: f32) -> f32 {
     if a < TANH_SMALL { small } else { large }
 }
 
-/// The same functions of a register's values: the same operations in the same order, and so the same bits.
+/// Sigmoid and tanh of a register's values, within 2 units of the last place where the result is a normal number. With fused
+/// multiplications, so that their bits are not those of the functions above.
 pub(super) mod lanes {
-    use super::{EXP, EXP_RANGE, LN_2, LOG2_E, ROUND, TANH, TANH_SMALL};
+    use super::{EXP, LN_2, LOG2_E, ROUND, TANH, TANH_SMALL};
     use pulp::Simd;
+
+    /// Beyond, sigmoid x would leave the normal numbers.
+    const SIGMOID_RANGE: f32 = 87.0;
+    /// Beyond, tanh x is 1.
+    const TANH_RANGE: f32 = 10.0;
 
     #[inline(always)]
     fn polynomial<S: Simd>(simd: S, x: S::f32s, c: [f32; 5]) -> S::f32s {
         let mut y = simd.splat_f32s(c[4]);
-        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[3]));
-        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[2]));
-        y = simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[1]));
-        simd.add_f32s(simd.mul_f32s(y, x), simd.splat_f32s(c[0]))
+        y = simd.mul_add_e_f32s(y, x, simd.splat_f32s(c[3]));
+        y = simd.mul_add_e_f32s(y, x, simd.splat_f32s(c[2]));
+        y = simd.mul_add_e_f32s(y, x, simd.splat_f32s(c[1]));
+        simd.mul_add_e_f32s(y, x, simd.splat_f32s(c[0]))
     }
 
-    /// 2^n for n in -126..=127.
+    /// The smaller of x and a limit; NaN stays.
     #[inline(always)]
-    fn power_of_two<S: Simd>(simd: S, n: S::u32s) -> S::f32s {
-        let biased = simd.add_u32s(n, simd.splat_u32s(127));
-        simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(biased, simd.splat_u32s(23)))
+    fn at_most<S: Simd>(simd: S, limit: f32, x: S::f32s) -> S::f32s {
+        let limit = simd.splat_f32s(limit);
+        simd.select_f32s(simd.less_than_f32s(limit, x), limit, x)
     }
 
-    /// e^x
+    /// p = 2^n and t = e^r - 1, so that e^x = p + p t, for |x| of at most 87.
     #[inline(always)]
-    fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-        let (least, most) = (simd.splat_f32s(EXP_RANGE[0]), simd.splat_f32s(EXP_RANGE[1]));
-        let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
-        let x = simd.select_f32s(simd.less_than_f32s(most, x), most, x);
-        let round = simd.splat_f32s(ROUND);
-        let shifted = simd.add_f32s(simd.mul_f32s(x, simd.splat_f32s(LOG2_E)), round);
-        let whole = simd.sub_f32s(shifted, round);
-        let r = simd.sub_f32s(x, simd.mul_f32s(whole, simd.splat_f32s(LN_2[0])));
-        let r = simd.sub_f32s(r, simd.mul_f32s(whole, simd.splat_f32s(LN_2[1])));
-        let e = simd.mul_f32s(simd.mul_f32s(r, r), polynomial(simd, r, EXP));
-        let e = simd.add_f32s(simd.splat_f32s(1.0), simd.add_f32s(r, e));
-        let n = simd.sub_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(ROUND.to_bits()));
-        // Half of it, rounded down: there is no shift that keeps a sign.
-        let positive = simd.add_u32s(n, simd.splat_u32s(1024));
-        let half = simd.sub_u32s(simd.wrapping_dyn_shr_u32s(positive, simd.splat_u32s(1)), simd.splat_u32s(512));
-        let first = simd.mul_f32s(e, power_of_two(simd, half));
-        simd.mul_f32s(first, power_of_two(simd, simd.sub_u32s(n, half)))
+    fn exp_parts<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32s) {
+        let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(LOG2_E), simd.splat_f32s(ROUND));
+        let whole = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
+        let r = simd.mul_add_e_f32s(whole, simd.splat_f32s(-LN_2[0]), x);
+        let r = simd.mul_add_e_f32s(whole, simd.splat_f32s(-LN_2[1]), r);
+        let t = simd.mul_add_e_f32s(simd.mul_f32s(r, r), polynomial(simd, r, EXP), r);
+        let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+        let one = simd.splat_u32s(1.0_f32.to_bits());
+        (simd.transmute_f32s_u32s(simd.add_u32s(one, n)), t)
     }
 
     /// 1/(1+e^-x)
     #[inline(always)]
     pub fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         let one = simd.splat_f32s(1.0);
-        let z = exp(simd, simd.neg_f32s(simd.abs_f32s(x)));
-        let above = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(0.0)), z, one);
-        simd.div_f32s(above, simd.add_f32s(one, z))
+        let x = at_most(simd, SIGMOID_RANGE, simd.neg_f32s(at_most(simd, SIGMOID_RANGE, x)));
+        let (p, t) = exp_parts(simd, x);
+        // 1 + p, and what of the 1 was lost in it, which counts where p is near 2^24.
+        let sum = simd.add_f32s(p, one);
+        let lost = simd.sub_f32s(one, simd.sub_f32s(sum, p));
+        simd.div_f32s(one, simd.add_f32s(sum, simd.mul_add_e_f32s(p, t, lost)))
     }
 
     /// tanh x
     #[inline(always)]
     pub fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-        let (one, two) = (simd.splat_f32s(1.0), simd.splat_f32s(2.0));
-        let (a, s) = (simd.abs_f32s(x), simd.mul_f32s(x, x));
-        let small = simd.mul_f32s(x, simd.mul_f32s(s, polynomial(simd, s, TANH)));
-        let small = simd.add_f32s(x, small);
-        let tail = simd.div_f32s(two, simd.add_f32s(exp(simd, simd.mul_f32s(two, a)), one));
-        let size = simd.transmute_u32s_f32s(simd.abs_f32s(simd.sub_f32s(one, tail)));
+        let a = at_most(simd, TANH_RANGE, simd.abs_f32s(x));
+        let (p, t) = exp_parts(simd, simd.add_f32s(a, a));
+        // e^2a - 1
+        let m = simd.mul_add_e_f32s(p, t, simd.sub_f32s(p, simd.splat_f32s(1.0)));
+        let large = simd.div_f32s(m, simd.add_f32s(m, simd.splat_f32s(2.0)));
+        let square = simd.mul_f32s(a, a);
+        let small = simd.mul_add_e_f32s(simd.mul_f32s(square, polynomial(simd, square, TANH)), a, a);
+        let size = simd.select_f32s(simd.less_than_f32s(a, simd.splat_f32s(TANH_SMALL)), small, large);
         let sign = simd.and_u32s(simd.transmute_u32s_f32s(x), simd.splat_u32s(1 << 31));
-        let large = simd.transmute_f32s_u32s(simd.or_u32s(size, sign));
-        simd.select_f32s(simd.less_than_f32s(a, simd.splat_f32s(TANH_SMALL)), small, large)
+        simd.transmute_f32s_u32s(simd.or_u32s(simd.transmute_u32s_f32s(size), sign))
     }
 }
 
@@ -221,18 +223,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn registers_give_the_same_bits() {
-        let special = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-42];
-        let every = (0..u32::MAX).step_by(50_021).map(f32::from_bits);
-        let mut x: Vec<f32> = (-40_000..40_000).map(|i| i as f32 * 1e-3).chain(every).chain(special).collect();
-        x.resize(x.len().next_multiple_of(16), 0.0);
+    /// On every kind of register that this processor has.
+    fn on_all_registers(x: &[f32], check: impl Fn(&[f32], &[f32])) {
         let (mut s, mut t) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        pulp::Arch::new().dispatch(Both(&x, &mut s, &mut t));
-        for ((&x, &s), &t) in x.iter().zip(&s).zip(&t) {
-            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-            assert!(same(s, sigmoid(x)) && same(t, tanh(x)), "{x}: {s} {} {t} {}", sigmoid(x), tanh(x));
+        pulp::Arch::new().dispatch(Both(x, &mut s, &mut t));
+        check(&s, &t);
+        pulp::Arch::Scalar.dispatch(Both(x, &mut s, &mut t));
+        check(&s, &t);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            pulp::Simd::vectorize(simd, Both(x, &mut s, &mut t));
+            check(&s, &t);
         }
+    }
+
+    #[test]
+    fn registers_are_within_2_units_of_the_last_place() {
+        let mut x: Vec<f32> = (-870_000..870_000).map(|i| i as f32 * 1e-4).collect();
+        x.extend((0..u32::MAX).step_by(4001).map(f32::from_bits).filter(|x| x.is_finite()));
+        x.resize(x.len().next_multiple_of(16), 0.0);
+        on_all_registers(&x, |s, t| {
+            for ((&x, &s), &t) in x.iter().zip(s).zip(t) {
+                let wide = f64::from(x);
+                let error = ulps(t, wide.tanh());
+                assert!(error <= 2.0, "tanh {x}: {t}, {error} ulp");
+                let exact = 1.0 / (1.0 + (-wide).exp());
+                // Below, the result stays where it is at the end of the range, next to the smallest normal number.
+                let error = if x >= -87.0 { ulps(s, exact) } else { (f64::from(s) - exact) / 2e-38 };
+                assert!(error.abs() <= 2.0, "sigmoid {x}: {s}, {error} ulp");
+            }
+        });
+    }
+
+    #[test]
+    fn registers_keep_infinities_nan_and_the_sign_of_zero() {
+        let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, f32::MAX, f32::MIN, 1e-42];
+        let x = [x, x].concat();
+        on_all_registers(&x, |s, t| {
+            assert_eq!((s[0], t[0], t[1]), (1.0, 1.0, -1.0));
+            assert!(s[1] >= 0.0 && s[1] < 2e-38 && s[2].is_nan() && t[2].is_nan());
+            assert_eq!((s[3], t[3].to_bits(), t[4].to_bits()), (0.5, 0, 1 << 31));
+            assert_eq!((s[5], t[5], t[6], t[7]), (1.0, 1.0, -1.0, 1e-42));
+        });
     }
 
     #[test]

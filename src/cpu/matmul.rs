@@ -4,8 +4,8 @@
 //! fused multiplications within each block of [`BLOCK_K`], the blocks added up in order. Tiles, remainders and single
 //! rows all do the same, so a row's bits depend on that row and B alone.
 
+use super::aligned::Aligned;
 use super::rows::{TASK_COST, over_rows};
-use crate::scheduler::strategy::CACHE_LINE;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -21,8 +21,6 @@ pub(super) const BLOCK_K: usize = 128;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
 const BLOCK_ROWS: usize = 100;
-/// Bytes to which packed panels are aligned: a cache line.
-const LINE: usize = 4 * CACHE_LINE;
 
 struct PanelWidth;
 
@@ -39,9 +37,7 @@ impl WithSimd for PanelWidth {
 /// panel, for each k, the panel's columns.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
-    data: Vec<f32>,
-    /// Where the aligned part of `data` begins.
-    start: usize,
+    data: Aligned,
     inner: usize,
     columns: usize,
     width: usize,
@@ -49,7 +45,7 @@ pub(super) struct Packed {
 
 impl Packed {
     /// Gives it the room that it needs.
-    pub(super) fn reserve(&mut self, data: Vec<f32>) {
+    pub(super) fn reserve(&mut self, data: Aligned) {
         self.data = data;
     }
 
@@ -107,14 +103,12 @@ impl Packed {
         let width = Arch::new().dispatch(PanelWidth);
         let panels = columns.div_ceil(width);
         let len = inner * panels * width;
-        if self.data.len() < len + LINE / 4 {
+        if self.data.len() < len {
             debug_assert!(self.data.is_empty(), "planned for {} values, needed are {len}", self.data.len());
-            self.data = vec![0.0; len + LINE / 4];
+            self.data = Aligned::zeros(len);
         }
-        let start = self.data.as_ptr().align_offset(LINE);
-        self.start = if start <= LINE / 4 { start } else { 0 };
         (self.inner, self.columns, self.width) = (inner, columns, width);
-        let mut rest = &mut self.data[self.start..self.start + len];
+        let mut rest = &mut self.data[..len];
         for k in (0..inner).step_by(BLOCK_K) {
             let depth = BLOCK_K.min(inner - k);
             let (block, tail) = std::mem::take(&mut rest).split_at_mut(depth * panels * width);
@@ -125,6 +119,11 @@ impl Packed {
         }
     }
 
+    /// K.
+    pub(super) fn inner(&self) -> usize {
+        self.inner
+    }
+
     /// N.
     pub(super) fn columns(&self) -> usize {
         self.columns
@@ -133,7 +132,7 @@ impl Packed {
     /// The panels of the block of K that begins at `k`.
     fn block(&self, k: usize, depth: usize) -> &[f32] {
         let stride = self.columns.div_ceil(self.width) * self.width;
-        &self.data[self.start + k * stride..self.start + (k + depth) * stride]
+        &self.data[k * stride..(k + depth) * stride]
     }
 }
 
@@ -270,6 +269,18 @@ pub(super) fn multiply_gates(
 ) {
     debug_assert!(right.inner > 0 && sums.len().is_multiple_of(right.width));
     Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
+}
+
+/// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
+#[inline(always)]
+pub(super) fn add_panel<S: Simd>(simd: S, (data, stride): (&[f32], usize), right: &Packed, p: usize, out: &mut [f32]) {
+    let width = PANEL_REGISTERS * S::F32_LANES;
+    for k in (0..right.inner).step_by(BLOCK_K) {
+        let depth = BLOCK_K.min(right.inner - k);
+        let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
+        let a = Lines { data: &data[k..], stride, transposed: false };
+        Tile { a, panel, used: width, columns: width, add: true }.rows(simd, out.len() / width, out);
+    }
 }
 
 /// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.

@@ -4,6 +4,7 @@
 //! Every output is one chain of sums in an order that depends on its own row alone, so results do not depend on the
 //! number of threads, nor a row's result on the rows beside it.
 
+mod aligned;
 mod attention;
 mod call;
 mod columns;

@@ -1,5 +1,6 @@
 //! Where values live on the host: arenas of a program, and persistent values by name.
 
+use super::aligned::Aligned;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
@@ -10,20 +11,19 @@ use std::collections::BTreeMap;
 pub(super) struct Persistent {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
-    pub(super) data: Vec<f32>,
+    pub(super) data: Aligned,
     pub(super) _claim: Claim,
     /// Differs after every change, so that what was made from older contents is known to be stale.
     pub(super) version: u64,
 }
 
 /// Zeros for `name`, counted while the claim is kept: the one place where the executor allocates what a plan counts.
-pub(super) fn allocate(meter: &Meter, name: &str, len: usize) -> Result<(Vec<f32>, Claim)> {
+pub(super) fn allocate(meter: &Meter, name: &str, len: usize) -> Result<(Aligned, Claim)> {
     let bytes = (len as u64).saturating_mul(size_of::<f32>() as u64);
     let refused = |why: &str| Error::memory(format!("cpu: {bytes} bytes for `{name}` were refused: {why}"));
     let claim = meter.claim(bytes).ok_or_else(|| refused("beyond the limit"))?;
     Vec::<f32>::new().try_reserve_exact(len).map_err(|_| refused("the host has no more"))?;
-    // Zeros of an allocator that knows them cost nothing before they are touched.
-    Ok((vec![0.0; len], claim))
+    Ok((Aligned::zeros(len), claim))
 }
 
 /// A piece of memory that is borrowed as a whole, either to read or to write.
@@ -46,19 +46,19 @@ pub(super) struct Place {
 /// All memory of a run.
 #[derive(Debug)]
 pub(super) struct Memory<'a> {
-    pub(super) arenas: &'a mut [Vec<f32>],
+    pub(super) arenas: &'a mut [Aligned],
     pub(super) persistents: &'a mut [Persistent],
 }
 
 impl Memory<'_> {
-    fn buffer(&self, buffer: Buffer) -> &Vec<f32> {
+    fn buffer(&self, buffer: Buffer) -> &Aligned {
         match buffer {
             Buffer::Arena(a) => &self.arenas[a],
             Buffer::Persistent(p) => &self.persistents[p].data,
         }
     }
 
-    fn buffer_mut(&mut self, buffer: Buffer) -> &mut Vec<f32> {
+    fn buffer_mut(&mut self, buffer: Buffer) -> &mut Aligned {
         match buffer {
             Buffer::Arena(a) => &mut self.arenas[a],
             Buffer::Persistent(p) => &mut self.persistents[p].data,
@@ -78,7 +78,7 @@ impl Memory<'_> {
     }
 
     /// Takes the buffers of `places` out, so that they can be written while others are read.
-    pub(super) fn take(&mut self, places: &[Option<Place>]) -> BTreeMap<Buffer, Vec<f32>> {
+    pub(super) fn take(&mut self, places: &[Option<Place>]) -> BTreeMap<Buffer, Aligned> {
         let mut taken = BTreeMap::new();
         for place in places.iter().flatten() {
             taken.entry(place.buffer).or_insert_with(|| std::mem::take(self.buffer_mut(place.buffer)));
@@ -87,7 +87,7 @@ impl Memory<'_> {
     }
 
     /// Gives taken buffers back.
-    pub(super) fn put(&mut self, taken: BTreeMap<Buffer, Vec<f32>>) {
+    pub(super) fn put(&mut self, taken: BTreeMap<Buffer, Aligned>) {
         for (buffer, data) in taken {
             *self.buffer_mut(buffer) = data;
         }
@@ -96,7 +96,7 @@ impl Memory<'_> {
 
 /// The disjoint slices of taken buffers at `places`, by position.
 pub(super) fn carve<'a>(
-    taken: &'a mut BTreeMap<Buffer, Vec<f32>>,
+    taken: &'a mut BTreeMap<Buffer, Aligned>,
     places: &[Option<Place>],
 ) -> Result<Vec<Option<&'a mut [f32]>>> {
     let mut slices: Vec<Option<&'a mut [f32]>> = places.iter().map(|_| None).collect();
@@ -104,7 +104,7 @@ pub(super) fn carve<'a>(
         let mut here: Vec<(usize, Place)> =
             places.iter().enumerate().filter_map(|(i, p)| Some((i, (*p)?))).filter(|p| p.1.buffer == buffer).collect();
         here.sort_by_key(|p| (p.1.offset, p.1.len));
-        let (mut rest, mut at) = (data.as_mut_slice(), 0);
+        let (mut rest, mut at) = (&mut data[..], 0);
         for (position, place) in here {
             let skip = place.offset.checked_sub(at).filter(|skip| skip + place.len <= rest.len());
             let skip =
@@ -143,7 +143,8 @@ mod tests {
     fn slices_are_carved_by_position_and_overlaps_are_refused() {
         let buffer = Buffer::Arena(0);
         let place = |offset, len| Some(Place { buffer, offset, len });
-        let mut taken = BTreeMap::from([(buffer, (0..10).map(|x| x as f32).collect::<Vec<_>>())]);
+        let mut taken = BTreeMap::from([(buffer, Aligned::zeros(10))]);
+        taken.values_mut().flat_map(|values| values.iter_mut().enumerate()).for_each(|(i, x)| *x = i as f32);
         let slices = carve(&mut taken, &[place(6, 2), None, place(1, 3)]).unwrap();
         assert_eq!(slices[0].as_deref(), Some(&[6.0, 7.0][..]));
         assert_eq!(slices[2].as_deref(), Some(&[1.0, 2.0, 3.0][..]));

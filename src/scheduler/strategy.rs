@@ -118,41 +118,33 @@ pub const PARAMETER_SLOTS: usize = 4096;
 /// Scalars that one run may have on a GPU.
 pub const RUN_SCALARS: usize = 64;
 
-/// Columns to which the host's processor pads what it packs: four registers of its widest vectors. The last cache line is
-/// for alignment.
+/// Columns to which the host's processor pads what it packs: four registers of its widest vectors.
 pub const PANEL: usize = 64;
 
-/// Values that the host's processor packs for `op`, each in a place of its own: for a layer the input weights, then each
-/// direction's recurrent weights, then its projections.
+/// Values that the host's processor packs for `op`, each in a place of its own: for a layer each direction's
+/// input weights, then their recurrent weights, then their projections.
 pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Capacity) -> Result<Vec<usize>> {
     if target.executor != Executor::Cpu {
         return Ok(Vec::new());
     }
-    let packed = |inner: usize, columns: usize| inner * columns.next_multiple_of(PANEL) + CACHE_LINE;
+    let packed = |inner: usize, columns: usize| inner * columns.next_multiple_of(PANEL);
     let size = |at: usize| inputs.get(at).copied().flatten().map_or((0, 0), |s| (fixed(s, 0), fixed(s, 1)));
-    let both = |d: usize, first: usize, each: usize| {
-        let mut all = vec![0; 2];
-        all[..d].fill(each);
-        (first, all)
-    };
+    let both = |d: usize, each: usize| -> Vec<usize> { (0..2).map(|at| if at < d { each } else { 0 }).collect() };
     Ok(match op {
         Op::Lstm(lstm) => {
             let d = lstm.directions();
             let at = |parameter| size(forward::parameter(0, parameter));
             let ((four_h, r), (_, i), (r2, h)) =
                 (at(Parameter::WeightHh), at(Parameter::WeightIh), at(Parameter::WeightHr));
-            let ih = if i > 0 { packed(i, d * four_h) } else { 0 };
-            let (ih, hh) = both(d, ih, packed(r, four_h));
-            let (_, hr) = both(d, 0, if h > 0 { packed(h, r2) } else { 0 });
-            [vec![ih], hh, hr].concat()
+            // A panel has some units, each gate of which fills a register.
+            let gates = |inner: usize| packed(inner, 4 * (four_h / GATES).next_multiple_of(PANEL / 4));
+            [both(d, gates(i)), both(d, gates(r)), both(d, packed(h, r2))].concat()
         }
         Op::LstmBackward(lstm) => {
             let d = lstm.directions();
             let at = |parameter| size(backward::parameter(0, parameter));
             let ((four_h, r), (r2, h)) = (at(Parameter::WeightHh), at(Parameter::WeightHr));
-            let (_, hh) = both(d, 0, packed(four_h, r));
-            let (_, hr) = both(d, 0, if h > 0 { packed(r2, h) } else { 0 });
-            [vec![0], hh, hr].concat()
+            [both(d, 0), both(d, packed(four_h, r)), both(d, packed(r2, h))].concat()
         }
         Op::Linear => vec![packed(size(1).1, size(1).0)],
         Op::MatMul => vec![packed(size(1).0, size(1).1)],
@@ -180,9 +172,6 @@ pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Cap
         _ => Vec::new(),
     })
 }
-
-/// Floats of a cache line.
-pub const CACHE_LINE: usize = 16;
 
 /// Values of padding so that kernels may read four at a time.
 pub const QUAD: usize = 4;
