@@ -14,9 +14,9 @@ use super::lstm_cell::{self, CellWeights, Scratch};
 use super::lstm_layer::{
     Layer, Pass, Rows, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
-use super::lstm_plain::{Plain, load, store};
+use super::lstm_plain::Plain;
 use super::math;
-use super::matmul::{Finish, Left, Packed, multiply, multiply_gates};
+use super::matmul::{Finish, Left, Packed, load, multiply, multiply_gates, store};
 use super::rows::over_rows;
 use super::team::Shared;
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};

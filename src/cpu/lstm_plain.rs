@@ -10,7 +10,7 @@
 use super::aligned::Aligned;
 use super::lstm_layer::Layer;
 use super::math::lanes::{sigmoid, tanh};
-use super::matmul::{Packed, add_panel};
+use super::matmul::{Packed, add_panel, load, store};
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use pulp::{Arch, Simd, WithSimd};
@@ -344,23 +344,5 @@ impl Member<'_> {
                 }
             }
         }
-    }
-}
-
-/// A register of values, zeros where there are fewer.
-#[inline(always)]
-pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(from) {
-        ([all], []) => *all,
-        _ => simd.partial_load_f32s(from),
-    }
-}
-
-/// As many of a register's values as fit.
-#[inline(always)]
-pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
-    match S::as_mut_simd_f32s(to) {
-        ([all], []) => *all = values,
-        _ => simd.partial_store_f32s(to, values),
     }
 }

@@ -14,13 +14,13 @@ use std::ops::Range;
 pub(super) const PANEL_REGISTERS: usize = 4;
 /// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
 /// with one for each row's operand, that is nearly all of them. One more, and the compiler keeps a sum in memory.
-const TILE_ROWS: usize = 5;
+const TILE_ROWS: usize = 6;
 const TILE_ROWS_OF_16: usize = 2;
 /// Length of K that is summed in registers before it is added to C; a panel of it fills the first cache.
 pub(super) const BLOCK_K: usize = 128;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
-const BLOCK_ROWS: usize = 100;
+const BLOCK_ROWS: usize = 102;
 
 struct PanelWidth;
 
@@ -286,7 +286,7 @@ pub(super) fn add_panel<S: Simd>(simd: S, (data, stride): (&[f32], usize), right
 /// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.
 macro_rules! each_row {
     ($count:expr, $r:ident => $body:block) => {
-        each_row!(@ $count, $r, $body, 0 1 2 3 4)
+        each_row!(@ $count, $r, $body, 0 1 2 3 4 5)
     };
     (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
         $(if $count > $n {
@@ -325,11 +325,13 @@ impl Tile<'_> {
                 (false, 2) => at.compute::<S, 2, false>(simd, out),
                 (false, 3) => at.compute::<S, 3, false>(simd, out),
                 (false, 4) => at.compute::<S, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, 5, false>(simd, out),
                 (false, _) => at.compute::<S, TILE_ROWS, false>(simd, out),
                 (true, 1) => at.compute::<S, 1, true>(simd, out),
                 (true, 2) => at.compute::<S, 2, true>(simd, out),
                 (true, 3) => at.compute::<S, 3, true>(simd, out),
                 (true, 4) => at.compute::<S, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, 5, true>(simd, out),
                 (true, _) => at.compute::<S, TILE_ROWS, true>(simd, out),
             }
             row += height;
@@ -345,7 +347,7 @@ impl Tile<'_> {
         let depth = b.len();
         let Lines { data, stride, .. } = self.a;
         let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
-        let a = [row(0), row(1), row(2), row(3), row(4)];
+        let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
         let mut sums = [[simd.splat_f32s(0.0); W]; TILE_ROWS];
         for (k, b) in b.iter().enumerate() {
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
@@ -359,23 +361,44 @@ impl Tile<'_> {
         }
         each_row!(R, ROW => {
             let row = &mut out[ROW * self.columns..][..self.used];
-            if let ([s0, s1, s2, s3], []) = S::as_mut_simd_f32s(row) {
-                let [t0, t1, t2, t3] = sums[ROW];
-                if self.add {
-                    *s0 = simd.add_f32s(*s0, t0);
-                    *s1 = simd.add_f32s(*s1, t1);
-                    *s2 = simd.add_f32s(*s2, t2);
-                    *s3 = simd.add_f32s(*s3, t3);
-                } else {
-                    (*s0, *s1, *s2, *s3) = (t0, t1, t2, t3);
-                }
-            } else {
-                for (part, &sum) in row.chunks_mut(S::F32_LANES).zip(&sums[ROW]) {
-                    let sum = if self.add { simd.add_f32s(simd.partial_load_f32s(part), sum) } else { sum };
-                    simd.partial_store_f32s(part, sum);
-                }
-            }
+            // By name: sums that something points to are kept in memory.
+            let [t0, t1, t2, t3] = sums[ROW];
+            self.put(simd, row, 0, t0);
+            self.put(simd, row, 1, t1);
+            self.put(simd, row, 2, t2);
+            self.put(simd, row, 3, t3);
         });
+    }
+
+    /// Adds a register of sums to part `part` of a row of the panel, or stores it there.
+    #[inline(always)]
+    fn put<S: Simd>(&self, simd: S, row: &mut [f32], part: usize, sums: S::f32s) {
+        let (_, row) = row.split_at_mut(self.used.min(part * S::F32_LANES));
+        if let Some((to, _)) = row.split_at_mut_checked(S::F32_LANES) {
+            let sums = if self.add { simd.add_f32s(load(simd, to), sums) } else { sums };
+            store(simd, to, sums);
+        } else if !row.is_empty() {
+            let sums = if self.add { simd.add_f32s(load(simd, row), sums) } else { sums };
+            store(simd, row, sums);
+        }
+    }
+}
+
+/// A register of values, zeros where there are fewer.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from) {
+        ([all], []) => *all,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// As many of a register's values as fit.
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(to) {
+        ([all], []) => *all = values,
+        _ => simd.partial_store_f32s(to, values),
     }
 }
 
