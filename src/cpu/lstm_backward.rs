@@ -6,8 +6,8 @@
 //! di = dc g i (1 - i)    df = dc c_{t-1} f (1 - f)    dg = dc i (1 - g²)    dc = dc f
 //! ```
 //!
-//! The gradients overwrite the gates. Each thread owns some sequences for all timesteps. Other cells than this one go
-//! through [`super::lstm_cell`].
+//! The gradients overwrite the gates. Layers of such cells go on in [`super::lstm_plain_backward`]. Of others, which go through
+//! [`super::lstm_cell`], each thread owns some sequences for all timesteps.
 
 use super::call::Call;
 use super::lstm_cell::{self, CellWeights, NormGradients, Scratch};
@@ -15,8 +15,10 @@ use super::lstm_layer::{
     Layer, Pass, Rows, begin, cut_states, lengths, normalise, normalise_backward, own_columns, put_columns, shares,
     weights,
 };
+use super::lstm_plain_backward::Plain;
 use super::math;
 use super::matmul::{Left, multiply};
+use super::team::Shared;
 use crate::config::{GATE_F, GATE_G, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::backward as at;
@@ -116,39 +118,10 @@ impl Part<'_> {
         for s in (0..lengths.first().copied().unwrap_or(0)).rev() {
             let active = lengths.partition_point(|&n| n > s);
             let time = |b: usize| if reversed { lengths[b] - 1 - s } else { s };
-            if directions == 1 && layer.plain(d) && time(0) == time(active - 1) {
-                self.plain_step(reads, s, time(0), active, &mut now);
-            } else {
-                self.step(reads, d, s, active, time, &mut now);
-            }
+            self.step(reads, d, s, active, time, &mut now);
         }
         put_columns(self.dh, &now.dh, d, directions, r);
         put_columns(self.dc, &now.dc, d, directions, hidden);
-    }
-
-    /// A step back of plain cells whose rows lie side by side.
-    fn plain_step(&mut self, reads: &Reads<'_>, s: usize, t: usize, active: usize, now: &mut Running) {
-        let hidden = reads.layer.hidden;
-        let gates = self.gates.step(t, active);
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (r, gates) in gates.chunks_exact_mut(GATES * hidden).enumerate() {
-                    let b = self.first + r;
-                    let own = r * hidden..(r + 1) * hidden;
-                    let (dh, dc) = (&mut now.dh[own.clone()], &mut now.dc[own]);
-                    if let Some(dy) = reads.dy {
-                        dh.iter_mut().zip(reads.row(dy, t, b, 0, hidden)).for_each(|(dh, dy)| *dh += dy);
-                    }
-                    let c = reads.row(reads.cells, t, b, 0, hidden);
-                    differentiate(gates, c, reads.cell_before(s, t, b, 0), dh, dc);
-                }
-            },
-        );
-        if s > 0 || reads.wants_dh0 {
-            let left = Left::Rows { data: gates, stride: GATES * hidden };
-            multiply(left, reads.layer.weights[0].hh, &mut now.dh[..active * hidden], false);
-        }
     }
 
     /// A step back of any cell, row by row.
@@ -301,6 +274,11 @@ pub(super) fn lstm_backward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let (lengths, zero) = (lengths(axis, call.batch.sequences()), vec![0.0; hidden]);
     let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r };
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
+    if layer.plain(0) {
+        let (gates, dh, dc) = (Shared::new(gates), Shared::new(dh), Shared::new(dc));
+        Plain { layer: &layer, gates, cells, c0, dy, dh, dc, wants_dh0 }.run(&shares);
+        return Ok(());
+    }
     let four_h = GATES * hidden;
     let mut gates = Rows::cut(gates, directions * four_h, axis, &shares).into_iter();
     let widths = [r, four_h, four_h, hidden, hidden];

@@ -5,7 +5,7 @@
 //! c_t = f * c_{t-1} + i * g                   h_t = o * tanh(c_t)
 //! ```
 //!
-//! The input's part of all gates is one product over all rows. Layers of such cells go on in [`super::lstm_plain`]. Of others,
+//! The input's part of all gates is one product over all rows. Layers of such cells go on in [`super::lstm_plain_forward`]. Of others,
 //! which go through [`super::lstm_cell`], each thread owns some sequences for all timesteps and meets no other.
 
 use super::aligned::Aligned;
@@ -14,7 +14,7 @@ use super::lstm_cell::{self, CellWeights, Scratch};
 use super::lstm_layer::{
     Layer, Pass, Rows, begin, cut_states, lengths, normalise, own_columns, put_columns, shares, weights,
 };
-use super::lstm_plain::Plain;
+use super::lstm_plain_forward::Plain;
 use super::math;
 use super::matmul::{Finish, Left, Packed, load, multiply, multiply_gates, store};
 use super::rows::over_rows;

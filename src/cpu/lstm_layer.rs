@@ -5,13 +5,21 @@ use super::call::{Cached, Call};
 use super::matmul::Packed;
 use super::products::rows_of;
 use super::rows::TASK_COST;
+use super::team::Meeting;
 use crate::config::{Cell, GATES, Mask};
 use crate::error::{Error, Result};
 use crate::graph::{LstmOp, Parameter};
 use crate::params::random::{StreamKey, drop_threshold, keeps, unit_word};
 use crate::scheduler::{Axis, Batch};
+use rayon::prelude::*;
 use std::ops::Range;
 
+/// Floats between rows of a left operand beyond what they hold, so that they do not all fall into the same sets of the cache.
+pub(super) const SKEW: usize = 16;
+/// Values of recurrent weights that stay in one processor's own cache beside all else.
+const OWN_CACHE: usize = 192 * 1024;
+/// Multiply-adds of a step that are worth a meeting.
+const MEETING_COST: usize = 50_000;
 /// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.
 pub(super) const PACKS: usize = 6;
 
@@ -30,6 +38,26 @@ pub(super) fn shares(axis: &Axis, lengths: &[usize], cost: usize) -> Vec<Range<u
         shares.push(first..lengths.len());
     }
     shares
+}
+
+/// Calls `work` for each thread's sequences and panels, of which there are so many: `shares` of sequences with all panels, or all
+/// sequences with a share of the panels each.
+pub(super) fn spread(
+    layer: &Layer<'_>,
+    shares: &[Range<usize>],
+    panels: usize,
+    work: impl Fn(Range<usize>, Range<usize>, &Meeting) + Sync,
+) {
+    let threads = rayon::current_num_threads().min(panels);
+    let step = layer.lengths.len() * GATES * layer.hidden * layer.r;
+    let is_large = GATES * layer.hidden * layer.r > OWN_CACHE;
+    if threads == rayon::current_num_threads() && (shares.len() < threads || is_large) && step > MEETING_COST {
+        let meeting = Meeting::new(threads);
+        let share = |n: usize| n * panels / threads;
+        meeting.gather(|n| work(0..layer.lengths.len(), share(n)..share(n + 1), &meeting));
+    } else {
+        shares.par_iter().for_each(|sequences| work(sequences.clone(), 0..panels, &Meeting::new(1)));
+    }
 }
 
 /// The length of each packed sequence. Sequence b takes part in the steps whose rows exceed b; lengths descend.
@@ -79,11 +107,6 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn row(&mut self, t: usize, b: usize, d: usize, n: usize) -> &mut [f32] {
         &mut self.steps[t][b * self.width + d * n..][..n]
-    }
-
-    /// All rows of the share's first `active` sequences at step `t`.
-    pub fn step(&mut self, t: usize, active: usize) -> &mut [f32] {
-        &mut self.steps[t][..active * self.width]
     }
 }
 
@@ -204,6 +227,13 @@ pub(super) struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    /// The packed row of sequence `b` at step `s` of direction `d`.
+    #[inline(always)]
+    pub fn row(&self, d: usize, s: usize, b: usize) -> usize {
+        let t = if self.op.direction.reversed(d) { self.lengths[b] - 1 - s } else { s };
+        self.axis.offset(t) + b
+    }
+
     /// H and R from W_hh's shape `[4H, R]`.
     pub fn sizes(call: &Call<'_>, at: usize) -> Result<(usize, usize)> {
         let operand = call.operand(at)?;

@@ -16,8 +16,9 @@ pub(super) const PANEL_REGISTERS: usize = 4;
 /// with one for each row's operand, that is nearly all of them. One more, and the compiler keeps a sum in memory.
 const TILE_ROWS: usize = 6;
 const TILE_ROWS_OF_16: usize = 2;
-/// Length of K that is summed in registers before it is added to C; a panel of it fills the first cache.
-pub(super) const BLOCK_K: usize = 128;
+/// Length of K that is summed in registers before it is added to C. A panel of it stays in the second cache, from which a tile
+/// reads no faster than it computes.
+pub(super) const BLOCK_K: usize = 384;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
 const BLOCK_ROWS: usize = 102;
@@ -80,6 +81,11 @@ impl Packed {
                 }
             }
         });
+    }
+
+    /// Columns of one panel.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     /// Units of one panel, where it is packed by [`Self::gates`].
@@ -214,7 +220,7 @@ impl WithSimd for Multiply<'_> {
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
                     let used = width.min(columns - p * width);
                     let tile = Tile { a, panel, used, columns, add };
-                    tile.rows(simd, count, &mut out[first * columns + p * width..]);
+                    tile.some_rows(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
         }
@@ -271,7 +277,8 @@ pub(super) fn multiply_gates(
     Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
 }
 
-/// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
+/// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p` of
+/// recurrent or input weights.
 #[inline(always)]
 pub(super) fn add_panel<S: Simd>(simd: S, (data, stride): (&[f32], usize), right: &Packed, p: usize, out: &mut [f32]) {
     let width = PANEL_REGISTERS * S::F32_LANES;
@@ -280,6 +287,25 @@ pub(super) fn add_panel<S: Simd>(simd: S, (data, stride): (&[f32], usize), right
         let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
         let a = Lines { data: &data[k..], stride, transposed: false };
         Tile { a, panel, used: width, columns: width, add: true }.rows(simd, out.len() / width, out);
+    }
+}
+
+/// Stores in `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
+#[inline(always)]
+pub(super) fn multiply_panel<S: Simd>(
+    simd: S,
+    (data, stride): (&[f32], usize),
+    right: &Packed,
+    p: usize,
+    out: &mut [f32],
+) {
+    let width = PANEL_REGISTERS * S::F32_LANES;
+    for k in (0..right.inner).step_by(BLOCK_K) {
+        let depth = BLOCK_K.min(right.inner - k);
+        let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
+        let a = Lines { data: &data[k..], stride, transposed: false };
+        let used = width.min(right.columns - p * width);
+        Tile { a, panel, used, columns: width, add: k > 0 }.some_rows(simd, out.len() / width, out);
     }
 }
 
@@ -309,10 +335,25 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// [`Self::rows`], with as many registers of the panel as have columns, where that is up to half of them.
+    #[inline(always)]
+    fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+        match self.used.div_ceil(S::F32_LANES) {
+            1 => self.rows_of::<S, 1>(simd, count, out),
+            2 => self.rows_of::<S, 2>(simd, count, out),
+            _ => self.rows_of::<S, PANEL_REGISTERS>(simd, count, out),
+        }
+    }
+
     /// Adds the product of `count` rows to `out`, the rest of C from the first one's first element on, or stores it there: in
     /// tiles as even as they can be.
     #[inline(always)]
     fn rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+        self.rows_of::<S, PANEL_REGISTERS>(simd, count, out);
+    }
+
+    #[inline(always)]
+    fn rows_of<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
         let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
         let tiles = count.div_ceil(most);
         let mut row = 0;
@@ -321,42 +362,45 @@ impl Tile<'_> {
             let at = Self { a: self.a.skip(row), ..self };
             let out = &mut out[row * self.columns..];
             match (self.a.transposed, height) {
-                (false, 1) => at.compute::<S, 1, false>(simd, out),
-                (false, 2) => at.compute::<S, 2, false>(simd, out),
-                (false, 3) => at.compute::<S, 3, false>(simd, out),
-                (false, 4) => at.compute::<S, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, 5, false>(simd, out),
-                (false, _) => at.compute::<S, TILE_ROWS, false>(simd, out),
-                (true, 1) => at.compute::<S, 1, true>(simd, out),
-                (true, 2) => at.compute::<S, 2, true>(simd, out),
-                (true, 3) => at.compute::<S, 3, true>(simd, out),
-                (true, 4) => at.compute::<S, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, 5, true>(simd, out),
-                (true, _) => at.compute::<S, TILE_ROWS, true>(simd, out),
+                (false, 1) => at.compute::<S, W, 1, false>(simd, out),
+                (false, 2) => at.compute::<S, W, 2, false>(simd, out),
+                (false, 3) => at.compute::<S, W, 3, false>(simd, out),
+                (false, 4) => at.compute::<S, W, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, W, 5, false>(simd, out),
+                (false, _) => at.compute::<S, W, TILE_ROWS, false>(simd, out),
+                (true, 1) => at.compute::<S, W, 1, true>(simd, out),
+                (true, 2) => at.compute::<S, W, 2, true>(simd, out),
+                (true, 3) => at.compute::<S, W, 3, true>(simd, out),
+                (true, 4) => at.compute::<S, W, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, W, 5, true>(simd, out),
+                (true, _) => at.compute::<S, W, TILE_ROWS, true>(simd, out),
             }
             row += height;
         }
     }
 
-    /// The same of `R` rows.
+    /// The same of `R` rows and `W` registers of the panel.
     #[inline(always)]
-    fn compute<S: Simd, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
-        const W: usize = PANEL_REGISTERS;
+    fn compute<S: Simd, const W: usize, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
         let (b, _) = S::as_simd_f32s(self.panel);
-        let (b, _) = b.as_chunks::<W>();
+        let (b, _) = b.as_chunks::<PANEL_REGISTERS>();
         let depth = b.len();
         let Lines { data, stride, .. } = self.a;
         let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
         let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
-        let mut sums = [[simd.splat_f32s(0.0); W]; TILE_ROWS];
+        let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
         for (k, b) in b.iter().enumerate() {
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {
                 let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
                 sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
-                sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
-                sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
-                sums[ROW][3] = simd.mul_add_e_f32s(x, b[3], sums[ROW][3]);
+                if W > 1 {
+                    sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
+                }
+                if W > 2 {
+                    sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
+                    sums[ROW][3] = simd.mul_add_e_f32s(x, b[3], sums[ROW][3]);
+                }
             });
         }
         each_row!(R, ROW => {
@@ -364,9 +408,13 @@ impl Tile<'_> {
             // By name: sums that something points to are kept in memory.
             let [t0, t1, t2, t3] = sums[ROW];
             self.put(simd, row, 0, t0);
-            self.put(simd, row, 1, t1);
-            self.put(simd, row, 2, t2);
-            self.put(simd, row, 3, t3);
+            if W > 1 {
+                self.put(simd, row, 1, t1);
+            }
+            if W > 2 {
+                self.put(simd, row, 2, t2);
+                self.put(simd, row, 3, t3);
+            }
         });
     }
 

@@ -8,21 +8,14 @@
 //! processor's cache, the units, and then meet at each step. An element's bits are the same either way.
 
 use super::aligned::Aligned;
-use super::lstm_layer::Layer;
+use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::{sigmoid, tanh};
 use super::matmul::{Packed, add_panel, load, store};
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 use std::ops::Range;
 
-/// Floats between rows of x and h beyond what they hold, so that they do not all fall into the same sets of the cache.
-const SKEW: usize = 16;
-/// Values of recurrent weights that stay in one processor's own cache beside all else.
-const OWN_CACHE: usize = 192 * 1024;
-/// Multiply-adds of a step that are worth a meeting.
-const MEETING_COST: usize = 50_000;
 /// Sums of gates that a thread keeps of a chunk, unless these are fewer rows than a product needs to be fast.
 const CHUNK: usize = 64 * 1024;
 const CHUNK_ROWS: usize = 128;
@@ -72,26 +65,6 @@ struct Chunk {
     cells: Aligned,
 }
 
-/// Calls `work` for each thread's sequences and panels, of which there are so many: `shares` of sequences with all panels, or all
-/// sequences with a share of the panels each.
-pub(super) fn spread(
-    layer: &Layer<'_>,
-    shares: &[Range<usize>],
-    panels: usize,
-    work: impl Fn(Range<usize>, Range<usize>, &Meeting) + Sync,
-) {
-    let threads = rayon::current_num_threads().min(panels);
-    let step = layer.lengths.len() * GATES * layer.hidden * layer.r;
-    let is_large = GATES * layer.hidden * layer.r > OWN_CACHE;
-    if threads == rayon::current_num_threads() && (shares.len() < threads || is_large) && step > MEETING_COST {
-        let meeting = Meeting::new(threads);
-        let share = |n: usize| n * panels / threads;
-        meeting.gather(|n| work(0..layer.lengths.len(), share(n)..share(n + 1), &meeting));
-    } else {
-        shares.par_iter().for_each(|sequences| work(sequences.clone(), 0..panels, &Meeting::new(1)));
-    }
-}
-
 impl Plain<'_> {
     /// Runs all steps of all directions.
     pub fn run(&self, shares: &[Range<usize>]) {
@@ -110,17 +83,10 @@ impl Plain<'_> {
         });
     }
 
-    /// The packed row of sequence `b` at step `s` of direction `d`.
-    #[inline(always)]
-    fn row(&self, d: usize, s: usize, b: usize) -> usize {
-        let t = if self.layer.op.direction.reversed(d) { self.layer.lengths[b] - 1 - s } else { s };
-        self.layer.axis.offset(t) + b
-    }
-
     /// Where this direction's columns of that row begin, of `n` for each direction.
     #[inline(always)]
     fn at(&self, d: usize, s: usize, b: usize, n: usize) -> usize {
-        (self.row(d, s, b) * self.layer.op.directions() + d) * n
+        (self.layer.row(d, s, b) * self.layer.op.directions() + d) * n
     }
 }
 
@@ -248,7 +214,7 @@ impl Member<'_> {
         };
         let (inputs, stride) = (weights.inner(), weights.inner() + SKEW);
         for (row, (s, b)) in numbered.enumerate() {
-            x[row * stride..][..inputs].copy_from_slice(&plain.x[plain.row(self.d, s, b) * inputs..][..inputs]);
+            x[row * stride..][..inputs].copy_from_slice(&plain.x[plain.layer.row(self.d, s, b) * inputs..][..inputs]);
         }
         for (sums, p) in sums.chunks_exact_mut(*most * GATES * lanes).zip(self.panels.clone()) {
             let (first, sums) = (p * lanes, &mut sums[..rows * GATES * lanes]);
