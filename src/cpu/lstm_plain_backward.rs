@@ -8,6 +8,7 @@ use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::tanh;
 use super::matmul::{load, multiply_panel, store};
+use super::prefetch::prefetch;
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use pulp::{Arch, Simd, WithSimd};
@@ -143,9 +144,23 @@ impl Member<'_> {
             };
             let (cells, dy) = (&plain.cells[at * hidden..], plain.dy.map(|dy| &dy[at * hidden..]));
             let left = self.left(s % 2, b);
+            // What the step before reads of this row: it comes while this step is computed.
+            let ahead = s.checked_sub(1).map(|s| layer.row(self.d, s, b) * directions + self.d);
             for first in (self.units.start..self.units.end).step_by(lanes) {
                 let used = lanes.min(self.units.end - first);
                 let own = first..first + used;
+                if let Some(ahead) = ahead {
+                    for gate in 0..GATES {
+                        let at = (ahead * GATES + gate) * hidden + first;
+                        // SAFETY: of one of this thread's rows and units, which no other thread touches.
+                        prefetch(unsafe { plain.gates.read(at..at + used) });
+                    }
+                    if s > 1 {
+                        let at = (layer.row(self.d, s - 2, b) * directions + self.d) * hidden + first;
+                        prefetch(&plain.cells[at..]);
+                    }
+                    plain.dy.iter().for_each(|dy| prefetch(&dy[ahead * hidden + first..]));
+                }
                 // No closures here: one that is not inlined has no vector instructions.
                 let at_gate = |gate: usize| (at * GATES + gate) * hidden + first;
                 let i = read(simd, &plain.gates, at_gate(GATE_I), used);
