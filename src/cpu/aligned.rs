@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 /// Floats of a cache line, and of the widest register.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
 /// A number of floats, the first at the beginning of a cache line.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 //! random masks, normalisation.
 
 use super::call::{Cached, Call};
-use super::matmul::Packed;
+use super::matmul::{OWN_CACHE, Packed};
 use super::products::rows_of;
 use super::rows::TASK_COST;
 use super::team::Meeting;
@@ -16,8 +16,6 @@ use std::ops::Range;
 
 /// Floats between rows of a left operand beyond what they hold, so that they do not all fall into the same sets of the cache.
 pub(super) const SKEW: usize = 16;
-/// Values of recurrent weights that stay in one processor's own cache beside all else.
-const OWN_CACHE: usize = 192 * 1024;
 /// Multiply-adds of a step that are worth a meeting.
 const MEETING_COST: usize = 50_000;
 /// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.

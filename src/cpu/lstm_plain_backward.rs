@@ -7,7 +7,7 @@
 use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::tanh;
-use super::matmul::{load, multiply_panel, store};
+use super::matmul::{Panels, load, store};
 use super::prefetch::prefetch;
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
@@ -205,8 +205,9 @@ impl Member<'_> {
         // SAFETY: in this half all have written before the last meeting, and nobody writes it before the next.
         let left = unsafe { self.left.read(self.left(s % 2, first)..self.left(s % 2, first + active)) };
         let size = self.sequences.len() * weights.width();
+        let panels = Panels::new(weights, self.panels.clone());
         for (p, dh) in self.panels.clone().zip(now.dh.chunks_exact_mut(size)) {
-            multiply_panel(simd, (left, self.plain.width()), weights, p, &mut dh[..active * weights.width()]);
+            panels.multiply(simd, (left, self.plain.width()), p, &mut dh[..active * weights.width()]);
         }
     }
 }

@@ -10,7 +10,7 @@
 use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::{sigmoid, tanh};
-use super::matmul::{Packed, add_panel, load, store};
+use super::matmul::{Packed, Panels, load, store};
 use super::team::{Meeting, Shared};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use pulp::{Arch, Simd, WithSimd};
@@ -216,12 +216,13 @@ impl Member<'_> {
         for (row, (s, b)) in numbered.enumerate() {
             x[row * stride..][..inputs].copy_from_slice(&plain.x[plain.layer.row(self.d, s, b) * inputs..][..inputs]);
         }
+        let panels = Panels::new(weights, self.panels.clone());
         for (sums, p) in sums.chunks_exact_mut(*most * GATES * lanes).zip(self.panels.clone()) {
             let (first, sums) = (p * lanes, &mut sums[..rows * GATES * lanes]);
             let used = lanes.min(hidden - first);
             let bias = [0, 1, 2, 3].map(|gate| load(simd, &bias[gate * hidden + first..][..used]));
             S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0.iter_mut().for_each(|row| *row = bias);
-            add_panel(simd, (x, stride), weights, p, sums);
+            panels.add(simd, (x, stride), p, sums);
         }
     }
 
@@ -233,12 +234,12 @@ impl Member<'_> {
         let (begin, end) = (self.left(s % 2, first, &(0..0)).start, self.left(s % 2, first + active, &(0..0)).start);
         // SAFETY: in this step all write to the other half; this one was written before the last meeting, or by this thread alone.
         let left = unsafe { self.left.read(begin..end) };
-        let weights = self.plain.layer.weights[self.d].hh;
+        let weights = Panels::new(self.plain.layer.weights[self.d].hh, self.panels.clone());
         let start = chunk.starts[s - chunk.steps.start];
         for (n, p) in self.panels.clone().enumerate() {
             let row = n * chunk.rows + start;
             let sums = &mut chunk.sums[row * GATES * lanes..][..active * GATES * lanes];
-            add_panel(simd, (left, self.width()), weights, p, sums);
+            weights.add(simd, (left, self.width()), p, sums);
             let sums = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0;
             let c = &mut c[n * self.sequences.len() * lanes..][..active * lanes];
             let c = S::as_mut_simd_f32s(c).0;

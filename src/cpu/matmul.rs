@@ -4,7 +4,8 @@
 //! fused multiplications within each block of [`BLOCK_K`], the blocks added up in order. Tiles, remainders and single
 //! rows all do the same, so a row's bits depend on that row and B alone.
 
-use super::aligned::Aligned;
+use super::aligned::{Aligned, LINE};
+use super::prefetch::prefetch;
 use super::rows::{TASK_COST, over_rows};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -19,6 +20,8 @@ const TILE_ROWS_OF_16: usize = 2;
 /// Length of K that is summed in registers before it is added to C. A panel of it stays in the second cache, from which a tile
 /// reads no faster than it computes.
 pub(super) const BLOCK_K: usize = 384;
+/// Values of weights that stay in one processor's own cache beside all else.
+pub(super) const OWN_CACHE: usize = 192 * 1024;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
 /// [`TILE_ROWS`].
 const BLOCK_ROWS: usize = 102;
@@ -219,7 +222,7 @@ impl WithSimd for Multiply<'_> {
                 let a = left.block(first, count, k, depth, &mut scratch);
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
                     let used = width.min(columns - p * width);
-                    let tile = Tile { a, panel, used, columns, add };
+                    let tile = Tile { a, panel, ahead: &[], used, columns, add };
                     tile.some_rows(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
@@ -256,8 +259,8 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
                 let depth = BLOCK_K.min(right.inner - k);
                 let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
                 let a = Lines { data: &data[k..], stride, transposed: false };
-                let tile = Tile { a, panel, used: width, columns: width, add: k > 0 };
-                tile.rows(simd, sums.len() / width, sums);
+                let tile = Tile { a, panel, ahead: &[], used: width, columns: width, add: k > 0 };
+                tile.rows::<S, PANEL_REGISTERS>(simd, sums.len() / width, sums);
             }
             each.finish(simd, p * right.units(), sums);
         }
@@ -277,35 +280,58 @@ pub(super) fn multiply_gates(
     Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
 }
 
-/// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p` of
-/// recurrent or input weights.
-#[inline(always)]
-pub(super) fn add_panel<S: Simd>(simd: S, (data, stride): (&[f32], usize), right: &Packed, p: usize, out: &mut [f32]) {
-    let width = PANEL_REGISTERS * S::F32_LANES;
-    for k in (0..right.inner).step_by(BLOCK_K) {
-        let depth = BLOCK_K.min(right.inner - k);
-        let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
-        let a = Lines { data: &data[k..], stride, transposed: false };
-        Tile { a, panel, used: width, columns: width, add: true }.rows(simd, out.len() / width, out);
-    }
+/// Some panels of a right operand, and whether what comes after each is asked for ahead: where they do not stay in a
+/// thread's own cache.
+#[derive(Clone)]
+pub(super) struct Panels<'a> {
+    right: &'a Packed,
+    numbers: Range<usize>,
+    ahead: bool,
 }
 
-/// Stores in `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
-#[inline(always)]
-pub(super) fn multiply_panel<S: Simd>(
-    simd: S,
-    (data, stride): (&[f32], usize),
-    right: &Packed,
-    p: usize,
-    out: &mut [f32],
-) {
-    let width = PANEL_REGISTERS * S::F32_LANES;
-    for k in (0..right.inner).step_by(BLOCK_K) {
-        let depth = BLOCK_K.min(right.inner - k);
-        let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
-        let a = Lines { data: &data[k..], stride, transposed: false };
-        let used = width.min(right.columns - p * width);
-        Tile { a, panel, used, columns: width, add: k > 0 }.some_rows(simd, out.len() / width, out);
+impl<'a> Panels<'a> {
+    pub(super) fn new(right: &'a Packed, numbers: Range<usize>) -> Self {
+        let ahead = numbers.len() * right.width * right.inner > OWN_CACHE;
+        Self { right, numbers, ahead }
+    }
+
+    fn of(&self, k: usize, p: usize) -> &'a [f32] {
+        let depth = BLOCK_K.min(self.right.inner - k);
+        &self.right.block(k, depth)[p * depth * self.right.width..][..depth * self.right.width]
+    }
+
+    /// What is read after block `k` of panel `p`: round and round.
+    fn after(&self, k: usize, p: usize) -> &'a [f32] {
+        match (self.ahead, k + BLOCK_K < self.right.inner) {
+            (false, _) => &[],
+            (true, true) => self.of(k + BLOCK_K, p),
+            (true, false) => self.of(0, if p + 1 < self.numbers.end { p + 1 } else { self.numbers.start }),
+        }
+    }
+
+    /// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p` of
+    /// input or recurrent weights.
+    #[inline(always)]
+    pub(super) fn add<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
+        let width = PANEL_REGISTERS * S::F32_LANES;
+        for k in (0..self.right.inner).step_by(BLOCK_K) {
+            let a = Lines { data: &data[k..], stride, transposed: false };
+            let (panel, ahead) = (self.of(k, p), self.after(k, p));
+            let tile = Tile { a, panel, ahead, used: width, columns: width, add: true };
+            tile.rows::<S, PANEL_REGISTERS>(simd, out.len() / width, out);
+        }
+    }
+
+    /// Stores in `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
+    #[inline(always)]
+    pub(super) fn multiply<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
+        let width = PANEL_REGISTERS * S::F32_LANES;
+        let used = width.min(self.right.columns - p * width);
+        for k in (0..self.right.inner).step_by(BLOCK_K) {
+            let a = Lines { data: &data[k..], stride, transposed: false };
+            let (panel, ahead) = (self.of(k, p), self.after(k, p));
+            Tile { a, panel, ahead, used, columns: width, add: k > 0 }.some_rows(simd, out.len() / width, out);
+        }
     }
 }
 
@@ -327,6 +353,8 @@ macro_rules! each_row {
 struct Tile<'a> {
     a: Lines<'a>,
     panel: &'a [f32],
+    /// What is read of B next, to be asked for meanwhile.
+    ahead: &'a [f32],
     /// Columns of the panel that exist.
     used: usize,
     /// Columns of C.
@@ -335,31 +363,27 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// [`Self::rows`], with as many registers of the panel as have columns, where that is up to half of them.
+    /// [`Self::rows`] with as many registers of the panel as have columns, where that is up to half of them.
     #[inline(always)]
     fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
         match self.used.div_ceil(S::F32_LANES) {
-            1 => self.rows_of::<S, 1>(simd, count, out),
-            2 => self.rows_of::<S, 2>(simd, count, out),
-            _ => self.rows_of::<S, PANEL_REGISTERS>(simd, count, out),
+            1 => self.rows::<S, 1>(simd, count, out),
+            2 => self.rows::<S, 2>(simd, count, out),
+            _ => self.rows::<S, PANEL_REGISTERS>(simd, count, out),
         }
     }
 
-    /// Adds the product of `count` rows to `out`, the rest of C from the first one's first element on, or stores it there: in
-    /// tiles as even as they can be.
+    /// Adds the product of `count` rows and `W` registers of the panel to `out`, the rest of C from the first one's first element
+    /// on, or stores it there: in tiles as even as they can be.
     #[inline(always)]
-    fn rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
-        self.rows_of::<S, PANEL_REGISTERS>(simd, count, out);
-    }
-
-    #[inline(always)]
-    fn rows_of<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
+    fn rows<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
         let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
         let tiles = count.div_ceil(most);
         let mut row = 0;
         for tile in 0..tiles {
             let height = count / tiles + usize::from(tile < count % tiles);
-            let at = Self { a: self.a.skip(row), ..self };
+            let ahead = &self.ahead[tile * self.ahead.len() / tiles..];
+            let at = Self { a: self.a.skip(row), ahead, ..self };
             let out = &mut out[row * self.columns..];
             match (self.a.transposed, height) {
                 (false, 1) => at.compute::<S, W, 1, false>(simd, out),
@@ -390,6 +414,9 @@ impl Tile<'_> {
         let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
         let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
         for (k, b) in b.iter().enumerate() {
+            if let Some(ahead) = self.ahead.get(k * LINE..) {
+                prefetch(ahead);
+            }
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {
                 let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
