@@ -1,7 +1,7 @@
 //! One step with its operands: what the operations see of a run.
 
 use super::aligned::Aligned;
-use super::matmul::Packed;
+use super::packed::Packed;
 use crate::error::{Error, Result};
 use crate::scheduler::Batch;
 

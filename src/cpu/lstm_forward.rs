@@ -16,9 +16,11 @@ use super::lstm_layer::{
 };
 use super::lstm_plain_forward::Plain;
 use super::math;
-use super::matmul::{Finish, Left, Packed, load, multiply, multiply_gates, store};
+use super::matmul::{Finish, Left, multiply, multiply_gates};
+use super::packed::Packed;
 use super::rows::over_rows;
 use super::team::Shared;
+use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::forward;

@@ -2,7 +2,8 @@
 //! random masks, normalisation.
 
 use super::call::{Cached, Call};
-use super::matmul::{OWN_CACHE, Packed};
+use super::matmul::OWN_CACHE;
+use super::packed::Packed;
 use super::products::rows_of;
 use super::rows::TASK_COST;
 use super::team::Meeting;

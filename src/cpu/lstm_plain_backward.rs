@@ -7,9 +7,10 @@
 use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::tanh;
-use super::matmul::{Panels, load, store};
+use super::matmul::Panels;
 use super::prefetch::prefetch;
 use super::team::{Meeting, Shared};
+use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;

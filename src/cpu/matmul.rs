@@ -4,146 +4,17 @@
 //! fused multiplications within each block of [`BLOCK_K`], the blocks added up in order. Tiles, remainders and single
 //! rows all do the same, so a row's bits depend on that row and B alone.
 
-use super::aligned::{Aligned, LINE};
-use super::prefetch::prefetch;
-use super::rows::{TASK_COST, over_rows};
+use super::packed::{BLOCK_K, PANEL_REGISTERS, Packed};
+use super::rows::over_rows;
+use super::tile::{Lines, Tile};
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 use std::ops::Range;
 
-/// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
-pub(super) const PANEL_REGISTERS: usize = 4;
-/// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
-/// with one for each row's operand, that is nearly all of them. One more, and the compiler keeps a sum in memory.
-const TILE_ROWS: usize = 6;
-const TILE_ROWS_OF_16: usize = 2;
-/// Length of K that is summed in registers before it is added to C. A panel of it stays in the second cache, from which a tile
-/// reads no faster than it computes.
-pub(super) const BLOCK_K: usize = 384;
 /// Values of weights that stay in one processor's own cache beside all else.
 pub(super) const OWN_CACHE: usize = 192 * 1024;
 /// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
-/// [`TILE_ROWS`].
+/// [`super::tile::TILE_ROWS`].
 const BLOCK_ROWS: usize = 102;
-
-struct PanelWidth;
-
-impl WithSimd for PanelWidth {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        PANEL_REGISTERS * S::F32_LANES
-    }
-}
-
-/// A right operand `[K, N]` cut into panels of [`PANEL_REGISTERS`] registers' columns, padded by zeros: for each block of K, for each
-/// panel, for each k, the panel's columns.
-#[derive(Debug, Default)]
-pub(super) struct Packed {
-    data: Aligned,
-    inner: usize,
-    columns: usize,
-    width: usize,
-}
-
-impl Packed {
-    /// Gives it the room that it needs.
-    pub(super) fn reserve(&mut self, data: Aligned) {
-        self.data = data;
-    }
-
-    /// Packs the transposes of `weights`, each `[columns, inner]`, side by side.
-    pub(super) fn transpose(&mut self, weights: &[&[f32]], inner: usize, columns: usize) {
-        let all = columns * weights.len();
-        self.fill(inner, all, |k, n, width, panel| {
-            panel.fill(0.0);
-            for j in 0..width.min(all - n) {
-                let row = &weights[(n + j) / columns][(n + j) % columns * inner..][..inner];
-                for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
-                    to[j] = value;
-                }
-            }
-        });
-    }
-
-    /// Packs the transpose of a layer's recurrent weights `[4H, R]` so that a panel has some units, each gate in a register.
-    pub(super) fn gates(&mut self, weight: &[f32], inner: usize, hidden: usize) {
-        let lanes = Arch::new().dispatch(PanelWidth) / PANEL_REGISTERS;
-        let columns = hidden.next_multiple_of(lanes) * PANEL_REGISTERS;
-        self.fill(inner, columns, |k, n, width, panel| {
-            let first = n / PANEL_REGISTERS;
-            panel.fill(0.0);
-            for j in 0..width {
-                let (gate, unit) = (j / lanes, first + j % lanes);
-                if unit < hidden {
-                    let row = &weight[(gate * hidden + unit) * inner..][..inner];
-                    for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
-                        to[j] = value;
-                    }
-                }
-            }
-        });
-    }
-
-    /// Columns of one panel.
-    pub(super) fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Units of one panel, where it is packed by [`Self::gates`].
-    pub(super) fn units(&self) -> usize {
-        self.width / PANEL_REGISTERS
-    }
-
-    /// Packs the rows of a matrix `[K, columns]`.
-    pub(super) fn rows(&mut self, rows: &[&[f32]], columns: usize) {
-        self.fill(rows.len(), columns, |k, n, width, panel| {
-            let used = width.min(columns - n);
-            for (to, row) in panel.chunks_exact_mut(width).zip(&rows[k..]) {
-                to[..used].copy_from_slice(&row[n..n + used]);
-                to[used..].fill(0.0);
-            }
-        });
-    }
-
-    /// Sizes the storage and calls `pack(first k, first column, width, panel)` for every panel.
-    fn fill(&mut self, inner: usize, columns: usize, pack: impl Fn(usize, usize, usize, &mut [f32]) + Sync) {
-        let width = Arch::new().dispatch(PanelWidth);
-        let panels = columns.div_ceil(width);
-        let len = inner * panels * width;
-        if self.data.len() < len {
-            debug_assert!(self.data.is_empty(), "planned for {} values, needed are {len}", self.data.len());
-            self.data = Aligned::zeros(len);
-        }
-        (self.inner, self.columns, self.width) = (inner, columns, width);
-        let mut rest = &mut self.data[..len];
-        for k in (0..inner).step_by(BLOCK_K) {
-            let depth = BLOCK_K.min(inner - k);
-            let (block, tail) = std::mem::take(&mut rest).split_at_mut(depth * panels * width);
-            rest = tail;
-            let each = (TASK_COST / (depth * width)).max(1);
-            let panels = block.par_chunks_mut(depth * width).with_min_len(each).enumerate();
-            panels.for_each(|(p, panel)| pack(k, p * width, width, panel));
-        }
-    }
-
-    /// K.
-    pub(super) fn inner(&self) -> usize {
-        self.inner
-    }
-
-    /// N.
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// The panels of the block of K that begins at `k`.
-    fn block(&self, k: usize, depth: usize) -> &[f32] {
-        let stride = self.columns.div_ceil(self.width) * self.width;
-        &self.data[k * stride..(k + depth) * stride]
-    }
-}
 
 /// A left operand.
 #[derive(Debug, Clone, Copy)]
@@ -180,23 +51,6 @@ impl<'a> Left<'a> {
         }
     }
 }
-
-/// Some rows of A: `[M, *]`, or where it is transposed `[*, M]`, `stride` values between lines.
-#[derive(Clone, Copy)]
-struct Lines<'a> {
-    data: &'a [f32],
-    stride: usize,
-    transposed: bool,
-}
-
-impl<'a> Lines<'a> {
-    /// The same from row `row` on.
-    #[inline(always)]
-    fn skip(self, row: usize) -> Self {
-        Self { data: &self.data[if self.transposed { row } else { row * self.stride }..], ..self }
-    }
-}
-
 struct Multiply<'a> {
     left: Left<'a>,
     right: &'a Packed,
@@ -211,13 +65,13 @@ impl WithSimd for Multiply<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { left, right, out, add } = self;
-        let (columns, width) = (right.columns, right.width);
+        let (columns, width) = (right.columns(), right.width());
         let rows = out.len() / columns;
         let mut scratch = Vec::new();
         for first in (0..rows).step_by(BLOCK_ROWS) {
             let count = BLOCK_ROWS.min(rows - first);
-            for k in (0..right.inner).step_by(BLOCK_K) {
-                let depth = BLOCK_K.min(right.inner - k);
+            for k in (0..right.inner()).step_by(BLOCK_K) {
+                let depth = BLOCK_K.min(right.inner() - k);
                 let add = add || k > 0;
                 let a = left.block(first, count, k, depth, &mut scratch);
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
@@ -253,10 +107,10 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { data, stride, right, panels, sums, mut each } = self;
-        let width = right.width;
+        let width = right.width();
         for p in panels {
-            for k in (0..right.inner).step_by(BLOCK_K) {
-                let depth = BLOCK_K.min(right.inner - k);
+            for k in (0..right.inner()).step_by(BLOCK_K) {
+                let depth = BLOCK_K.min(right.inner() - k);
                 let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
                 let a = Lines { data: &data[k..], stride, transposed: false };
                 let tile = Tile { a, panel, ahead: &[], used: width, columns: width, add: k > 0 };
@@ -276,7 +130,7 @@ pub(super) fn multiply_gates(
     sums: &mut [f32],
     each: impl Finish,
 ) {
-    debug_assert!(right.inner > 0 && sums.len().is_multiple_of(right.width));
+    debug_assert!(right.inner() > 0 && sums.len().is_multiple_of(right.width()));
     Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
 }
 
@@ -291,18 +145,18 @@ pub(super) struct Panels<'a> {
 
 impl<'a> Panels<'a> {
     pub(super) fn new(right: &'a Packed, numbers: Range<usize>) -> Self {
-        let ahead = numbers.len() * right.width * right.inner > OWN_CACHE;
+        let ahead = numbers.len() * right.width() * right.inner() > OWN_CACHE;
         Self { right, numbers, ahead }
     }
 
     fn of(&self, k: usize, p: usize) -> &'a [f32] {
-        let depth = BLOCK_K.min(self.right.inner - k);
-        &self.right.block(k, depth)[p * depth * self.right.width..][..depth * self.right.width]
+        let depth = BLOCK_K.min(self.right.inner() - k);
+        &self.right.block(k, depth)[p * depth * self.right.width()..][..depth * self.right.width()]
     }
 
     /// What is read after block `k` of panel `p`: round and round.
     fn after(&self, k: usize, p: usize) -> &'a [f32] {
-        match (self.ahead, k + BLOCK_K < self.right.inner) {
+        match (self.ahead, k + BLOCK_K < self.right.inner()) {
             (false, _) => &[],
             (true, true) => self.of(k + BLOCK_K, p),
             (true, false) => self.of(0, if p + 1 < self.numbers.end { p + 1 } else { self.numbers.start }),
@@ -314,7 +168,7 @@ impl<'a> Panels<'a> {
     #[inline(always)]
     pub(super) fn add<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
-        for k in (0..self.right.inner).step_by(BLOCK_K) {
+        for k in (0..self.right.inner()).step_by(BLOCK_K) {
             let a = Lines { data: &data[k..], stride, transposed: false };
             let (panel, ahead) = (self.of(k, p), self.after(k, p));
             let tile = Tile { a, panel, ahead, used: width, columns: width, add: true };
@@ -326,8 +180,8 @@ impl<'a> Panels<'a> {
     #[inline(always)]
     pub(super) fn multiply<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
-        let used = width.min(self.right.columns - p * width);
-        for k in (0..self.right.inner).step_by(BLOCK_K) {
+        let used = width.min(self.right.columns() - p * width);
+        for k in (0..self.right.inner()).step_by(BLOCK_K) {
             let a = Lines { data: &data[k..], stride, transposed: false };
             let (panel, ahead) = (self.of(k, p), self.after(k, p));
             Tile { a, panel, ahead, used, columns: width, add: k > 0 }.some_rows(simd, out.len() / width, out);
@@ -335,154 +189,12 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.
-macro_rules! each_row {
-    ($count:expr, $r:ident => $body:block) => {
-        each_row!(@ $count, $r, $body, 0 1 2 3 4 5)
-    };
-    (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
-        $(if $count > $n {
-            const $r: usize = $n;
-            $body
-        })*
-    };
-}
-
-/// Some rows of A and one panel of B.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    a: Lines<'a>,
-    panel: &'a [f32],
-    /// What is read of B next, to be asked for meanwhile.
-    ahead: &'a [f32],
-    /// Columns of the panel that exist.
-    used: usize,
-    /// Columns of C.
-    columns: usize,
-    add: bool,
-}
-
-impl Tile<'_> {
-    /// [`Self::rows`] with as many registers of the panel as have columns, where that is up to half of them.
-    #[inline(always)]
-    fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
-        match self.used.div_ceil(S::F32_LANES) {
-            1 => self.rows::<S, 1>(simd, count, out),
-            2 => self.rows::<S, 2>(simd, count, out),
-            _ => self.rows::<S, PANEL_REGISTERS>(simd, count, out),
-        }
-    }
-
-    /// Adds the product of `count` rows and `W` registers of the panel to `out`, the rest of C from the first one's first element
-    /// on, or stores it there: in tiles as even as they can be.
-    #[inline(always)]
-    fn rows<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
-        let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
-        let tiles = count.div_ceil(most);
-        let mut row = 0;
-        for tile in 0..tiles {
-            let height = count / tiles + usize::from(tile < count % tiles);
-            let ahead = &self.ahead[tile * self.ahead.len() / tiles..];
-            let at = Self { a: self.a.skip(row), ahead, ..self };
-            let out = &mut out[row * self.columns..];
-            match (self.a.transposed, height) {
-                (false, 1) => at.compute::<S, W, 1, false>(simd, out),
-                (false, 2) => at.compute::<S, W, 2, false>(simd, out),
-                (false, 3) => at.compute::<S, W, 3, false>(simd, out),
-                (false, 4) => at.compute::<S, W, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, W, 5, false>(simd, out),
-                (false, _) => at.compute::<S, W, TILE_ROWS, false>(simd, out),
-                (true, 1) => at.compute::<S, W, 1, true>(simd, out),
-                (true, 2) => at.compute::<S, W, 2, true>(simd, out),
-                (true, 3) => at.compute::<S, W, 3, true>(simd, out),
-                (true, 4) => at.compute::<S, W, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, W, 5, true>(simd, out),
-                (true, _) => at.compute::<S, W, TILE_ROWS, true>(simd, out),
-            }
-            row += height;
-        }
-    }
-
-    /// The same of `R` rows and `W` registers of the panel.
-    #[inline(always)]
-    fn compute<S: Simd, const W: usize, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
-        let (b, _) = S::as_simd_f32s(self.panel);
-        let (b, _) = b.as_chunks::<PANEL_REGISTERS>();
-        let depth = b.len();
-        let Lines { data, stride, .. } = self.a;
-        let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
-        let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
-        let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
-        for (k, b) in b.iter().enumerate() {
-            if let Some(ahead) = self.ahead.get(k * LINE..) {
-                prefetch(ahead);
-            }
-            let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
-            each_row!(R, ROW => {
-                let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
-                sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
-                if W > 1 {
-                    sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
-                }
-                if W > 2 {
-                    sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
-                    sums[ROW][3] = simd.mul_add_e_f32s(x, b[3], sums[ROW][3]);
-                }
-            });
-        }
-        each_row!(R, ROW => {
-            let row = &mut out[ROW * self.columns..][..self.used];
-            // By name: sums that something points to are kept in memory.
-            let [t0, t1, t2, t3] = sums[ROW];
-            self.put(simd, row, 0, t0);
-            if W > 1 {
-                self.put(simd, row, 1, t1);
-            }
-            if W > 2 {
-                self.put(simd, row, 2, t2);
-                self.put(simd, row, 3, t3);
-            }
-        });
-    }
-
-    /// Adds a register of sums to part `part` of a row of the panel, or stores it there.
-    #[inline(always)]
-    fn put<S: Simd>(&self, simd: S, row: &mut [f32], part: usize, sums: S::f32s) {
-        let (_, row) = row.split_at_mut(self.used.min(part * S::F32_LANES));
-        if let Some((to, _)) = row.split_at_mut_checked(S::F32_LANES) {
-            let sums = if self.add { simd.add_f32s(load(simd, to), sums) } else { sums };
-            store(simd, to, sums);
-        } else if !row.is_empty() {
-            let sums = if self.add { simd.add_f32s(load(simd, row), sums) } else { sums };
-            store(simd, row, sums);
-        }
-    }
-}
-
-/// A register of values, zeros where there are fewer.
-#[inline(always)]
-pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(from) {
-        ([all], []) => *all,
-        _ => simd.partial_load_f32s(from),
-    }
-}
-
-/// As many of a register's values as fit.
-#[inline(always)]
-pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
-    match S::as_mut_simd_f32s(to) {
-        ([all], []) => *all = values,
-        _ => simd.partial_store_f32s(to, values),
-    }
-}
-
 /// `left · right` into `out` `[M, N]`, or added to it, on this thread.
 pub(super) fn multiply(left: Left<'_>, right: &Packed, out: &mut [f32], add: bool) {
-    if right.columns == 0 || out.is_empty() {
+    if right.columns() == 0 || out.is_empty() {
         return;
     }
-    if right.inner == 0 {
+    if right.inner() == 0 {
         if !add {
             out.fill(0.0);
         }
@@ -500,7 +212,7 @@ pub(super) fn multiply_parallel(
     begin: impl Fn(&mut [f32]) + Sync + Send,
 ) {
     let columns = right.columns();
-    over_rows(out, columns, columns * right.inner.max(1), |first, out| {
+    over_rows(out, columns, columns * right.inner().max(1), |first, out| {
         begin(out);
         multiply(left.skip_rows(first), right, out, add);
     });

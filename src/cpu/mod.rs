@@ -20,6 +20,7 @@ mod lstm_plain_backward;
 mod lstm_plain_forward;
 mod math;
 mod matmul;
+mod packed;
 mod prefetch;
 mod products;
 mod reduce;
@@ -30,6 +31,7 @@ mod tape;
 mod team;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod time;
 mod watch;
 

@@ -2,7 +2,8 @@
 
 use super::call::{Cached, Call};
 use super::lstm_layer::Layer;
-use super::matmul::{Left, Packed, multiply, multiply_parallel};
+use super::matmul::{Left, multiply, multiply_parallel};
+use super::packed::Packed;
 use super::reduce::{begin, sum_rows};
 use super::rows::over_rows;
 use crate::config::{GATE_F, GATE_I, GATE_O, GATES};

@@ -2,7 +2,6 @@
 
 use super::call::Call;
 use super::math;
-use super::matmul::BLOCK_K;
 use super::rows::over_rows;
 use crate::error::Result;
 use crate::graph::{Over, ReduceKind};
@@ -10,6 +9,9 @@ use crate::scheduler::strategy::REDUCE_BLOCK;
 use pulp::Arch;
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Rows that are added up before they are added to the rest of a sum over rows.
+const SUM_ROWS: usize = 128;
 
 /// The sum of a block by `kind`, in float64.
 fn block_sum(kind: ReduceKind, values: &[f32]) -> f64 {
@@ -62,7 +64,7 @@ pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Resul
     Ok(())
 }
 
-/// The sum of rows of x, `stride` values apart, added to `out`, as many values as it holds: blocks of at most [`BLOCK_K`] rows, in the order of `chunks`.
+/// The sum of rows of x, `stride` values apart, added to `out`, as many values as it holds: blocks of at most [`SUM_ROWS`] rows, in the order of `chunks`.
 /// Threads own columns.
 pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], stride: usize, chunks: &[Range<usize>], out: &mut [f32]) {
     let rows: usize = chunks.iter().map(Range::len).sum();
@@ -72,9 +74,9 @@ pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], stride: usize, chunks: &[Ran
             #[inline(always)]
             || {
                 for chunk in chunks {
-                    for begin in chunk.clone().step_by(BLOCK_K) {
+                    for begin in chunk.clone().step_by(SUM_ROWS) {
                         part.fill(0.0);
-                        for row in begin..chunk.end.min(begin + BLOCK_K) {
+                        for row in begin..chunk.end.min(begin + SUM_ROWS) {
                             let from = &x[row * stride + first..][..part.len()];
                             match kind {
                                 ReduceKind::Sum => part.iter_mut().zip(from).for_each(|(a, x)| *a += x),

@@ -1,6 +1,7 @@
 //! Threads that share the units of a layer and meet at each step.
 //!
-//! The one place of this executor with `unsafe`: rows that several threads write, each its own columns.
+//! Rows that several threads write, each its own columns, are here and where they are used the `unsafe` of this executor, beside
+//! [`super::prefetch`].
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,0 +1,169 @@
+//! The part of a product that stays in registers: some rows of the left operand and one panel of the right one.
+
+use super::aligned::LINE;
+use super::packed::PANEL_REGISTERS;
+use super::prefetch::prefetch;
+use pulp::Simd;
+
+/// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
+/// with one for each row's operand, that is nearly all of them.
+pub(super) const TILE_ROWS: usize = 6;
+const TILE_ROWS_OF_16: usize = 2;
+
+/// Some rows of A: `[M, *]`, or where it is transposed `[*, M]`, `stride` values between lines.
+#[derive(Clone, Copy)]
+pub(super) struct Lines<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub transposed: bool,
+}
+
+impl<'a> Lines<'a> {
+    /// The same from row `row` on.
+    #[inline(always)]
+    fn skip(self, row: usize) -> Self {
+        Self { data: &self.data[if self.transposed { row } else { row * self.stride }..], ..self }
+    }
+}
+
+/// Unrolls `body` for each of `R` rows, up to [`TILE_ROWS`]: what is indexed by a loop's variable does not stay in registers.
+macro_rules! each_row {
+    ($count:expr, $r:ident => $body:block) => {
+        each_row!(@ $count, $r, $body, 0 1 2 3 4 5)
+    };
+    (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
+        $(if $count > $n {
+            const $r: usize = $n;
+            $body
+        })*
+    };
+}
+
+/// Some rows of A and one panel of B.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub a: Lines<'a>,
+    pub panel: &'a [f32],
+    /// What is read of B next, to be asked for meanwhile.
+    pub ahead: &'a [f32],
+    /// Columns of the panel that exist.
+    pub used: usize,
+    /// Columns of C.
+    pub columns: usize,
+    pub add: bool,
+}
+
+impl Tile<'_> {
+    /// [`Self::rows`] with as many registers of the panel as have columns, where that is up to half of them.
+    #[inline(always)]
+    pub fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+        match self.used.div_ceil(S::F32_LANES) {
+            1 => self.rows::<S, 1>(simd, count, out),
+            2 => self.rows::<S, 2>(simd, count, out),
+            _ => self.rows::<S, PANEL_REGISTERS>(simd, count, out),
+        }
+    }
+
+    /// Adds the product of `count` rows and `W` registers of the panel to `out`, the rest of C from the first one's first element
+    /// on, or stores it there: in tiles as even as they can be.
+    #[inline(always)]
+    pub fn rows<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
+        let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
+        let tiles = count.div_ceil(most);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let height = count / tiles + usize::from(tile < count % tiles);
+            let ahead = &self.ahead[tile * self.ahead.len() / tiles..];
+            let at = Self { a: self.a.skip(row), ahead, ..self };
+            let out = &mut out[row * self.columns..];
+            match (self.a.transposed, height) {
+                (false, 1) => at.compute::<S, W, 1, false>(simd, out),
+                (false, 2) => at.compute::<S, W, 2, false>(simd, out),
+                (false, 3) => at.compute::<S, W, 3, false>(simd, out),
+                (false, 4) => at.compute::<S, W, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, W, 5, false>(simd, out),
+                (false, _) => at.compute::<S, W, TILE_ROWS, false>(simd, out),
+                (true, 1) => at.compute::<S, W, 1, true>(simd, out),
+                (true, 2) => at.compute::<S, W, 2, true>(simd, out),
+                (true, 3) => at.compute::<S, W, 3, true>(simd, out),
+                (true, 4) => at.compute::<S, W, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, W, 5, true>(simd, out),
+                (true, _) => at.compute::<S, W, TILE_ROWS, true>(simd, out),
+            }
+            row += height;
+        }
+    }
+
+    /// The same of `R` rows and `W` registers of the panel.
+    #[inline(always)]
+    fn compute<S: Simd, const W: usize, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
+        let (b, _) = S::as_simd_f32s(self.panel);
+        let (b, _) = b.as_chunks::<PANEL_REGISTERS>();
+        let depth = b.len();
+        let Lines { data, stride, .. } = self.a;
+        let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
+        let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
+        let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
+        for (k, b) in b.iter().enumerate() {
+            if let Some(ahead) = self.ahead.get(k * LINE..) {
+                prefetch(ahead);
+            }
+            let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
+            each_row!(R, ROW => {
+                let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
+                sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
+                if W > 1 {
+                    sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
+                }
+                if W > 2 {
+                    sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
+                    sums[ROW][3] = simd.mul_add_e_f32s(x, b[3], sums[ROW][3]);
+                }
+            });
+        }
+        each_row!(R, ROW => {
+            let row = &mut out[ROW * self.columns..][..self.used];
+            // By name: sums that something points to are kept in memory.
+            let [t0, t1, t2, t3] = sums[ROW];
+            self.put(simd, row, 0, t0);
+            if W > 1 {
+                self.put(simd, row, 1, t1);
+            }
+            if W > 2 {
+                self.put(simd, row, 2, t2);
+                self.put(simd, row, 3, t3);
+            }
+        });
+    }
+
+    /// Adds a register of sums to part `part` of a row of the panel, or stores it there.
+    #[inline(always)]
+    fn put<S: Simd>(&self, simd: S, row: &mut [f32], part: usize, sums: S::f32s) {
+        let (_, row) = row.split_at_mut(self.used.min(part * S::F32_LANES));
+        if let Some((to, _)) = row.split_at_mut_checked(S::F32_LANES) {
+            let sums = if self.add { simd.add_f32s(load(simd, to), sums) } else { sums };
+            store(simd, to, sums);
+        } else if !row.is_empty() {
+            let sums = if self.add { simd.add_f32s(load(simd, row), sums) } else { sums };
+            store(simd, row, sums);
+        }
+    }
+}
+
+/// A register of values, zeros where there are fewer.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from) {
+        ([all], []) => *all,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// As many of a register's values as fit.
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(to) {
+        ([all], []) => *all = values,
+        _ => simd.partial_store_f32s(to, values),
+    }
+}
