@@ -47,7 +47,8 @@ fn an_lstm_over_ragged_sequences_matches_plain_loops_on_any_number_of_threads() 
     graph.output("y", out.y).unwrap();
     graph.output("h_n", out.h_n).unwrap();
     graph.output("c_n", out.c_n).unwrap();
-    let batch = Batch::ragged(&[3, 70, 0, 12, 70]).unwrap();
+    // More rows than one chunk of timesteps has.
+    let batch = Batch::ragged(&[3, 370, 0, 12, 370]).unwrap();
     let axis = batch.axis(0).unwrap();
     let x = numbers(&[axis.rows(), input], 99);
 
@@ -83,6 +84,38 @@ fn an_lstm_over_ragged_sequences_matches_plain_loops_on_any_number_of_threads() 
             }
         }
         got[1].iter().zip(&h).chain(got[2].iter().zip(&c)).for_each(|(&a, &b)| close(a, b));
+    }
+}
+
+/// Two sequences of more rows than a chunk, whose threads share the units where there are more than two: the same bits, forward
+/// and of every gradient.
+#[test]
+fn threads_that_share_units_change_no_bit_of_a_gradient() {
+    let (input, hidden) = (5, 150);
+    let mut graph = Graph::new();
+    let x = graph.input("x", [N, input.into()], DType::F32).unwrap();
+    let w = graph.persistent("w", [GATES * hidden, input]).unwrap();
+    let u = graph.persistent("u", [GATES * hidden, hidden]).unwrap();
+    let h0 = graph.persistent("h0", [B, hidden.into()]).unwrap();
+    let c0 = graph.persistent("c0", [B, hidden.into()]).unwrap();
+    let out = graph.lstm(x, Some((h0, c0)), &LstmWeights::new(w, u)).unwrap();
+    let squares = graph.elementwise(Expr::Input(0) * Expr::Input(0), &[out.y]).unwrap();
+    let loss = graph.sum(&[squares]).unwrap();
+    for (name, gradient) in ["w", "u", "h0", "c0"].iter().zip(graph.gradients(loss, &[w, u, h0, c0]).unwrap()) {
+        graph.output(name, gradient).unwrap();
+    }
+    graph.output("y", out.y).unwrap();
+    let batch = Batch::ragged(&[250, 190]).unwrap();
+    let x = numbers(&[batch.axis(0).unwrap().rows(), input], 99);
+    let run = |threads| {
+        let (mut cpu, mut prepared) = prepare(&graph, &batch, threads);
+        cpu.run(&mut prepared, &batch, std::slice::from_ref(&x)).unwrap();
+        [0, 1, 2, 3, 4].map(|i| cpu.output(&prepared, i).unwrap())
+    };
+    let one = run(1);
+    assert!(one.iter().all(|tensor| tensor.f32s().unwrap().iter().any(|&v| v != 0.0)));
+    for threads in [2, 3, 5] {
+        assert!(one == run(threads), "{threads} threads");
     }
 }
 
