@@ -5,8 +5,8 @@
 //! c_t = f * c_{t-1} + i * g                   h_t = o * tanh(c_t)
 //! ```
 //!
-//! The input's part of all gates is one product over all rows. Layers of such cells go on in [`super::lstm_plain_forward`]. Of others,
-//! which go through [`super::lstm_cell`], each thread owns some sequences for all timesteps and meets no other.
+//! Layers of such cells run in [`super::lstm_plain_forward`]. Of others, which go through [`super::lstm_cell`], the input's part of all
+//! gates is one product over all rows, and then each thread owns some sequences for all timesteps and meets no other.
 
 use super::aligned::Aligned;
 use super::call::Call;

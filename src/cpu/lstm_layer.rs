@@ -186,7 +186,7 @@ pub(super) fn weights<'a>(
             let (operand, data) = (call.operand(at)?, call.input(at)?);
             let (rows, columns) = (operand.rows(), operand.columns());
             Ok(cached.get(operand.version, |packed| match pass {
-                Pass::Forward if at == place(Parameter::WeightHr) => packed.transpose(&[data], columns, rows),
+                Pass::Forward if at == place(Parameter::WeightHr) => packed.transpose(data, columns, rows),
                 Pass::Forward => packed.gates(data, columns, rows / GATES),
                 Pass::Backward => packed.rows(&rows_of(data, columns), columns),
             }))

@@ -72,8 +72,7 @@ impl Plain<'_> {
     pub fn run(&self, shares: &[Range<usize>]) {
         let (hidden, sequences) = (self.layer.hidden, self.layer.lengths.len());
         let each = self.layer.weights[0].hh.units();
-        let width = hidden.next_multiple_of(each) + SKEW;
-        let mut left = Aligned::zeros(2 * sequences * width);
+        let mut left = Aligned::zeros(2 * sequences * self.width());
         let left = Shared::new(&mut left);
         spread(self.layer, shares, hidden.div_ceil(each), |sequences, panels, meeting| {
             for d in 0..self.layer.op.directions() {
@@ -85,7 +84,12 @@ impl Plain<'_> {
         });
     }
 
-    /// Where this direction's columns of that row begin, of `n` for each direction.
+    /// Floats between rows of h.
+    fn width(&self) -> usize {
+        self.layer.hidden.next_multiple_of(self.layer.weights[0].hh.units()) + SKEW
+    }
+
+    /// Where the columns of direction `d` begin in the packed row of sequence `b` at step `s`, of `n` for each direction.
     #[inline(always)]
     fn at(&self, d: usize, s: usize, b: usize, n: usize) -> usize {
         (self.layer.row(d, s, b) * self.layer.op.directions() + d) * n
@@ -138,16 +142,10 @@ impl WithSimd for Member<'_> {
 }
 
 impl Member<'_> {
-    /// Floats between rows of h.
-    fn width(&self) -> usize {
-        let layer = self.plain.layer;
-        layer.hidden.next_multiple_of(layer.weights[0].hh.units()) + SKEW
-    }
-
     /// The place of units of row `b` in half `half` of h.
     #[inline(always)]
     fn left(&self, half: usize, b: usize, units: &Range<usize>) -> Range<usize> {
-        let row = (half * self.plain.layer.lengths.len() + b) * self.width();
+        let row = (half * self.plain.layer.lengths.len() + b) * self.plain.width();
         row + units.start..row + units.end
     }
 
@@ -241,7 +239,7 @@ impl Member<'_> {
         for (n, p) in self.panels.clone().enumerate() {
             let row = n * chunk.rows + start;
             let sums = &mut chunk.sums[row * GATES * lanes..][..active * GATES * lanes];
-            weights.add(simd, (left, self.width()), p, sums);
+            weights.add(simd, (left, self.plain.width()), p, sums);
             let sums = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0;
             let c = &mut c[n * self.sequences.len() * lanes..][..active * lanes];
             let c = S::as_mut_simd_f32s(c).0;
@@ -253,7 +251,7 @@ impl Member<'_> {
                 let o = sigmoid(simd, sums[GATE_O]);
                 *c = simd.mul_add_e_f32s(f, *c, simd.mul_f32s(i, g));
                 let h = simd.mul_f32s(o, tanh(simd, *c));
-                let at = b * self.width();
+                let at = b * self.plain.width();
                 // SAFETY: of one of this thread's rows and units, which no other touches until the next meeting.
                 store(simd, unsafe { self.left.write(out.start + at..out.end + at) }, h);
                 if self.plain.gates.is_some() {

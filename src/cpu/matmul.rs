@@ -51,6 +51,7 @@ impl<'a> Left<'a> {
         }
     }
 }
+
 struct Multiply<'a> {
     left: Left<'a>,
     right: &'a Packed,
@@ -92,10 +93,9 @@ pub(super) trait Finish {
 
 /// A left operand times each panel of recurrent weights in turn.
 struct MultiplyGates<'a, F> {
-    data: &'a [f32],
-    stride: usize,
-    right: &'a Packed,
-    panels: Range<usize>,
+    /// Rows, and values between them.
+    left: (&'a [f32], usize),
+    panels: Panels<'a>,
     /// `[M, width of a panel]`
     sums: &'a mut [f32],
     each: F,
@@ -106,17 +106,10 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { data, stride, right, panels, sums, mut each } = self;
-        let width = right.width();
-        for p in panels {
-            for k in (0..right.inner()).step_by(BLOCK_K) {
-                let depth = BLOCK_K.min(right.inner() - k);
-                let panel = &right.block(k, depth)[p * depth * width..][..depth * width];
-                let a = Lines { data: &data[k..], stride, transposed: false };
-                let tile = Tile { a, panel, ahead: &[], used: width, columns: width, add: k > 0 };
-                tile.rows::<S, PANEL_REGISTERS>(simd, sums.len() / width, sums);
-            }
-            each.finish(simd, p * right.units(), sums);
+        let Self { left, panels, sums, mut each } = self;
+        for p in panels.numbers.clone() {
+            panels.multiply(simd, left, p, sums);
+            each.finish(simd, p * panels.right.units(), sums);
         }
     }
 }
@@ -124,19 +117,18 @@ impl<F: Finish> WithSimd for MultiplyGates<'_, F> {
 /// Gives `each` the products of `M` rows of `data`, `stride` values apart, with each of these panels of recurrent weights; `sums` has room
 /// for one, `[M, 4, units of a panel]`.
 pub(super) fn multiply_gates(
-    (data, stride): (&[f32], usize),
+    left: (&[f32], usize),
     right: &Packed,
     panels: Range<usize>,
     sums: &mut [f32],
     each: impl Finish,
 ) {
     debug_assert!(right.inner() > 0 && sums.len().is_multiple_of(right.width()));
-    Arch::new().dispatch(MultiplyGates { data, stride, right, panels, sums, each });
+    Arch::new().dispatch(MultiplyGates { left, panels: Panels::new(right, panels), sums, each });
 }
 
 /// Some panels of a right operand, and whether what comes after each is asked for ahead: where they do not stay in a
 /// thread's own cache.
-#[derive(Clone)]
 pub(super) struct Panels<'a> {
     right: &'a Packed,
     numbers: Range<usize>,
@@ -163,28 +155,30 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// Adds to `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p` of
-    /// input or recurrent weights.
+    /// Block `k` of panel `p`, with these rows.
     #[inline(always)]
-    pub(super) fn add<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
+    fn tile<'b>(&'b self, (data, stride): (&'b [f32], usize), k: usize, p: usize, used: usize, add: bool) -> Tile<'b> {
+        let a = Lines { data: &data[k..], stride, transposed: false };
+        Tile { a, panel: self.of(k, p), ahead: self.after(k, p), used, columns: self.right.width(), add }
+    }
+
+    /// Adds to `out` `[M, width of a panel]` the products of as many rows, some values apart, with panel `p` of input or recurrent
+    /// weights.
+    #[inline(always)]
+    pub(super) fn add<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            let a = Lines { data: &data[k..], stride, transposed: false };
-            let (panel, ahead) = (self.of(k, p), self.after(k, p));
-            let tile = Tile { a, panel, ahead, used: width, columns: width, add: true };
-            tile.rows::<S, PANEL_REGISTERS>(simd, out.len() / width, out);
+            self.tile(left, k, p, width, true).rows::<S, PANEL_REGISTERS>(simd, out.len() / width, out);
         }
     }
 
-    /// Stores in `out` `[M, width of a panel]` the products of as many rows of `data`, `stride` values apart, with panel `p`.
+    /// Stores in `out` `[M, width of a panel]` the products of as many rows, some values apart, with panel `p`.
     #[inline(always)]
-    pub(super) fn multiply<S: Simd>(&self, simd: S, (data, stride): (&[f32], usize), p: usize, out: &mut [f32]) {
+    pub(super) fn multiply<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         let used = width.min(self.right.columns() - p * width);
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            let a = Lines { data: &data[k..], stride, transposed: false };
-            let (panel, ahead) = (self.of(k, p), self.after(k, p));
-            Tile { a, panel, ahead, used, columns: width, add: k > 0 }.some_rows(simd, out.len() / width, out);
+            self.tile(left, k, p, used, k > 0).some_rows(simd, out.len() / width, out);
         }
     }
 }
@@ -239,7 +233,7 @@ mod tests {
                 let (at, bt) = (transpose(&a, m, k), transpose(&b, k, n));
                 let mut packs = [Packed::default(), Packed::default()];
                 packs[0].rows(&b.chunks_exact(n).collect::<Vec<_>>(), n);
-                packs[1].transpose(&[&bt], k, n);
+                packs[1].transpose(&bt, k, n);
                 for packed in &packs {
                     let lefts = [Left::Rows { data: &a, stride: k }, Left::Columns { data: &at, stride: m, first: 0 }];
                     for left in lefts {

@@ -38,13 +38,12 @@ impl Packed {
         self.data = data;
     }
 
-    /// Packs the transposes of `weights`, each `[columns, inner]`, side by side.
-    pub(super) fn transpose(&mut self, weights: &[&[f32]], inner: usize, columns: usize) {
-        let all = columns * weights.len();
-        self.fill(inner, all, |k, n, width, panel| {
+    /// Packs the transpose of a matrix `[columns, inner]`.
+    pub(super) fn transpose(&mut self, weight: &[f32], inner: usize, columns: usize) {
+        self.fill(inner, columns, |k, n, width, panel| {
             panel.fill(0.0);
-            for j in 0..width.min(all - n) {
-                let row = &weights[(n + j) / columns][(n + j) % columns * inner..][..inner];
+            for j in 0..width.min(columns - n) {
+                let row = &weight[(n + j) * inner..][..inner];
                 for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
                     to[j] = value;
                 }

@@ -17,18 +17,13 @@ pub(super) fn linear(call: &mut Call<'_>) -> Result<()> {
     let (x, weight, bias) = (call.input(0)?, call.input(1)?, call.maybe_input(2)?);
     let (outputs, inputs) = (call.operand(1)?.rows(), call.operand(1)?.columns());
     let (out, version) = (call.output(0)?, call.operand(1)?.version);
-    let packed = call.packs[0].get(version, |packed| packed.transpose(&[weight], inputs, outputs));
-    affine(x, packed, inputs, bias, out);
-    Ok(())
-}
-
-/// x `[R, I]` times a packed operand, plus a bias, into `out`.
-pub(super) fn affine(x: &[f32], packed: &Packed, inputs: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+    let packed = call.packs[0].get(version, |packed| packed.transpose(weight, inputs, outputs));
     multiply_parallel(Left::Rows { data: x, stride: inputs }, packed, out, bias.is_some(), |out| {
         if let Some(bias) = bias {
             out.chunks_exact_mut(bias.len()).for_each(|to| to.copy_from_slice(bias));
         }
     });
+    Ok(())
 }
 
 /// a `[R, K]`, b `[K, C]`: a b `[R, C]`.

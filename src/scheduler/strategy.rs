@@ -136,9 +136,7 @@ pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Cap
             let at = |parameter| size(forward::parameter(0, parameter));
             let ((four_h, r), (_, i), (r2, h)) =
                 (at(Parameter::WeightHh), at(Parameter::WeightIh), at(Parameter::WeightHr));
-            // A panel has some units, each gate of which fills a register.
-            let gates = |inner: usize| packed(inner, 4 * (four_h / GATES).next_multiple_of(PANEL / 4));
-            [both(d, gates(i)), both(d, gates(r)), both(d, packed(h, r2))].concat()
+            [both(d, packed(i, four_h)), both(d, packed(r, four_h)), both(d, packed(h, r2))].concat()
         }
         Op::LstmBackward(lstm) => {
             let d = lstm.directions();
