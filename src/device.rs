@@ -201,7 +201,8 @@ impl Device {
         match &self.choice {
             Choice::Cpu(threads) => {
                 let threads = threads.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-                format!("cpu, {threads} threads")
+                let instructions = crate::cpu::instructions().map_or(String::new(), |name| format!(", {name}"));
+                format!("cpu, {threads} threads{instructions}")
             }
             Choice::Reference => "reference".to_string(),
             #[cfg(feature = "gpu")]

@@ -4,11 +4,11 @@
 use super::call::Call;
 use super::math;
 use super::rows::over_rows;
+use super::simd::dispatch;
 use crate::error::{Error, Result};
 use crate::graph::attention::{backward, forward};
 use crate::graph::{AttentionOp, AttentionPart, Score};
 use crate::scheduler::{Axis, Batch};
-use pulp::Arch;
 use std::ops::Range;
 
 /// Elementary operations of a tanh or an exponential.
@@ -130,7 +130,7 @@ pub(super) fn attention(call: &mut Call<'_>, op: &AttentionOp) -> Result<()> {
         (largest, math::sum_of_exponentials(scores, largest))
     };
     over_rows(y, width, cost, |first, out| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 let mut all = Vec::new();
@@ -168,7 +168,7 @@ pub(super) fn attention_backward(call: &mut Call<'_>, op: &AttentionOp, part: At
     let width = if part == AttentionPart::Values { operands.columns } else { operands.features };
     let cost = (operands.cost() + width) * partners.other.steps().max(1);
     over_rows(call.output(0)?, width, cost, |first, out| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for (r, to) in out.chunks_exact_mut(width).enumerate() {

@@ -2,11 +2,11 @@
 
 use super::call::Call;
 use super::rows::over_rows;
+use super::simd::dispatch;
 use crate::config::Mask;
 use crate::error::Result;
 use crate::params::random::{StreamKey, drop_threshold, keeps, threefry};
 use crate::scheduler::{Axis, Batch};
-use pulp::Arch;
 
 /// Elementary operations of one random number; untuned.
 const WORD_COST: usize = 12;
@@ -57,7 +57,7 @@ pub(super) fn dropout(call: &mut Call<'_>, rate: f32, operation: u32, mask: Mask
     let stream = StreamKey { seed: batch.seed, step: batch.step, operation };
     let (threshold, scale) = (drop_threshold(rate), 1.0 / (1.0 - rate));
     over_rows(call.output(0)?, width, width * WORD_COST, |first, out| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for (r, out) in out.chunks_exact_mut(width).enumerate() {

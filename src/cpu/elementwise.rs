@@ -3,10 +3,10 @@
 use super::call::{Call, Operand};
 use super::math;
 use super::rows::rows_a_task;
+use super::simd::dispatch;
 use super::tape::{Action, Instruction, Source, Tape};
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Broadcast, Unary};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Elements of a register; a few of them stay in the first cache.
@@ -59,7 +59,7 @@ pub(super) fn elementwise(call: &mut Call<'_>, tape: &Tape, columns: usize) -> R
 
 impl Job<'_> {
     fn run(&self, task: &mut Task<'_>) {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || self.run_blocks(task),
         );

@@ -58,6 +58,7 @@ impl Cpu {
         if threads == Some(0) {
             return Err(Error::argument("cpu: at least 1 thread is needed, got 0"));
         }
+        super::simd::name()?;
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let name = |i| format!("mnemon-cpu-{i}");
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();

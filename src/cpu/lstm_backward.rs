@@ -18,12 +18,12 @@ use super::lstm_layer::{
 use super::lstm_plain_backward::Plain;
 use super::math;
 use super::matmul::{Left, multiply};
+use super::simd::dispatch;
 use super::team::Shared;
 use crate::config::{GATE_F, GATE_G, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::backward as at;
 use crate::graph::{LstmOp, Parameter};
-use pulp::Arch;
 
 /// What all threads read.
 struct Reads<'a> {
@@ -145,7 +145,7 @@ impl Part<'_> {
         } else {
             now.hidden[..active * r].copy_from_slice(&now.projected[..active * r]);
         }
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for b in 0..active {

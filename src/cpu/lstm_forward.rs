@@ -19,13 +19,14 @@ use super::math;
 use super::matmul::{Finish, Left, multiply, multiply_gates};
 use super::packed::Packed;
 use super::rows::over_rows;
+use super::simd::dispatch;
 use super::team::Shared;
 use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
-use pulp::{Arch, Simd};
+use pulp::Simd;
 
 /// Rows of a product of which the sums of one panel stay in the first cache.
 const PROJECTED_ROWS: usize = 64;
@@ -109,7 +110,7 @@ impl Part<'_> {
             &mut now.sums[..active * GATES * units],
             Spread { hidden, product, stride: GATES * hidden, first: 0 },
         );
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for b in 0..active {

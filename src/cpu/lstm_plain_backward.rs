@@ -9,10 +9,11 @@ use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::tanh;
 use super::matmul::Panels;
 use super::prefetch::prefetch;
+use super::simd::dispatch;
 use super::team::{Meeting, Shared};
 use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// A layer's values; packed rows have their directions side by side.
@@ -64,7 +65,7 @@ impl Plain<'_> {
                 let units = panels.start * each..(panels.end * each).min(hidden);
                 let (sequences, panels) = (sequences.clone(), panels.clone());
                 let member = Member { plain: self, d, sequences, panels, units, left: &left, meeting };
-                Arch::new().dispatch(member);
+                dispatch(member);
             }
         });
     }

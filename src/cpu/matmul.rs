@@ -6,14 +6,15 @@
 
 use super::packed::{BLOCK_K, PANEL_REGISTERS, Packed};
 use super::rows::over_rows;
-use super::tile::{Lines, Tile};
-use pulp::{Arch, Simd, WithSimd};
+use super::simd::dispatch;
+use super::tile::{Lines, TILE_ROWS, Tile};
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Values of weights that stay in one processor's own cache beside all else.
 pub(super) const OWN_CACHE: usize = 192 * 1024;
-/// Rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
-/// [`super::tile::TILE_ROWS`].
+/// Most rows of A that are used with one panel before the next; they stay in the second cache with their rows of C. A multiple of
+/// [`TILE_ROWS`].
 const BLOCK_ROWS: usize = 102;
 
 /// A left operand.
@@ -69,8 +70,10 @@ impl WithSimd for Multiply<'_> {
         let (columns, width) = (right.columns(), right.width());
         let rows = out.len() / columns;
         let mut scratch = Vec::new();
-        for first in (0..rows).step_by(BLOCK_ROWS) {
-            let count = BLOCK_ROWS.min(rows - first);
+        // In blocks as even as they can be.
+        let each = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(TILE_ROWS);
+        for first in (0..rows).step_by(each) {
+            let count = each.min(rows - first);
             for k in (0..right.inner()).step_by(BLOCK_K) {
                 let depth = BLOCK_K.min(right.inner() - k);
                 let add = add || k > 0;
@@ -124,7 +127,7 @@ pub(super) fn multiply_gates(
     each: impl Finish,
 ) {
     debug_assert!(right.inner() > 0 && sums.len().is_multiple_of(right.width()));
-    Arch::new().dispatch(MultiplyGates { left, panels: Panels::new(right, panels), sums, each });
+    dispatch(MultiplyGates { left, panels: Panels::new(right, panels), sums, each });
 }
 
 /// Some panels of a right operand, and whether what comes after each is asked for ahead: where they do not stay in a
@@ -168,7 +171,7 @@ impl<'a> Panels<'a> {
     pub(super) fn add<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            self.tile(left, k, p, width, true).rows::<S, PANEL_REGISTERS>(simd, out.len() / width, out);
+            self.tile(left, k, p, width, true).rows(simd, out.len() / width, out);
         }
     }
 
@@ -194,7 +197,7 @@ pub(super) fn multiply(left: Left<'_>, right: &Packed, out: &mut [f32], add: boo
         }
         return;
     }
-    Arch::new().dispatch(Multiply { left, right, out, add });
+    dispatch(Multiply { left, right, out, add });
 }
 
 /// The same with the rows of `out` spread over the threads; `begin` prepares rows before they are added to.

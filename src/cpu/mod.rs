@@ -25,6 +25,7 @@ mod prefetch;
 mod products;
 mod reduce;
 mod rows;
+mod simd;
 mod softmax;
 mod storage;
 mod tape;
@@ -36,3 +37,4 @@ mod time;
 mod watch;
 
 pub use executor::{Cpu, Prepared};
+pub(crate) use simd::name as instructions;

@@ -2,7 +2,8 @@
 
 use super::aligned::Aligned;
 use super::rows::TASK_COST;
-use pulp::{Arch, Simd, WithSimd};
+use super::simd::dispatch;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
@@ -53,7 +54,7 @@ impl Packed {
 
     /// Packs the transpose of a layer's recurrent weights `[4H, R]` so that a panel has some units, each gate in a register.
     pub(super) fn gates(&mut self, weight: &[f32], inner: usize, hidden: usize) {
-        let lanes = Arch::new().dispatch(PanelWidth) / PANEL_REGISTERS;
+        let lanes = dispatch(PanelWidth) / PANEL_REGISTERS;
         let columns = hidden.next_multiple_of(lanes) * PANEL_REGISTERS;
         self.fill(inner, columns, |k, n, width, panel| {
             let first = n / PANEL_REGISTERS;
@@ -93,7 +94,7 @@ impl Packed {
 
     /// Sizes the storage and calls `pack(first k, first column, width, panel)` for every panel.
     fn fill(&mut self, inner: usize, columns: usize, pack: impl Fn(usize, usize, usize, &mut [f32]) + Sync) {
-        let width = Arch::new().dispatch(PanelWidth);
+        let width = dispatch(PanelWidth);
         let panels = columns.div_ceil(width);
         let len = inner * panels * width;
         if self.data.len() < len {

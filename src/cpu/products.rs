@@ -83,7 +83,8 @@ pub(super) fn weight_gradient(call: &mut Call<'_>) -> Result<()> {
         &Operands { a, stride, first: 0, b: &rows_of(b, inputs), inputs },
         &chunks,
         &mut call.packs[0],
-        begin(out, call.continues),
+        out,
+        call.continues,
     );
     Ok(())
 }
@@ -103,22 +104,12 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
         LstmPart::InputWeights => {
             let inputs = call.operand(1)?.columns();
             let b = rows_of(call.input(1)?, inputs);
-            accumulate(
-                &Operands { a, stride, first, b: &b, inputs },
-                &chunks,
-                &mut call.packs[0],
-                begin(out, call.continues),
-            );
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out, call.continues);
         }
         LstmPart::Projection => {
             let inputs = columns(1)?;
             let b: Vec<&[f32]> = own_rows(call.input(1)?, d, directions, inputs).collect();
-            accumulate(
-                &Operands { a, stride, first, b: &b, inputs },
-                &chunks,
-                &mut call.packs[0],
-                begin(out, call.continues),
-            );
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out, call.continues);
         }
         LstmPart::RecurrentWeights => {
             let inputs = columns(1)?;
@@ -130,12 +121,7 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             if let Some(masked) = &masked {
                 b = rows_of(masked, inputs);
             }
-            accumulate(
-                &Operands { a, stride, first, b: &b, inputs },
-                &chunks,
-                &mut call.packs[0],
-                begin(out, call.continues),
-            );
+            accumulate(&Operands { a, stride, first, b: &b, inputs }, &chunks, &mut call.packs[0], out, call.continues);
         }
         LstmPart::Peepholes => {
             let hidden = columns(1)?;
@@ -223,14 +209,19 @@ fn peepholes(now: &Operands<'_>, before: &[&[f32]], chunks: &[Range<usize>], out
     }
 }
 
-/// Σ over rows of aᵀ b added to `out`, chunk by chunk. Threads own rows of `out`.
-fn accumulate(operands: &Operands<'_>, chunks: &[Range<usize>], packed: &mut Cached, out: &mut [f32]) {
+/// Σ over rows of aᵀ b in `out`, or where it `continues` added to it, chunk by chunk. Threads own rows of `out`.
+fn accumulate(operands: &Operands<'_>, chunks: &[Range<usize>], packed: &mut Cached, out: &mut [f32], continues: bool) {
     let &Operands { a, stride, first: begin, b, inputs } = operands;
+    let mut add = continues;
     for chunk in chunks.iter().filter(|c| !c.is_empty()) {
         let packed = packed.get(None, |packed| packed.rows(&b[chunk.clone()], inputs));
         let data = &a[chunk.start * stride..chunk.end * stride];
         over_rows(out, inputs, inputs * chunk.len(), |first, out| {
-            multiply(Left::Columns { data, stride, first: begin + first }, packed, out, true);
+            multiply(Left::Columns { data, stride, first: begin + first }, packed, out, add);
         });
+        add = true;
+    }
+    if !add {
+        out.fill(0.0);
     }
 }

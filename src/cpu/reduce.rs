@@ -3,10 +3,10 @@
 use super::call::Call;
 use super::math;
 use super::rows::over_rows;
+use super::simd::dispatch;
 use crate::error::Result;
 use crate::graph::{Over, ReduceKind};
 use crate::scheduler::strategy::REDUCE_BLOCK;
-use pulp::Arch;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ const SUM_ROWS: usize = 128;
 
 /// The sum of a block by `kind`, in float64.
 fn block_sum(kind: ReduceKind, values: &[f32]) -> f64 {
-    Arch::new().dispatch(
+    dispatch(
         #[inline(always)]
         || match kind {
             ReduceKind::Sum => math::sum(values, |x| x),
@@ -70,7 +70,7 @@ pub(super) fn sum_rows(kind: ReduceKind, x: &[f32], stride: usize, chunks: &[Ran
     let rows: usize = chunks.iter().map(Range::len).sum();
     over_rows(out, 1, rows, |first, out| {
         let mut part = vec![0.0; out.len()];
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for chunk in chunks {

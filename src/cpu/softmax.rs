@@ -3,8 +3,8 @@
 use super::call::Call;
 use super::math;
 use super::rows::{check_tokens, over_rows, rows_a_task};
+use super::simd::dispatch;
 use crate::error::Result;
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Elementary operations that one exponential counts for; untuned.
@@ -14,7 +14,7 @@ const EXP_COST: usize = 8;
 pub(super) fn softmax(call: &mut Call<'_>) -> Result<()> {
     let (x, columns) = (call.input(0)?, call.operand(0)?.columns());
     over_rows(call.output(0)?, columns, columns * EXP_COST, |first, out| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for (r, to) in out.chunks_exact_mut(columns).enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn cross_entropy(call: &mut Call<'_>, ignore: Option<u32>) -> Result<
     let each = rows_a_task(targets.len(), columns * EXP_COST);
     let tasks = loss.par_chunks_mut(each).zip(counts.par_chunks_mut(each)).zip(normalizer.par_chunks_mut(each));
     tasks.enumerate().for_each(|(task, ((loss, counts), normalizer))| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for r in 0..loss.len() {
@@ -64,7 +64,7 @@ pub(super) fn cross_entropy_backward(call: &mut Call<'_>, ignore: Option<u32>) -
     let columns = call.operand(0)?.columns();
     check_tokens(targets, columns, ignore, "target")?;
     over_rows(call.output(0)?, columns, columns * EXP_COST, |first, out| {
-        Arch::new().dispatch(
+        dispatch(
             #[inline(always)]
             || {
                 for (r, to) in out.chunks_exact_mut(columns).enumerate() {

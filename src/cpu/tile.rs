@@ -5,10 +5,9 @@ use super::packed::PANEL_REGISTERS;
 use super::prefetch::prefetch;
 use pulp::Simd;
 
-/// Rows of C that one tile keeps in registers, where there are 32 of these, and where there are 16: with the panel's, and
-/// with one for each row's operand, that is nearly all of them.
+/// Rows of C that one tile keeps in registers: with the panel's, of which there are four where the processor has 32 and two where it
+/// has 16, and with one for each row's operand, that is nearly all of them.
 pub(super) const TILE_ROWS: usize = 6;
-const TILE_ROWS_OF_16: usize = 2;
 
 /// Some rows of A: `[M, *]`, or where it is transposed `[*, M]`, `stride` values between lines.
 #[derive(Clone, Copy)]
@@ -58,18 +57,27 @@ impl Tile<'_> {
     #[inline(always)]
     pub fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
         match self.used.div_ceil(S::F32_LANES) {
-            1 => self.rows::<S, 1>(simd, count, out),
-            2 => self.rows::<S, 2>(simd, count, out),
-            _ => self.rows::<S, PANEL_REGISTERS>(simd, count, out),
+            1 => self.tiles::<S, 0, 1>(simd, count, out),
+            2 => self.tiles::<S, 0, 2>(simd, count, out),
+            _ => self.rows(simd, count, out),
         }
     }
 
-    /// Adds the product of `count` rows and `W` registers of the panel to `out`, the rest of C from the first one's first element
-    /// on, or stores it there: in tiles as even as they can be.
+    /// Adds the product of `count` rows and the panel to `out`, the rest of C from the first one's first element on, or stores it
+    /// there.
     #[inline(always)]
-    pub fn rows<S: Simd, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
-        let most = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS_OF_16 };
-        let tiles = count.div_ceil(most);
+    pub fn rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+        if S::REGISTER_COUNT >= 32 {
+            return self.tiles::<S, 0, PANEL_REGISTERS>(simd, count, out);
+        }
+        self.tiles::<S, 0, 2>(simd, count, out);
+        Self { ahead: &[], ..self }.tiles::<S, 2, 2>(simd, count, out);
+    }
+
+    /// [`Self::rows`] of `W` registers of the panel from register `F` on, in tiles as even as they can be.
+    #[inline(always)]
+    fn tiles<S: Simd, const F: usize, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
+        let tiles = count.div_ceil(TILE_ROWS);
         let mut row = 0;
         for tile in 0..tiles {
             let height = count / tiles + usize::from(tile < count % tiles);
@@ -77,26 +85,30 @@ impl Tile<'_> {
             let at = Self { a: self.a.skip(row), ahead, ..self };
             let out = &mut out[row * self.columns..];
             match (self.a.transposed, height) {
-                (false, 1) => at.compute::<S, W, 1, false>(simd, out),
-                (false, 2) => at.compute::<S, W, 2, false>(simd, out),
-                (false, 3) => at.compute::<S, W, 3, false>(simd, out),
-                (false, 4) => at.compute::<S, W, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, W, 5, false>(simd, out),
-                (false, _) => at.compute::<S, W, TILE_ROWS, false>(simd, out),
-                (true, 1) => at.compute::<S, W, 1, true>(simd, out),
-                (true, 2) => at.compute::<S, W, 2, true>(simd, out),
-                (true, 3) => at.compute::<S, W, 3, true>(simd, out),
-                (true, 4) => at.compute::<S, W, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, W, 5, true>(simd, out),
-                (true, _) => at.compute::<S, W, TILE_ROWS, true>(simd, out),
+                (false, 1) => at.compute::<S, F, W, 1, false>(simd, out),
+                (false, 2) => at.compute::<S, F, W, 2, false>(simd, out),
+                (false, 3) => at.compute::<S, F, W, 3, false>(simd, out),
+                (false, 4) => at.compute::<S, F, W, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, F, W, 5, false>(simd, out),
+                (false, _) => at.compute::<S, F, W, TILE_ROWS, false>(simd, out),
+                (true, 1) => at.compute::<S, F, W, 1, true>(simd, out),
+                (true, 2) => at.compute::<S, F, W, 2, true>(simd, out),
+                (true, 3) => at.compute::<S, F, W, 3, true>(simd, out),
+                (true, 4) => at.compute::<S, F, W, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, F, W, 5, true>(simd, out),
+                (true, _) => at.compute::<S, F, W, TILE_ROWS, true>(simd, out),
             }
             row += height;
         }
     }
 
-    /// The same of `R` rows and `W` registers of the panel.
+    /// The same of `R` rows.
     #[inline(always)]
-    fn compute<S: Simd, const W: usize, const R: usize, const TRANSPOSED: bool>(&self, simd: S, out: &mut [f32]) {
+    fn compute<S: Simd, const F: usize, const W: usize, const R: usize, const TRANSPOSED: bool>(
+        &self,
+        simd: S,
+        out: &mut [f32],
+    ) {
         let (b, _) = S::as_simd_f32s(self.panel);
         let (b, _) = b.as_chunks::<PANEL_REGISTERS>();
         let depth = b.len();
@@ -111,9 +123,9 @@ impl Tile<'_> {
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {
                 let x = simd.splat_f32s(if TRANSPOSED { line[ROW] } else { a[ROW][k] });
-                sums[ROW][0] = simd.mul_add_e_f32s(x, b[0], sums[ROW][0]);
+                sums[ROW][0] = simd.mul_add_e_f32s(x, b[F], sums[ROW][0]);
                 if W > 1 {
-                    sums[ROW][1] = simd.mul_add_e_f32s(x, b[1], sums[ROW][1]);
+                    sums[ROW][1] = simd.mul_add_e_f32s(x, b[F + 1], sums[ROW][1]);
                 }
                 if W > 2 {
                     sums[ROW][2] = simd.mul_add_e_f32s(x, b[2], sums[ROW][2]);
@@ -125,9 +137,9 @@ impl Tile<'_> {
             let row = &mut out[ROW * self.columns..][..self.used];
             // By name: sums that something points to are kept in memory.
             let [t0, t1, t2, t3] = sums[ROW];
-            self.put(simd, row, 0, t0);
+            self.put(simd, row, F, t0);
             if W > 1 {
-                self.put(simd, row, 1, t1);
+                self.put(simd, row, F + 1, t1);
             }
             if W > 2 {
                 self.put(simd, row, 2, t2);

@@ -27,7 +27,8 @@ use std::process::ExitCode;
 #[command(
     version,
     after_help = "Example:\n  mnemon train src --output model.safetensors\n\n\
-    MNEMON_LOG=info (or debug) says more on standard error."
+    MNEMON_LOG=info (or debug) says more on standard error. MNEMON_SIMD=avx512, avx2, neon or scalar\n    \
+    sets the CPU device's vector instructions [default: the widest that the processor has]."
 )]
 struct Cli {
     #[command(subcommand)]
