@@ -11,7 +11,7 @@ pub(super) struct Operand<'a> {
     /// Its values; `None` where it lives in the place of an output.
     pub(super) data: Option<&'a [f32]>,
     /// Its sizes in this run.
-    pub(super) shape: Vec<usize>,
+    pub(super) shape: &'a [usize],
     /// The time axis whose rows it has.
     pub(super) axis: Option<u8>,
     /// The version of its contents if they outlive the run.

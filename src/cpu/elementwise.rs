@@ -5,9 +5,9 @@ use super::math;
 use super::rows::rows_a_task;
 use super::simd::dispatch;
 use super::tape::{Action, Instruction, Source, Tape};
+use super::threads;
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Broadcast, Unary};
-use rayon::prelude::*;
 
 /// Elements of a register; a few of them stay in the first cache.
 const BLOCK: usize = 512;
@@ -49,11 +49,7 @@ pub(super) fn elementwise(call: &mut Call<'_>, tape: &Tape, columns: usize) -> R
         tasks.iter_mut().for_each(|task| task.outputs.push(parts.as_mut().and_then(Iterator::next)));
     }
     let job = Job { tape, wanted, inputs: &call.inputs, scalars: call.scalars, columns: columns.max(1) };
-    if let [task] = tasks.as_mut_slice() {
-        job.run(task);
-    } else {
-        tasks.par_iter_mut().for_each(|task| job.run(task));
-    }
+    threads::each(tasks.iter_mut(), |task| job.run(task));
     Ok(())
 }
 
@@ -99,7 +95,7 @@ impl Job<'_> {
 
     fn input(&self, at: usize) -> &Operand<'_> {
         static NONE: Operand<'static> =
-            Operand { data: None, shape: Vec::new(), axis: None, version: None, in_place_of: None };
+            Operand { data: None, shape: &[], axis: None, version: None, in_place_of: None };
         self.inputs[at].as_ref().unwrap_or(&NONE)
     }
 

@@ -1,29 +1,26 @@
-//! Prepares and runs programs: where values are, which operation runs, what persists.
+//! Prepares and runs programs: what persists, where the values of a program are, what a run must have.
 
 use super::aligned::Aligned;
-use super::call::{Cached, Call, Operand};
-use super::dropout::{RowKind, dropout};
-use super::elementwise::elementwise;
-use super::lstm_backward::lstm_backward;
-use super::lstm_forward::lstm_forward;
+use super::call::Cached;
 use super::lstm_layer::PACKS;
-use super::storage::{self, Buffer, Memory, Persistent, Place};
+use super::run::Run;
+use super::storage::{self, Buffer, Memory, Persistent};
 use super::tape::Tape;
+use super::threads::alone;
 use super::watch::Watch;
-use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
-use crate::graph::lstm::forward;
-use crate::graph::{Dim, Op, Symbol, broadcast};
+use crate::graph::{Op, broadcast};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
 use crate::scheduler::profile::Profile;
-use crate::scheduler::program::{Storage, root};
-use crate::scheduler::strategy::row_axis;
-use crate::scheduler::{Action, Batch, Executor, Move, Part, Program, Side, Stage, Step};
+use crate::scheduler::program::Storage;
+use crate::scheduler::{Action, Axis, Batch, Executor, Program, Stage};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
+
+/// Multiply-adds that are worth waking a thread up, which takes about ten microseconds.
+const WORTH_WAKING: usize = 500_000;
 
 /// The host processor: its threads, and the values that outlive runs.
 #[derive(Debug)]
@@ -47,9 +44,23 @@ pub struct Prepared {
     tapes: Vec<Vec<Option<Tape>>>,
     /// Packed operands of each step.
     packs: Vec<[Cached; PACKS]>,
-    /// The sizes of every value in the last run; empty before the first.
+    /// The sizes of every value in the last run, and of those of a part in its last part.
     shapes: Vec<Vec<usize>>,
+    part_shapes: Vec<Vec<usize>>,
+    /// Whether the last run succeeded; not before the first.
+    has_run: bool,
+    /// Values of weights that rows meet.
+    weights: usize,
     _claims: Vec<Claim>,
+}
+
+impl Prepared {
+    /// About how many multiply-adds a run over `batch` takes.
+    fn work(&self, batch: &Batch) -> usize {
+        let rows = batch.axes().iter().map(Axis::rows).fold(batch.sequences(), usize::max);
+        let values: usize = self.shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+        rows.saturating_mul(self.weights).saturating_add(values)
+    }
 }
 
 impl Cpu {
@@ -179,7 +190,11 @@ impl Cpu {
             }
         }
         let program = Arc::clone(program);
-        Ok(Prepared { arenas, program, places, tapes, packs, shapes: Vec::new(), _claims })
+        let shapes = vec![Vec::new(); program.values.len()];
+        let fixed = program.values.iter().filter(|v| v.storage == Storage::Persistent);
+        let weights = fixed.filter_map(|v| v.shape.fixed_len()).sum();
+        let part_shapes = shapes.clone();
+        Ok(Prepared { arenas, program, places, tapes, packs, shapes, part_shapes, has_run: false, weights, _claims })
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
@@ -193,41 +208,32 @@ impl Cpu {
         let program = Arc::clone(&prepared.program);
         program.capacity.admits(batch)?;
         let scalars = program.scalar_values(batch)?;
-        prepared.shapes.clear();
-        let shapes = program.values.iter().map(|v| batch.resolve(&v.shape)).collect::<Result<Vec<_>>>()?;
-        self.check(prepared, &shapes, inputs)?;
+        prepared.has_run = false;
+        for (value, shape) in program.values.iter().zip(&mut prepared.shapes) {
+            batch.resolve_into(&value.shape, shape)?;
+        }
+        self.check(prepared, inputs)?;
         let changes = self.version();
-        let Prepared { arenas, places, tapes, packs, .. } = prepared;
+        let is_small = prepared.work(batch) < WORTH_WAKING;
+        let Prepared { arenas, places, tapes, packs, shapes, part_shapes, .. } = prepared;
         let memory = Memory { arenas, persistents: &mut self.persistents };
-        let mut run = Run {
-            program: &program,
-            inputs,
-            scalars,
-            shapes: shapes.clone(),
-            places,
-            memory,
-            watch: self.watch.as_mut(),
-        };
-        let result = self.pool.install(|| {
-            run.give()?;
-            for (stage, tapes) in program.stages.iter().zip(tapes) {
-                stage.for_parts(batch, |part| run.part(stage, part, tapes, packs))?;
-            }
-            run.copy(&shapes)
-        });
+        let watch = self.watch.as_mut();
+        let mut run =
+            Run { program: &program, inputs, scalars, whole: shapes, shapes: part_shapes, places, memory, watch };
+        let run = || run.all(batch, tapes, packs);
+        let result = if is_small || self.pool.current_num_threads() == 1 { alone(run) } else { self.pool.install(run) };
         for &value in &program.updated {
             if let Some((Buffer::Persistent(at), _)) = prepared.places[value] {
                 self.persistents[at].version = changes;
             }
         }
-        result?;
-        prepared.shapes = shapes;
-        Ok(())
+        prepared.has_run = result.is_ok();
+        result
     }
 
     /// Refuses inputs and persistent values that do not fit, and integers out of bounds, before anything has changed.
-    fn check(&self, prepared: &Prepared, shapes: &[Vec<usize>], inputs: &[&Tensor]) -> Result<()> {
-        let program = &*prepared.program;
+    fn check(&self, prepared: &Prepared, inputs: &[&Tensor]) -> Result<()> {
+        let Prepared { program, shapes, .. } = prepared;
         if inputs.len() != program.inputs.len() {
             return Err(Error::argument(format!(
                 "cpu: expected {} inputs, got {}",
@@ -275,10 +281,10 @@ impl Cpu {
             .outputs
             .get(index)
             .ok_or_else(|| Error::argument(format!("cpu: the program has no output {index}")))?;
-        let shape = prepared
-            .shapes
-            .get(*value)
-            .ok_or_else(|| Error::argument(format!("cpu: output `{name}` is read before a run has succeeded")))?;
+        if !prepared.has_run {
+            return Err(Error::argument(format!("cpu: output `{name}` is read before a run has succeeded")));
+        }
+        let shape = &prepared.shapes[*value];
         let (buffer, offset) =
             prepared.places[*value].ok_or_else(|| Error::internal(format!("cpu: output `{name}` has no place")))?;
         let data = match buffer {
@@ -301,236 +307,4 @@ fn compile(program: &Program, action: &Action) -> Result<Option<Tape>> {
     });
     let wanted: Vec<_> = exprs.iter().zip(&step.outputs).filter(|(_, o)| o.is_some()).map(|(e, _)| e).collect();
     Tape::compile(&wanted, &spreads.collect::<Result<Vec<_>>>()?, &|e| program.scalar_index(e)).map(Some)
-}
-
-/// One run.
-struct Run<'a> {
-    program: &'a Program,
-    inputs: &'a [&'a Tensor],
-    scalars: Vec<f32>,
-    /// The sizes of every value, of those of a part in the part that runs.
-    shapes: Vec<Vec<usize>>,
-    places: &'a [Option<(Buffer, usize)>],
-    memory: Memory<'a>,
-    watch: Option<&'a mut Watch>,
-}
-
-impl Run<'_> {
-    fn place(&self, value: usize) -> Result<Place> {
-        let (buffer, offset) = self.places[value]
-            .ok_or_else(|| Error::internal(format!("cpu: `{}` has no place", self.program.values[value].name)))?;
-        Ok(Place { buffer, offset, len: self.shapes[value].iter().product() })
-    }
-
-    /// Stores the inputs that are held whole.
-    fn give(&mut self) -> Result<()> {
-        for ((_, value), tensor) in self.program.inputs.iter().zip(self.inputs) {
-            if self.places[*value].is_none() {
-                continue;
-            }
-            let place = self.place(*value)?;
-            storage::store(tensor, 0, self.memory.write(place)?)?;
-        }
-        Ok(())
-    }
-
-    /// Gives persistent values what they take at the end of a run.
-    fn copy(&mut self, shapes: &[Vec<usize>]) -> Result<()> {
-        self.shapes.clone_from_slice(shapes);
-        // All sources are read before any is overwritten: values may change places.
-        let mut copies = Vec::with_capacity(self.program.copies.len());
-        for &(persistent, source) in &self.program.copies {
-            copies.push((persistent, self.memory.read(self.place(source)?)?.to_vec()));
-        }
-        for (persistent, values) in copies {
-            let place = self.place(persistent)?;
-            self.memory.write(place)?.copy_from_slice(&values);
-        }
-        Ok(())
-    }
-
-    fn part(
-        &mut self,
-        stage: &Stage,
-        part: &Part<'_>,
-        tapes: &[Option<Tape>],
-        packs: &mut [[Cached; PACKS]],
-    ) -> Result<()> {
-        for (value, shape) in self.program.values.iter().zip(&mut self.shapes).filter(|(v, _)| v.cut == stage.cut) {
-            shape.clear();
-            for dim in &value.shape.0 {
-                shape.push(part.batch.size(dim)?);
-            }
-        }
-        for m in stage.before.iter().filter(|_| part.begins) {
-            self.transfer(m, part)?;
-        }
-        for (action, tape) in stage.body.iter().zip(tapes) {
-            match action {
-                Action::Move(m) => self.transfer(m, part)?,
-                Action::Step(step) => {
-                    let begin = self.watch.as_ref().map(|watch| watch.now());
-                    let run = self.step(step, part, tape.as_ref(), &mut packs[step.number]);
-                    run.map_err(|e| e.within(step.op.name()))?;
-                    self.watch.iter_mut().zip(begin).for_each(|(watch, begin)| watch.note(step, begin));
-                }
-            }
-        }
-        for m in stage.after.iter().filter(|_| part.ends) {
-            self.transfer(m, part)?;
-        }
-        Ok(())
-    }
-
-    /// Copies values from one side to the other.
-    fn transfer(&mut self, m: &Move, part: &Part<'_>) -> Result<()> {
-        let to = self.ranges(m.to, part)?;
-        let Some(target) = m.to.value() else { return Err(Error::internal("cpu: a move leads nowhere")) };
-        let (buffer, offset) = self.places[target].ok_or_else(|| Error::internal("cpu: a move leads nowhere"))?;
-        let whole = Place { buffer, offset, len: 0 };
-        let mut taken = self.memory.take(&[Some(whole)]);
-        let result =
-            taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
-                let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
-                match m.from {
-                    Side::Zero => targets.for_each(|r| data[r].fill(0.0)),
-                    Side::Input(at) => {
-                        let columns =
-                            self.inputs[at].len() / self.inputs[at].shape().first().copied().unwrap_or(1).max(1);
-                        let rows = part.rows(&self.program.values[self.program.inputs[at].1].shape)?;
-                        let mut to = targets.next().unwrap_or(0..0).start;
-                        for rows in rows {
-                            let n = rows.len() * columns;
-                            storage::store(self.inputs[at], rows.start * columns, &mut data[to..to + n])?;
-                            to += n;
-                        }
-                    }
-                    Side::Whole(source) | Side::Part(source) | Side::Slot(source) => {
-                        let (from, start) =
-                            self.places[source].ok_or_else(|| Error::internal("cpu: a move from nowhere"))?;
-                        let ranges = self.ranges(m.from, part)?.into_iter();
-                        let place = |r: Range<usize>| Place { buffer: from, offset: start + r.start, len: r.len() };
-                        let mut sources = ranges.map(|r| self.memory.read(place(r)));
-                        let mut values: &[f32] = &[];
-                        for range in targets {
-                            let mut target = &mut data[range];
-                            while !target.is_empty() {
-                                if values.is_empty() {
-                                    let short = || Err(Error::internal("cpu: a move has too few values"));
-                                    values = sources.next().unwrap_or_else(short)?;
-                                }
-                                let n = target.len().min(values.len());
-                                let (now, later) = std::mem::take(&mut target).split_at_mut(n);
-                                now.copy_from_slice(&values[..n]);
-                                (target, values) = (later, &values[n..]);
-                            }
-                        }
-                    }
-                }
-                Ok(())
-            });
-        self.memory.put(taken);
-        result
-    }
-
-    /// The values of one side of a move, as ranges of its storage.
-    fn ranges(&self, side: Side, part: &Part<'_>) -> Result<Vec<Range<usize>>> {
-        Ok(match side {
-            Side::Zero | Side::Input(_) => Vec::new(),
-            Side::Whole(v) => std::iter::once(0..self.shapes[v].iter().product()).collect(),
-            Side::Part(v) => {
-                let columns: usize = self.shapes[v].iter().skip(1).product();
-                let rows = part.rows(&self.program.values[v].shape)?;
-                rows.into_iter().map(|r| r.start * columns..r.end * columns).collect()
-            }
-            Side::Slot(v) => {
-                let (slot, row): (usize, usize) = (self.shapes[v].iter().skip(1).product(), self.shapes[v][2]);
-                let first = part.slot * slot;
-                std::iter::once(first..first + part.batch.sequences() * row).collect()
-            }
-        })
-    }
-
-    fn step(&mut self, step: &Step, part: &Part<'_>, tape: Option<&Tape>, packs: &mut [Cached]) -> Result<()> {
-        if matches!(step.op, Op::View { .. }) {
-            return Ok(());
-        }
-        let places = step.outputs.iter().map(|o| o.map(|o| self.place(o)).transpose()).collect::<Result<Vec<_>>>()?;
-        let mut taken = self.memory.take(&places);
-        let result = storage::carve(&mut taken, &places).and_then(|outputs| {
-            let inputs = step.inputs.iter().map(|i| i.map(|i| self.operand(i, step)).transpose());
-            let inputs = inputs.collect::<Result<Vec<_>>>()?;
-            let continues = step.accumulates && part.continues;
-            let gates = if matches!(step.op, Op::Lstm(_)) { step.outputs[forward::GATES] } else { None };
-            let saves = gates.is_some() && self.program.stage_steps().any(|s| s.inputs.contains(&gates));
-            let mut call = Call { inputs, outputs, batch: part.batch, scalars: &self.scalars, packs, continues, saves };
-            self.dispatch(step, tape, &mut call)
-        });
-        self.memory.put(taken);
-        result
-    }
-
-    /// The input `value` of `step`, whose outputs' buffers are taken.
-    fn operand(&self, value: usize, step: &Step) -> Result<Operand<'_>> {
-        let root = |v: usize| root(&self.program.values, v);
-        let same = |o: &Option<usize>| o.is_some_and(|o| root(o) == root(value));
-        let in_place_of = step.outputs.iter().position(same);
-        let place = self.place(value)?;
-        let data = if in_place_of.is_some() { None } else { Some(self.memory.read(place)?) };
-        let version = match place.buffer {
-            Buffer::Persistent(at) => Some(self.memory.persistents[at].version),
-            Buffer::Arena(_) => None,
-        };
-        let axis = row_axis(&self.program.values[value].shape);
-        Ok(Operand { data, shape: self.shapes[value].clone(), axis, version, in_place_of })
-    }
-
-    fn dispatch(&self, step: &Step, tape: Option<&Tape>, call: &mut Call<'_>) -> Result<()> {
-        let kind = || {
-            let rows = step.inputs[0].and_then(|x| self.program.values[x].shape.rows().cloned());
-            match rows {
-                Some(Dim::Symbol(Symbol::Rows(axis))) => RowKind::Axis(axis),
-                Some(Dim::Symbol(Symbol::Batch)) => RowKind::Batch,
-                _ => RowKind::Fixed,
-            }
-        };
-        match &step.op {
-            Op::Lstm(op) => lstm_forward(call, op),
-            Op::LstmBackward(op) => lstm_backward(call, op),
-            Op::LstmWeightGradient { part, direction, lstm } => {
-                products::lstm_weight_gradient(call, *part, *direction, lstm)
-            }
-            Op::Linear => products::linear(call),
-            Op::MatMul => products::matmul(call),
-            Op::LstmInputGradient { .. } => products::lstm_input_gradient(call),
-            Op::WeightGradient => products::weight_gradient(call),
-            Op::Embedding => rows::embedding(call),
-            Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),
-            Op::Dropout { rate, operation, mask } => dropout(call, *rate, *operation, *mask, kind()),
-            Op::Elementwise { .. } => {
-                let output = step.outputs.iter().flatten().next().copied();
-                let columns = output.map_or(1, |o| self.shapes[o].iter().skip(1).product());
-                let tape = tape.ok_or_else(|| Error::internal("the expressions are not compiled"))?;
-                elementwise(call, tape, columns)
-            }
-            Op::Reduce { kind, over } => reduce::reduce(call, *kind, *over),
-            Op::CrossEntropy { ignore } => softmax::cross_entropy(call, *ignore),
-            Op::CrossEntropyBackward { ignore } => softmax::cross_entropy_backward(call, *ignore),
-            Op::Softmax => softmax::softmax(call),
-            Op::OverTime { kind } => time::over_time(call, *kind),
-            Op::Attention(op) => attention::attention(call, op),
-            Op::AttentionBackward { attention: op, part } => attention::attention_backward(call, op, *part),
-            Op::Gather(gather) => {
-                let shape = |value: Option<usize>| value.map(|v| &self.program.values[v].shape);
-                let (x, y) = (shape(step.inputs[0]), shape(step.outputs[0]));
-                let (x, y) = x.zip(y).ok_or_else(|| Error::internal("nobody wants the output"))?;
-                gather::gather(call, gather, x, y)
-            }
-            Op::Concat => columns::concat(call),
-            Op::Slice { first, .. } => columns::slice(call, *first),
-            Op::Pad { before, .. } => columns::pad(call, *before),
-            Op::ArgMax => rows::argmax(call),
-            Op::View { .. } => Ok(()),
-        }
-    }
 }

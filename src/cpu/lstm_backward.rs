@@ -20,6 +20,7 @@ use super::math;
 use super::matmul::{Left, multiply};
 use super::simd::dispatch;
 use super::team::Shared;
+use super::threads;
 use crate::config::{GATE_F, GATE_G, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::lstm::backward as at;
@@ -289,22 +290,20 @@ pub(super) fn lstm_backward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
         .collect::<Vec<_>>();
     let states = cut_states(dh, directions * r, &shares).into_iter().zip(cut_states(dc, directions * hidden, &shares));
     let reads = &Reads { layer, cells, c0, dy, wants_dh0, zero: &zero };
-    rayon::scope(|scope| {
-        for (share, (dh, dc)) in shares.iter().zip(states) {
-            let mut next = |at: usize| others[at].next().unwrap_or_default();
-            let part = Part {
-                first: share.start,
-                gates: gates.next().unwrap_or_default(),
-                dprojected: next(0),
-                products: next(1),
-                dproduct: next(2),
-                dcell: next(3),
-                cell_normed: next(4),
-                dh,
-                dc,
-            };
-            scope.spawn(move |_| part.run(reads));
+    let parts = shares.iter().zip(states).map(|(share, (dh, dc))| {
+        let mut next = |at: usize| others[at].next().unwrap_or_default();
+        Part {
+            first: share.start,
+            gates: gates.next().unwrap_or_default(),
+            dprojected: next(0),
+            products: next(1),
+            dproduct: next(2),
+            dcell: next(3),
+            cell_normed: next(4),
+            dh,
+            dc,
         }
     });
+    threads::each(parts, |part| part.run(reads));
     Ok(())
 }

@@ -21,6 +21,7 @@ use super::packed::Packed;
 use super::rows::over_rows;
 use super::simd::dispatch;
 use super::team::Shared;
+use super::threads;
 use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
 use crate::error::Result;
@@ -301,20 +302,16 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let mut products = Rows::cut_if(products, directions * GATES * hidden, axis, &shares).into_iter();
     let states = cut_states(h, directions * r, &shares).into_iter().zip(cut_states(c, directions * hidden, &shares));
     let layer = &layer;
-    rayon::scope(|scope| {
-        for (share, (h, c)) in shares.iter().zip(states) {
-            let part = Part {
-                first: share.start,
-                gates: gates.next().unwrap_or_default(),
-                y: y.next().unwrap_or_default(),
-                cells: cells.next().unwrap_or_default(),
-                hidden: hiddens.next().unwrap_or_default(),
-                products: products.next().unwrap_or_default(),
-                h,
-                c,
-            };
-            scope.spawn(move |_| part.run(layer));
-        }
+    let parts = shares.iter().zip(states).map(|(share, (h, c))| Part {
+        first: share.start,
+        gates: gates.next().unwrap_or_default(),
+        y: y.next().unwrap_or_default(),
+        cells: cells.next().unwrap_or_default(),
+        hidden: hiddens.next().unwrap_or_default(),
+        products: products.next().unwrap_or_default(),
+        h,
+        c,
     });
+    threads::each(parts, |part| part.run(layer));
     Ok(())
 }

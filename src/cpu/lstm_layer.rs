@@ -7,12 +7,12 @@ use super::packed::Packed;
 use super::products::rows_of;
 use super::rows::TASK_COST;
 use super::team::Meeting;
+use super::threads;
 use crate::config::{Cell, GATES, Mask};
 use crate::error::{Error, Result};
 use crate::graph::{LstmOp, Parameter};
 use crate::params::random::{StreamKey, drop_threshold, keeps, unit_word};
 use crate::scheduler::{Axis, Batch};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Floats between rows of a left operand beyond what they hold, so that they do not all fall into the same sets of the cache.
@@ -24,7 +24,7 @@ pub(super) const PACKS: usize = 6;
 
 /// The sequences of each thread: contiguous, with about as many rows each. `cost` is that of one row.
 pub(super) fn shares(axis: &Axis, lengths: &[usize], cost: usize) -> Vec<Range<usize>> {
-    let wanted = (axis.rows() * cost / TASK_COST).clamp(1, rayon::current_num_threads());
+    let wanted = (axis.rows() * cost / TASK_COST).clamp(1, threads::count());
     let (mut shares, mut first, mut rows) = (Vec::new(), 0, 0);
     for (b, length) in lengths.iter().enumerate() {
         rows += length;
@@ -47,15 +47,15 @@ pub(super) fn spread(
     panels: usize,
     work: impl Fn(Range<usize>, Range<usize>, &Meeting) + Sync,
 ) {
-    let threads = rayon::current_num_threads().min(panels);
+    let members = threads::count().min(panels);
     let step = layer.lengths.len() * GATES * layer.hidden * layer.r;
     let is_large = GATES * layer.hidden * layer.r > OWN_CACHE;
-    if threads == rayon::current_num_threads() && (shares.len() < threads || is_large) && step > MEETING_COST {
-        let meeting = Meeting::new(threads);
-        let share = |n: usize| n * panels / threads;
+    if members == threads::count() && (shares.len() < members || is_large) && step > MEETING_COST {
+        let meeting = Meeting::new(members);
+        let share = |n: usize| n * panels / members;
         meeting.gather(|n| work(0..layer.lengths.len(), share(n)..share(n + 1), &meeting));
     } else {
-        shares.par_iter().for_each(|sequences| work(sequences.clone(), 0..panels, &Meeting::new(1)));
+        threads::each(shares.iter(), |sequences| work(sequences.clone(), 0..panels, &Meeting::new(1)));
     }
 }
 

@@ -155,13 +155,13 @@ impl Member<'_> {
                     for gate in 0..GATES {
                         let at = (ahead * GATES + gate) * hidden + first;
                         // SAFETY: of one of this thread's rows and units, which no other thread touches.
-                        prefetch(unsafe { plain.gates.read(at..at + used) });
+                        prefetch(unsafe { plain.gates.read(at..at + used) }.as_ptr());
                     }
                     if s > 1 {
                         let at = (layer.row(self.d, s - 2, b) * directions + self.d) * hidden + first;
-                        prefetch(&plain.cells[at..]);
+                        prefetch(plain.cells[at..].as_ptr());
                     }
-                    plain.dy.iter().for_each(|dy| prefetch(&dy[ahead * hidden + first..]));
+                    plain.dy.iter().for_each(|dy| prefetch(dy[ahead * hidden + first..].as_ptr()));
                 }
                 // No closures here: one that is not inlined has no vector instructions.
                 let at_gate = |gate: usize| (at * GATES + gate) * hidden + first;

@@ -81,7 +81,7 @@ impl WithSimd for Multiply<'_> {
                 for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
                     let used = width.min(columns - p * width);
                     let tile = Tile { a, panel, ahead: &[], used, columns, add };
-                    tile.some_rows(simd, count, &mut out[first * columns + p * width..]);
+                    tile.some_rows::<S, false>(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
         }
@@ -152,7 +152,8 @@ impl<'a> Panels<'a> {
     /// What is read after block `k` of panel `p`: round and round.
     fn after(&self, k: usize, p: usize) -> &'a [f32] {
         match (self.ahead, k + BLOCK_K < self.right.inner()) {
-            (false, _) => &[],
+            // Something that is at hand.
+            (false, _) => self.of(k, p),
             (true, true) => self.of(k + BLOCK_K, p),
             (true, false) => self.of(0, if p + 1 < self.numbers.end { p + 1 } else { self.numbers.start }),
         }
@@ -171,7 +172,7 @@ impl<'a> Panels<'a> {
     pub(super) fn add<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            self.tile(left, k, p, width, true).rows(simd, out.len() / width, out);
+            self.tile(left, k, p, width, true).rows::<S, true>(simd, out.len() / width, out);
         }
     }
 
@@ -181,7 +182,7 @@ impl<'a> Panels<'a> {
         let width = PANEL_REGISTERS * S::F32_LANES;
         let used = width.min(self.right.columns() - p * width);
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            self.tile(left, k, p, used, k > 0).some_rows(simd, out.len() / width, out);
+            self.tile(left, k, p, used, k > 0).some_rows::<S, true>(simd, out.len() / width, out);
         }
     }
 }

@@ -25,6 +25,7 @@ mod prefetch;
 mod products;
 mod reduce;
 mod rows;
+mod run;
 mod simd;
 mod softmax;
 mod storage;
@@ -32,6 +33,7 @@ mod tape;
 mod team;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tile;
 mod time;
 mod watch;

@@ -3,8 +3,8 @@
 use super::aligned::Aligned;
 use super::rows::TASK_COST;
 use super::simd::dispatch;
+use super::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 /// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
 pub(super) const PANEL_REGISTERS: usize = 4;
@@ -108,8 +108,11 @@ impl Packed {
             let (block, tail) = std::mem::take(&mut rest).split_at_mut(depth * panels * width);
             rest = tail;
             let each = (TASK_COST / (depth * width)).max(1);
-            let panels = block.par_chunks_mut(depth * width).with_min_len(each).enumerate();
-            panels.for_each(|(p, panel)| pack(k, p * width, width, panel));
+            threads::each(block.chunks_mut(each * depth * width).enumerate(), |(task, panels)| {
+                for (p, panel) in panels.chunks_mut(depth * width).enumerate() {
+                    pack(k, (task * each + p) * width, width, panel);
+                }
+            });
         }
     }
 

@@ -4,14 +4,16 @@ use super::call::Call;
 use super::math;
 use super::rows::over_rows;
 use super::simd::dispatch;
+use super::threads;
 use crate::error::Result;
 use crate::graph::{Over, ReduceKind};
 use crate::scheduler::strategy::REDUCE_BLOCK;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows that are added up before they are added to the rest of a sum over rows.
 const SUM_ROWS: usize = 128;
+/// Blocks of a sum of everything that are worth a task.
+const BLOCKS_A_TASK: usize = 16;
 
 /// The sum of a block by `kind`, in float64.
 fn block_sum(kind: ReduceKind, values: &[f32]) -> f64 {
@@ -41,8 +43,13 @@ pub(super) fn reduce(call: &mut Call<'_>, kind: ReduceKind, over: Over) -> Resul
             let mut total = if continues { f64::from(out[0]) } else { 0.0 };
             for at in 0..call.inputs.len() {
                 let values = call.input(at)?;
-                let blocks = values.par_chunks(REDUCE_BLOCK).with_min_len(16);
-                let partial: Vec<f64> = blocks.map(|block| block_sum(kind, block)).collect();
+                let mut partial = vec![0.0; values.len().div_ceil(REDUCE_BLOCK)];
+                let tasks = partial.chunks_mut(BLOCKS_A_TASK).zip(values.chunks(BLOCKS_A_TASK * REDUCE_BLOCK));
+                threads::each(tasks, |(sums, values)| {
+                    for (sum, block) in sums.iter_mut().zip(values.chunks(REDUCE_BLOCK)) {
+                        *sum = block_sum(kind, block);
+                    }
+                });
                 total += partial.iter().sum::<f64>();
             }
             out[0] = total as f32;

@@ -2,8 +2,8 @@
 
 use super::call::Call;
 use super::reduce::begin;
+use super::threads;
 use crate::error::{Error, Result};
-use rayon::prelude::*;
 
 /// Elementary operations that are worth a task of their own, some microseconds; untuned.
 pub(super) const TASK_COST: usize = 100_000;
@@ -12,7 +12,7 @@ const TASKS_A_THREAD: usize = 4;
 
 /// Rows of one task, for rows of `cost` elementary operations.
 pub(super) fn rows_a_task(rows: usize, cost: usize) -> usize {
-    let even = rows.div_ceil(rayon::current_num_threads() * TASKS_A_THREAD);
+    let even = rows.div_ceil(threads::count() * TASKS_A_THREAD);
     even.max(TASK_COST / cost.max(1)).max(1)
 }
 
@@ -25,7 +25,7 @@ pub(super) fn over_rows(data: &mut [f32], width: usize, cost: usize, work: impl 
     if each * width >= data.len() {
         return work(0, data);
     }
-    data.par_chunks_mut(each * width).enumerate().for_each(|(i, rows)| work(i * each, rows));
+    threads::each(data.chunks_mut(each * width).enumerate(), |(i, rows)| work(i * each, rows));
 }
 
 /// Refuses tokens that name no row.
@@ -63,9 +63,9 @@ pub(super) fn embedding_backward(call: &mut Call<'_>, rows: usize) -> Result<()>
     if width == 0 || rows == 0 {
         return Ok(());
     }
-    let threads = if dy.len() < TASK_COST { 1 } else { rayon::current_num_threads() };
-    let each = rows.div_ceil(threads);
-    out.par_chunks_mut(each * width).enumerate().for_each(|(part, out)| {
+    let count = if dy.len() < TASK_COST { 1 } else { threads::count() };
+    let each = rows.div_ceil(count);
+    threads::each(out.chunks_mut(each * width).enumerate(), |(part, out)| {
         let first = part * each;
         for row in chunks.iter().flat_map(|c| c.clone()) {
             let Some(at) = (tokens[row].to_bits() as usize).checked_sub(first) else { continue };

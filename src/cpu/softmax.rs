@@ -4,8 +4,8 @@ use super::call::Call;
 use super::math;
 use super::rows::{check_tokens, over_rows, rows_a_task};
 use super::simd::dispatch;
+use super::threads;
 use crate::error::Result;
-use rayon::prelude::*;
 
 /// Elementary operations that one exponential counts for; untuned.
 const EXP_COST: usize = 8;
@@ -36,8 +36,8 @@ pub(super) fn cross_entropy(call: &mut Call<'_>, ignore: Option<u32>) -> Result<
     check_tokens(targets, columns, ignore, "target")?;
     let (loss, counts, normalizer) = (call.output(0)?, call.output(1)?, call.output(2)?);
     let each = rows_a_task(targets.len(), columns * EXP_COST);
-    let tasks = loss.par_chunks_mut(each).zip(counts.par_chunks_mut(each)).zip(normalizer.par_chunks_mut(each));
-    tasks.enumerate().for_each(|(task, ((loss, counts), normalizer))| {
+    let tasks = loss.chunks_mut(each).zip(counts.chunks_mut(each)).zip(normalizer.chunks_mut(each));
+    threads::each(tasks.enumerate(), |(task, ((loss, counts), normalizer))| {
         dispatch(
             #[inline(always)]
             || {

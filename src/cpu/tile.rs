@@ -43,7 +43,7 @@ macro_rules! each_row {
 pub(super) struct Tile<'a> {
     pub a: Lines<'a>,
     pub panel: &'a [f32],
-    /// What is read of B next, to be asked for meanwhile.
+    /// What is read of B next, to be asked for meanwhile, where `AHEAD` says so.
     pub ahead: &'a [f32],
     /// Columns of the panel that exist.
     pub used: usize,
@@ -55,28 +55,28 @@ pub(super) struct Tile<'a> {
 impl Tile<'_> {
     /// [`Self::rows`] with as many registers of the panel as have columns, where that is up to half of them.
     #[inline(always)]
-    pub fn some_rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+    pub fn some_rows<S: Simd, const AHEAD: bool>(self, simd: S, count: usize, out: &mut [f32]) {
         match self.used.div_ceil(S::F32_LANES) {
-            1 => self.tiles::<S, 0, 1>(simd, count, out),
-            2 => self.tiles::<S, 0, 2>(simd, count, out),
-            _ => self.rows(simd, count, out),
+            1 => self.tiles::<S, 0, 1, AHEAD>(simd, count, out),
+            2 => self.tiles::<S, 0, 2, AHEAD>(simd, count, out),
+            _ => self.rows::<S, AHEAD>(simd, count, out),
         }
     }
 
     /// Adds the product of `count` rows and the panel to `out`, the rest of C from the first one's first element on, or stores it
     /// there.
     #[inline(always)]
-    pub fn rows<S: Simd>(self, simd: S, count: usize, out: &mut [f32]) {
+    pub fn rows<S: Simd, const AHEAD: bool>(self, simd: S, count: usize, out: &mut [f32]) {
         if S::REGISTER_COUNT >= 32 {
-            return self.tiles::<S, 0, PANEL_REGISTERS>(simd, count, out);
+            return self.tiles::<S, 0, PANEL_REGISTERS, AHEAD>(simd, count, out);
         }
-        self.tiles::<S, 0, 2>(simd, count, out);
-        Self { ahead: &[], ..self }.tiles::<S, 2, 2>(simd, count, out);
+        self.tiles::<S, 0, 2, AHEAD>(simd, count, out);
+        self.tiles::<S, 2, 2, false>(simd, count, out);
     }
 
     /// [`Self::rows`] of `W` registers of the panel from register `F` on, in tiles as even as they can be.
     #[inline(always)]
-    fn tiles<S: Simd, const F: usize, const W: usize>(self, simd: S, count: usize, out: &mut [f32]) {
+    fn tiles<S: Simd, const F: usize, const W: usize, const AHEAD: bool>(self, simd: S, count: usize, out: &mut [f32]) {
         let tiles = count.div_ceil(TILE_ROWS);
         let mut row = 0;
         for tile in 0..tiles {
@@ -85,18 +85,18 @@ impl Tile<'_> {
             let at = Self { a: self.a.skip(row), ahead, ..self };
             let out = &mut out[row * self.columns..];
             match (self.a.transposed, height) {
-                (false, 1) => at.compute::<S, F, W, 1, false>(simd, out),
-                (false, 2) => at.compute::<S, F, W, 2, false>(simd, out),
-                (false, 3) => at.compute::<S, F, W, 3, false>(simd, out),
-                (false, 4) => at.compute::<S, F, W, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, F, W, 5, false>(simd, out),
-                (false, _) => at.compute::<S, F, W, TILE_ROWS, false>(simd, out),
-                (true, 1) => at.compute::<S, F, W, 1, true>(simd, out),
-                (true, 2) => at.compute::<S, F, W, 2, true>(simd, out),
-                (true, 3) => at.compute::<S, F, W, 3, true>(simd, out),
-                (true, 4) => at.compute::<S, F, W, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, F, W, 5, true>(simd, out),
-                (true, _) => at.compute::<S, F, W, TILE_ROWS, true>(simd, out),
+                (false, 1) => at.compute::<S, F, W, AHEAD, 1, false>(simd, out),
+                (false, 2) => at.compute::<S, F, W, AHEAD, 2, false>(simd, out),
+                (false, 3) => at.compute::<S, F, W, AHEAD, 3, false>(simd, out),
+                (false, 4) => at.compute::<S, F, W, AHEAD, 4, false>(simd, out),
+                (false, 5) => at.compute::<S, F, W, AHEAD, 5, false>(simd, out),
+                (false, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, false>(simd, out),
+                (true, 1) => at.compute::<S, F, W, AHEAD, 1, true>(simd, out),
+                (true, 2) => at.compute::<S, F, W, AHEAD, 2, true>(simd, out),
+                (true, 3) => at.compute::<S, F, W, AHEAD, 3, true>(simd, out),
+                (true, 4) => at.compute::<S, F, W, AHEAD, 4, true>(simd, out),
+                (true, 5) => at.compute::<S, F, W, AHEAD, 5, true>(simd, out),
+                (true, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, true>(simd, out),
             }
             row += height;
         }
@@ -104,7 +104,7 @@ impl Tile<'_> {
 
     /// The same of `R` rows.
     #[inline(always)]
-    fn compute<S: Simd, const F: usize, const W: usize, const R: usize, const TRANSPOSED: bool>(
+    fn compute<S: Simd, const F: usize, const W: usize, const AHEAD: bool, const R: usize, const TRANSPOSED: bool>(
         &self,
         simd: S,
         out: &mut [f32],
@@ -116,9 +116,12 @@ impl Tile<'_> {
         let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
         let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
         let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
+        // A pointer that may run past its values: of an address nothing but itself is needed, and each check would cost a tenth.
+        let mut ahead = self.ahead.as_ptr();
         for (k, b) in b.iter().enumerate() {
-            if let Some(ahead) = self.ahead.get(k * LINE..) {
+            if AHEAD && R > 1 {
                 prefetch(ahead);
+                ahead = ahead.wrapping_add(LINE);
             }
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {

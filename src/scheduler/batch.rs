@@ -257,6 +257,12 @@ impl Batch {
         shape.0.iter().map(|d| self.size(d)).collect()
     }
 
+    /// [`Self::resolve`] in the place of other sizes.
+    pub fn resolve_into(&self, shape: &Shape, sizes: &mut Vec<usize>) -> Result<()> {
+        sizes.clear();
+        shape.0.iter().try_for_each(|dim| self.size(dim).map(|size| sizes.push(size)))
+    }
+
     /// For each packed row of `axis`, its place in `[T, B]` (or `[B, T]`) of the caller's order, with `steps` steps.
     fn places(&self, axis: u8, batch_first: bool, steps: usize) -> Result<Vec<usize>> {
         let a = self.axis(axis)?;
