@@ -141,6 +141,26 @@ fn verify_passes_the_shipped_cases() {
     }
 }
 
+/// Also where the processor has wider ones.
+#[test]
+fn all_vector_instructions_of_the_processor_agree_with_the_reference() {
+    let verify = |instructions: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mnemon"));
+        command.args(["verify", "--device", "cpu"]).args(arguments).env("MNEMON_SIMD", instructions);
+        command.output().unwrap()
+    };
+    let unknown = verify("abacus", &[]);
+    assert_eq!(code(&unknown), 2, "{}", err(&unknown));
+    assert!(err(&unknown).contains("abacus") && err(&unknown).contains("scalar"), "{}", err(&unknown));
+    let known = ["avx512", "avx2", "neon", "scalar"].into_iter().filter(|name| err(&unknown).contains(name));
+    for name in known {
+        for arguments in [&[CONFORMANCE][..], &[]] {
+            let output = verify(name, arguments);
+            assert_eq!(code(&output), 0, "{name}: {}{}", out(&output), err(&output));
+        }
+    }
+}
+
 #[test]
 fn verify_fails_on_wrong_numbers_and_goes_on() {
     let cases = edited("wrong", |cases| cases[4]["proj_size"] = 99.into());

@@ -2,6 +2,7 @@
 
 use super::aligned::Aligned;
 use super::packed::Packed;
+use super::room::Room;
 use crate::error::{Error, Result};
 use crate::scheduler::Batch;
 
@@ -66,6 +67,8 @@ pub(super) struct Call<'a> {
     pub(super) packs: &'a mut [Cached],
     /// Whether sums over rows are added to what the outputs hold.
     pub(super) continues: bool,
+    /// Room for what is needed besides.
+    pub(super) room: &'a Room,
     /// Whether a step reads what a layer saves of its gates.
     pub(super) saves: bool,
 }

@@ -3,6 +3,7 @@
 use super::aligned::Aligned;
 use super::call::Cached;
 use super::lstm_layer::PACKS;
+use super::room::Room;
 use super::run::Run;
 use super::storage::{self, Buffer, Memory, Persistent};
 use super::tape::Tape;
@@ -30,6 +31,7 @@ pub struct Cpu {
     persistents: Vec<Persistent>,
     versions: u64,
     meter: Meter,
+    room: Room,
     watch: Option<Watch>,
 }
 
@@ -44,6 +46,8 @@ pub struct Prepared {
     tapes: Vec<Vec<Option<Tape>>>,
     /// Packed operands of each step.
     packs: Vec<[Cached; PACKS]>,
+    /// Sequences, and of each time axis steps and rows, of the last run.
+    sizes: Vec<usize>,
     /// The sizes of every value in the last run, and of those of a part in its last part.
     shapes: Vec<Vec<usize>>,
     part_shapes: Vec<Vec<usize>>,
@@ -80,6 +84,7 @@ impl Cpu {
             persistents: Vec::new(),
             versions: 0,
             meter: Meter::default(),
+            room: Room::default(),
             watch: None,
         })
     }
@@ -194,7 +199,8 @@ impl Cpu {
         let fixed = program.values.iter().filter(|v| v.storage == Storage::Persistent);
         let weights = fixed.filter_map(|v| v.shape.fixed_len()).sum();
         let part_shapes = shapes.clone();
-        Ok(Prepared { arenas, program, places, tapes, packs, shapes, part_shapes, has_run: false, weights, _claims })
+        let (sizes, has_run) = (Vec::new(), false);
+        Ok(Prepared { arenas, program, places, tapes, packs, sizes, shapes, part_shapes, has_run, weights, _claims })
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
@@ -209,8 +215,14 @@ impl Cpu {
         program.capacity.admits(batch)?;
         let scalars = program.scalar_values(batch)?;
         prepared.has_run = false;
-        for (value, shape) in program.values.iter().zip(&mut prepared.shapes) {
-            batch.resolve_into(&value.shape, shape)?;
+        let sizes = batch.axes().iter().flat_map(|axis| [axis.steps(), axis.rows()]);
+        let sizes = std::iter::once(batch.sequences()).chain(sizes);
+        if !sizes.clone().eq(prepared.sizes.iter().copied()) {
+            prepared.sizes.clear();
+            for (value, shape) in program.values.iter().zip(&mut prepared.shapes) {
+                batch.resolve_into(&value.shape, shape)?;
+            }
+            prepared.sizes.extend(sizes);
         }
         self.check(prepared, inputs)?;
         let changes = self.version();
@@ -218,8 +230,17 @@ impl Cpu {
         let Prepared { arenas, places, tapes, packs, shapes, part_shapes, .. } = prepared;
         let memory = Memory { arenas, persistents: &mut self.persistents };
         let watch = self.watch.as_mut();
-        let mut run =
-            Run { program: &program, inputs, scalars, whole: shapes, shapes: part_shapes, places, memory, watch };
+        let mut run = Run {
+            program: &program,
+            inputs,
+            scalars,
+            whole: shapes,
+            shapes: part_shapes,
+            places,
+            memory,
+            room: &self.room,
+            watch,
+        };
         let run = || run.all(batch, tapes, packs);
         let result = if is_small || self.pool.current_num_threads() == 1 { alone(run) } else { self.pool.install(run) };
         for &value in &program.updated {

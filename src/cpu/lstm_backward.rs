@@ -273,7 +273,7 @@ pub(super) fn lstm_backward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     begin(dh, dh_n);
     begin(dc, dc_n);
     let (lengths, zero) = (lengths(axis, call.batch.sequences()), vec![0.0; hidden]);
-    let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r };
+    let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r, room: call.room };
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
     if layer.plain(0) {
         let (gates, dh, dc) = (Shared::new(gates), Shared::new(dh), Shared::new(dc));

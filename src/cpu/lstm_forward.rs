@@ -8,7 +8,6 @@
 //! Layers of such cells run in [`super::lstm_plain_forward`]. Of others, which go through [`super::lstm_cell`], the input's part of all
 //! gates is one product over all rows, and then each thread owns some sequences for all timesteps and meets no other.
 
-use super::aligned::Aligned;
 use super::call::Call;
 use super::lstm_cell::{self, CellWeights, Scratch};
 use super::lstm_layer::{
@@ -259,7 +258,7 @@ fn project(layer: &Layer<'_>, x: &[f32], bias: &[f32], gates: &mut [f32]) {
                 gates.copy_from_slice(x);
             }
             for (d, ih) in layer.weights.iter().enumerate().filter_map(|(d, w)| Some((d, w.ih?))) {
-                let mut sums = Aligned::zeros(rows * GATES * ih.units());
+                let mut sums = layer.room.take(rows * GATES * ih.units());
                 let spread = Spread { hidden, product: gates, stride: width, first: d * GATES * hidden };
                 multiply_gates((x, inputs), ih, 0..hidden.div_ceil(ih.units()), &mut sums, spread);
             }
@@ -285,7 +284,7 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     begin(h, h0);
     begin(c, c0);
     let lengths = lengths(axis, call.batch.sequences());
-    let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r };
+    let layer = Layer { op, batch: call.batch, axis, lengths: &lengths, weights, hidden, r, room: call.room };
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
     if layer.plain(0) {
         let cells = cells.map(Shared::new);

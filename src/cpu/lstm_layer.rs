@@ -5,6 +5,7 @@ use super::call::{Cached, Call};
 use super::matmul::OWN_CACHE;
 use super::packed::Packed;
 use super::products::rows_of;
+use super::room::Room;
 use super::rows::TASK_COST;
 use super::team::Meeting;
 use super::threads;
@@ -223,6 +224,7 @@ pub(super) struct Layer<'a> {
     pub weights: Vec<Weights<'a>>,
     pub hidden: usize,
     pub r: usize,
+    pub room: &'a Room,
 }
 
 impl Layer<'_> {

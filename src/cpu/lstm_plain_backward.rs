@@ -4,11 +4,11 @@
 //! Of each step the gates become their gradients in place, and go into the left operand of the product that gives the step before
 //! its gradient of h. Threads share the sequences or the units, as forward.
 
-use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::tanh;
 use super::matmul::Panels;
 use super::prefetch::prefetch;
+use super::room::Taken;
 use super::simd::dispatch;
 use super::team::{Meeting, Shared};
 use super::tile::{load, store};
@@ -48,9 +48,9 @@ struct Member<'a> {
 }
 
 /// The running gradients of a thread's units, by panels `[panels, B, units of a panel]`.
-struct Running {
-    dh: Aligned,
-    dc: Aligned,
+struct Running<'a> {
+    dh: Taken<'a>,
+    dc: Taken<'a>,
 }
 
 impl Plain<'_> {
@@ -58,7 +58,7 @@ impl Plain<'_> {
     pub fn run(&self, shares: &[Range<usize>]) {
         let (hidden, sequences) = (self.layer.hidden, self.layer.lengths.len());
         let each = self.layer.weights[0].hh.width();
-        let mut left = Aligned::zeros(2 * sequences * self.width());
+        let mut left = self.layer.room.take(2 * sequences * self.width());
         let left = Shared::new(&mut left);
         spread(self.layer, shares, hidden.div_ceil(each), |sequences, panels, meeting| {
             for d in 0..self.layer.op.directions() {
@@ -83,7 +83,7 @@ impl WithSimd for Member<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let layer = self.plain.layer;
         let each = layer.weights[self.d].hh.width();
-        let room = || Aligned::zeros(self.panels.len() * self.sequences.len() * each);
+        let room = || layer.room.zeros(self.panels.len() * self.sequences.len() * each);
         let mut now = Running { dh: room(), dc: room() };
         for (state, own) in [(&self.plain.dh, &mut now.dh), (&self.plain.dc, &mut now.dc)] {
             for (n, b) in self.sequences.clone().enumerate() {
@@ -132,7 +132,7 @@ impl Member<'_> {
 
     /// Step `s`: the gates of the thread's sequences and units become their gradients.
     #[inline(always)]
-    fn differentiate<S: Simd>(&self, simd: S, s: usize, active: usize, now: &mut Running) {
+    fn differentiate<S: Simd>(&self, simd: S, s: usize, active: usize, now: &mut Running<'_>) {
         let (plain, layer) = (self.plain, self.plain.layer);
         let (hidden, lanes, directions) = (layer.hidden, S::F32_LANES, layer.op.directions());
         let each = layer.weights[self.d].hh.width();
@@ -201,7 +201,7 @@ impl Member<'_> {
 
     /// The gradient of h of the step before step `s`, but for what its own output has.
     #[inline(always)]
-    fn product<S: Simd>(&self, simd: S, s: usize, active: usize, now: &mut Running) {
+    fn product<S: Simd>(&self, simd: S, s: usize, active: usize, now: &mut Running<'_>) {
         let weights = self.plain.layer.weights[self.d].hh;
         let first = self.sequences.start;
         // SAFETY: in this half all have written before the last meeting, and nobody writes it before the next.

@@ -7,11 +7,11 @@
 //! Threads share the sequences, and then meet nobody; or where these are few, or the recurrent weights too many for one
 //! processor's cache, the units, and then meet at each step. An element's bits are the same either way.
 
-use super::aligned::Aligned;
 use super::lstm_layer::{Layer, SKEW, spread};
 use super::math::lanes::{sigmoid, tanh};
 use super::matmul::Panels;
 use super::packed::Packed;
+use super::room::Taken;
 use super::simd::dispatch;
 use super::team::{Meeting, Shared};
 use super::tile::{load, store};
@@ -55,17 +55,17 @@ struct Member<'a> {
 }
 
 /// What a thread keeps of a chunk.
-struct Chunk {
+struct Chunk<'a> {
     steps: Range<usize>,
     /// The first row of each step.
     starts: Vec<usize>,
     rows: usize,
     /// x of the chunk's rows.
-    x: Aligned,
+    x: Taken<'a>,
     /// `[panels, rows, 4, lanes]`: the input's part of the gates, then the activated gates.
-    sums: Aligned,
+    sums: Taken<'a>,
     /// `[panels, rows, lanes]`, if anybody wants them.
-    cells: Aligned,
+    cells: Taken<'a>,
 }
 
 impl Plain<'_> {
@@ -73,7 +73,7 @@ impl Plain<'_> {
     pub fn run(&self, shares: &[Range<usize>]) {
         let (hidden, sequences) = (self.layer.hidden, self.layer.lengths.len());
         let each = self.layer.weights[0].hh.units();
-        let mut left = Aligned::zeros(2 * sequences * self.width());
+        let mut left = self.layer.room.take(2 * sequences * self.width());
         let left = Shared::new(&mut left);
         spread(self.layer, shares, hidden.div_ceil(each), |sequences, panels, meeting| {
             for d in 0..self.layer.op.directions() {
@@ -104,7 +104,7 @@ impl WithSimd for Member<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let (layer, directions) = (self.plain.layer, self.plain.layer.op.directions());
         let (hidden, lanes) = (layer.hidden, S::F32_LANES);
-        let mut c = Aligned::zeros(self.panels.len() * self.sequences.len() * lanes);
+        let mut c = layer.room.zeros(self.panels.len() * self.sequences.len() * lanes);
         for (n, b) in self.sequences.clone().enumerate() {
             let at = (b * directions + self.d) * hidden;
             let own = at + self.units.start..at + self.units.end;
@@ -160,7 +160,7 @@ impl Member<'_> {
     }
 
     /// Room for chunks.
-    fn chunk(&self, lanes: usize) -> Chunk {
+    fn chunk(&self, lanes: usize) -> Chunk<'_> {
         let panels = self.panels.len();
         let most = (CHUNK / (panels * GATES * lanes)).max(CHUNK_ROWS).max(self.sequences.len());
         let all: usize = self.plain.layer.lengths[self.sequences.clone()].iter().sum();
@@ -171,14 +171,14 @@ impl Member<'_> {
             steps: 0..0,
             starts: Vec::new(),
             rows,
-            x: Aligned::zeros(x),
-            sums: Aligned::zeros(panels * rows * GATES * lanes),
-            cells: Aligned::zeros(cells),
+            x: self.plain.layer.room.take(x),
+            sums: self.plain.layer.room.take(panels * rows * GATES * lanes),
+            cells: self.plain.layer.room.take(cells),
         }
     }
 
     /// Goes on to the next steps of `steps`, as many as there is room for.
-    fn begin(&self, chunk: &mut Chunk, steps: usize) {
+    fn begin(&self, chunk: &mut Chunk<'_>, steps: usize) {
         chunk.steps = chunk.steps.end..chunk.steps.end;
         chunk.starts.clear();
         chunk.starts.push(0);
@@ -192,7 +192,7 @@ impl Member<'_> {
 
     /// The input's part of the gates of a chunk.
     #[inline(always)]
-    fn project<S: Simd>(&self, simd: S, chunk: &mut Chunk) {
+    fn project<S: Simd>(&self, simd: S, chunk: &mut Chunk<'_>) {
         let (plain, hidden, lanes) = (self.plain, self.plain.layer.hidden, S::F32_LANES);
         let Chunk { steps, starts, x, sums, rows: most, .. } = chunk;
         let rows = starts[steps.len()];
@@ -229,7 +229,7 @@ impl Member<'_> {
 
     /// A step of the thread's sequences and units.
     #[inline(always)]
-    fn step<S: Simd>(&self, simd: S, chunk: &mut Chunk, s: usize, c: &mut Aligned) {
+    fn step<S: Simd>(&self, simd: S, chunk: &mut Chunk<'_>, s: usize, c: &mut [f32]) {
         let (lanes, active) = (S::F32_LANES, self.active(s));
         let first = self.sequences.start;
         let (begin, end) = (self.left(s % 2, first, &(0..0)).start, self.left(s % 2, first + active, &(0..0)).start);
@@ -285,7 +285,7 @@ impl Member<'_> {
 
     /// Hands out what is saved of a chunk.
     #[inline(always)]
-    fn save<S: Simd>(&self, simd: S, chunk: &Chunk) {
+    fn save<S: Simd>(&self, simd: S, chunk: &Chunk<'_>) {
         let (plain, hidden, lanes) = (self.plain, self.plain.layer.hidden, S::F32_LANES);
         for (s, &start) in chunk.steps.clone().zip(&chunk.starts) {
             for (n, b) in self.sequences.clone().take(self.active(s)).enumerate() {

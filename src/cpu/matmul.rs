@@ -144,12 +144,14 @@ impl<'a> Panels<'a> {
         Self { right, numbers, ahead }
     }
 
+    #[inline(always)]
     fn of(&self, k: usize, p: usize) -> &'a [f32] {
         let depth = BLOCK_K.min(self.right.inner() - k);
         &self.right.block(k, depth)[p * depth * self.right.width()..][..depth * self.right.width()]
     }
 
     /// What is read after block `k` of panel `p`: round and round.
+    #[inline(always)]
     fn after(&self, k: usize, p: usize) -> &'a [f32] {
         match (self.ahead, k + BLOCK_K < self.right.inner()) {
             // Something that is at hand.

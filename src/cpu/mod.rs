@@ -24,6 +24,7 @@ mod packed;
 mod prefetch;
 mod products;
 mod reduce;
+mod room;
 mod rows;
 mod run;
 mod simd;

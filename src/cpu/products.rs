@@ -9,7 +9,7 @@ use super::rows::over_rows;
 use crate::config::{GATE_F, GATE_I, GATE_O, GATES};
 use crate::error::Result;
 use crate::graph::{LstmOp, LstmPart, ReduceKind};
-use crate::scheduler::{Axis, Batch};
+use crate::scheduler::Axis;
 use std::ops::Range;
 
 /// x `[R, I]`, W `[O, I]`, b `[O]` (optional): x Wᵀ + b `[R, O]`.
@@ -117,7 +117,7 @@ pub(super) fn lstm_weight_gradient(call: &mut Call<'_>, part: LstmPart, d: usize
             let states =
                 States { axis, of: call.input(1)?, initial: call.maybe_input(2)?, columns: inputs, zero: &zero };
             let mut b = states.before(d, op);
-            let masked = masked_rows(call.batch, axis, &b, d, op, inputs);
+            let masked = masked_rows(call, axis, &b, d, op, inputs);
             if let Some(masked) = &masked {
                 b = rows_of(masked, inputs);
             }
@@ -176,9 +176,10 @@ impl<'a> States<'a> {
 }
 
 /// The rows under the layer's recurrent dropout, if it drops.
-fn masked_rows(batch: &Batch, axis: &Axis, rows: &[&[f32]], d: usize, op: &LstmOp, r: usize) -> Option<Vec<f32>> {
+fn masked_rows(call: &Call<'_>, axis: &Axis, rows: &[&[f32]], d: usize, op: &LstmOp, r: usize) -> Option<Vec<f32>> {
     op.dropout()?;
-    let layer = Layer { op, batch, axis, lengths: &[], weights: Vec::new(), hidden: 0, r };
+    let (batch, room) = (call.batch, call.room);
+    let layer = Layer { op, batch, axis, lengths: &[], weights: Vec::new(), hidden: 0, r, room };
     let mut masked = vec![0.0; rows.len() * r];
     over_rows(&mut masked, r, 16 * r, |first, out| {
         for (at, out) in out.chunks_exact_mut(r).enumerate() {

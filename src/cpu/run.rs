@@ -6,6 +6,7 @@ use super::elementwise::elementwise;
 use super::lstm_backward::lstm_backward;
 use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
+use super::room::Room;
 use super::storage::{self, Buffer, Memory, Place};
 use super::tape::Tape;
 use super::watch::Watch;
@@ -30,6 +31,7 @@ pub(super) struct Run<'a> {
     pub shapes: &'a mut [Vec<usize>],
     pub places: &'a [Option<(Buffer, usize)>],
     pub memory: Memory<'a>,
+    pub room: &'a Room,
     pub watch: Option<&'a mut Watch>,
 }
 
@@ -188,7 +190,16 @@ impl Run<'_> {
             let continues = step.accumulates && part.continues;
             let gates = if matches!(step.op, Op::Lstm(_)) { step.outputs[forward::GATES] } else { None };
             let saves = gates.is_some() && self.program.stage_steps().any(|s| s.inputs.contains(&gates));
-            let mut call = Call { inputs, outputs, batch: part.batch, scalars: &self.scalars, packs, continues, saves };
+            let mut call = Call {
+                inputs,
+                outputs,
+                batch: part.batch,
+                scalars: &self.scalars,
+                packs,
+                continues,
+                room: self.room,
+                saves,
+            };
             self.dispatch(step, tape, &mut call)
         });
         self.memory.put(taken);
