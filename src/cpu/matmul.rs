@@ -4,10 +4,11 @@
 //! fused multiplications within each block of [`BLOCK_K`], the blocks added up in order. Tiles, remainders and single
 //! rows all do the same, so a row's bits depend on that row and B alone.
 
+use super::aligned::LINE;
 use super::packed::{BLOCK_K, PANEL_REGISTERS, Packed};
 use super::rows::over_rows;
 use super::simd::dispatch;
-use super::tile::{Lines, TILE_ROWS, Tile};
+use super::tile::{Ahead, Lines, TILE_ROWS, Tile};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -51,6 +52,19 @@ impl<'a> Left<'a> {
             }
         }
     }
+
+    /// One of so many parts of what is copied next, `count` rows from row `row` on at `k`.
+    fn ahead(self, (row, k): (usize, usize), count: usize, (part, parts): (usize, usize)) -> Ahead<'a> {
+        match self {
+            Self::Rows { .. } => Ahead::default(),
+            Self::Columns { data, stride, first } => {
+                let lines = count / LINE + 1;
+                let (begin, end) = (part * lines / parts, (part + 1) * lines / parts);
+                let data = data.get(k * stride + first + row + begin * LINE..).unwrap_or_default();
+                Ahead { data, tiles: end - begin, next: LINE, step: stride }
+            }
+        }
+    }
 }
 
 struct Multiply<'a> {
@@ -78,9 +92,12 @@ impl WithSimd for Multiply<'_> {
                 let depth = BLOCK_K.min(right.inner() - k);
                 let add = add || k > 0;
                 let a = left.block(first, count, k, depth, &mut scratch);
-                for (p, panel) in right.block(k, depth).chunks_exact(depth * width).enumerate() {
+                let next = if k + depth < right.inner() { (first, k + depth) } else { (first + each, 0) };
+                let panels = right.block(k, depth).chunks_exact(depth * width);
+                let parts = panels.len();
+                for (p, panel) in panels.enumerate() {
                     let used = width.min(columns - p * width);
-                    let tile = Tile { a, panel, ahead: &[], used, columns, add };
+                    let tile = Tile { a, panel, ahead: left.ahead(next, each, (p, parts)), used, columns, add };
                     tile.some_rows::<S, false>(simd, count, &mut out[first * columns + p * width..]);
                 }
             }
@@ -163,9 +180,17 @@ impl<'a> Panels<'a> {
 
     /// Block `k` of panel `p`, with these rows.
     #[inline(always)]
-    fn tile<'b>(&'b self, (data, stride): (&'b [f32], usize), k: usize, p: usize, used: usize, add: bool) -> Tile<'b> {
+    fn tile<'b>(
+        &'b self,
+        (data, stride): (&'b [f32], usize),
+        k: usize,
+        p: usize,
+        (rows, used): (usize, usize),
+        add: bool,
+    ) -> Tile<'b> {
         let a = Lines { data: &data[k..], stride, transposed: false };
-        Tile { a, panel: self.of(k, p), ahead: self.after(k, p), used, columns: self.right.width(), add }
+        let ahead = Ahead::all(self.after(k, p), rows.div_ceil(TILE_ROWS));
+        Tile { a, panel: self.of(k, p), ahead, used, columns: self.right.width(), add }
     }
 
     /// Adds to `out` `[M, width of a panel]` the products of as many rows, some values apart, with panel `p` of input or recurrent
@@ -174,7 +199,8 @@ impl<'a> Panels<'a> {
     pub(super) fn add<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            self.tile(left, k, p, width, true).rows::<S, true>(simd, out.len() / width, out);
+            let rows = out.len() / width;
+            self.tile(left, k, p, (rows, width), true).rows::<S, true>(simd, rows, out);
         }
     }
 
@@ -184,7 +210,8 @@ impl<'a> Panels<'a> {
         let width = PANEL_REGISTERS * S::F32_LANES;
         let used = width.min(self.right.columns() - p * width);
         for k in (0..self.right.inner()).step_by(BLOCK_K) {
-            self.tile(left, k, p, used, k > 0).some_rows::<S, true>(simd, out.len() / width, out);
+            let rows = out.len() / width;
+            self.tile(left, k, p, (rows, used), k > 0).some_rows::<S, true>(simd, rows, out);
         }
     }
 }

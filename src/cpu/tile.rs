@@ -38,13 +38,42 @@ macro_rules! each_row {
     };
 }
 
+/// What is read after a product, to be asked for meanwhile.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead<'a> {
+    pub data: &'a [f32],
+    /// How many tiles ask for it, and how far apart their parts of it begin.
+    pub tiles: usize,
+    pub next: usize,
+    /// Values from one line of a tile's part to the next.
+    pub step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// All of some values, by so many tiles.
+    #[inline(always)]
+    pub fn all(data: &'a [f32], tiles: usize) -> Self {
+        Self { data, tiles, next: data.len() / tiles, step: LINE }
+    }
+
+    /// The first address of a tile's part, and how far it is to the next one.
+    #[inline(always)]
+    fn part(&self, tile: usize) -> (*const f32, usize) {
+        if tile < self.tiles {
+            (self.data.as_ptr().wrapping_add(tile * self.next), self.step)
+        } else {
+            (self.data.as_ptr(), 0)
+        }
+    }
+}
+
 /// Some rows of A and one panel of B.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     pub a: Lines<'a>,
     pub panel: &'a [f32],
-    /// What is read of B next, to be asked for meanwhile, where `AHEAD` says so.
-    pub ahead: &'a [f32],
+    /// Used where `AHEAD` says so, or A is transposed.
+    pub ahead: Ahead<'a>,
     /// Columns of the panel that exist.
     pub used: usize,
     /// Columns of C.
@@ -81,22 +110,22 @@ impl Tile<'_> {
         let mut row = 0;
         for tile in 0..tiles {
             let height = count / tiles + usize::from(tile < count % tiles);
-            let ahead = &self.ahead[tile * self.ahead.len() / tiles..];
-            let at = Self { a: self.a.skip(row), ahead, ..self };
+            let ahead = self.ahead.part(tile);
+            let at = Self { a: self.a.skip(row), ..self };
             let out = &mut out[row * self.columns..];
             match (self.a.transposed, height) {
-                (false, 1) => at.compute::<S, F, W, AHEAD, 1, false>(simd, out),
-                (false, 2) => at.compute::<S, F, W, AHEAD, 2, false>(simd, out),
-                (false, 3) => at.compute::<S, F, W, AHEAD, 3, false>(simd, out),
-                (false, 4) => at.compute::<S, F, W, AHEAD, 4, false>(simd, out),
-                (false, 5) => at.compute::<S, F, W, AHEAD, 5, false>(simd, out),
-                (false, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, false>(simd, out),
-                (true, 1) => at.compute::<S, F, W, AHEAD, 1, true>(simd, out),
-                (true, 2) => at.compute::<S, F, W, AHEAD, 2, true>(simd, out),
-                (true, 3) => at.compute::<S, F, W, AHEAD, 3, true>(simd, out),
-                (true, 4) => at.compute::<S, F, W, AHEAD, 4, true>(simd, out),
-                (true, 5) => at.compute::<S, F, W, AHEAD, 5, true>(simd, out),
-                (true, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, true>(simd, out),
+                (false, 1) => at.compute::<S, F, W, AHEAD, 1, false>(simd, ahead, out),
+                (false, 2) => at.compute::<S, F, W, AHEAD, 2, false>(simd, ahead, out),
+                (false, 3) => at.compute::<S, F, W, AHEAD, 3, false>(simd, ahead, out),
+                (false, 4) => at.compute::<S, F, W, AHEAD, 4, false>(simd, ahead, out),
+                (false, 5) => at.compute::<S, F, W, AHEAD, 5, false>(simd, ahead, out),
+                (false, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, false>(simd, ahead, out),
+                (true, 1) => at.compute::<S, F, W, AHEAD, 1, true>(simd, ahead, out),
+                (true, 2) => at.compute::<S, F, W, AHEAD, 2, true>(simd, ahead, out),
+                (true, 3) => at.compute::<S, F, W, AHEAD, 3, true>(simd, ahead, out),
+                (true, 4) => at.compute::<S, F, W, AHEAD, 4, true>(simd, ahead, out),
+                (true, 5) => at.compute::<S, F, W, AHEAD, 5, true>(simd, ahead, out),
+                (true, _) => at.compute::<S, F, W, AHEAD, TILE_ROWS, true>(simd, ahead, out),
             }
             row += height;
         }
@@ -107,6 +136,7 @@ impl Tile<'_> {
     fn compute<S: Simd, const F: usize, const W: usize, const AHEAD: bool, const R: usize, const TRANSPOSED: bool>(
         &self,
         simd: S,
+        (mut ahead, step): (*const f32, usize),
         out: &mut [f32],
     ) {
         let (b, _) = S::as_simd_f32s(self.panel);
@@ -116,12 +146,12 @@ impl Tile<'_> {
         let row = |r: usize| if TRANSPOSED { data } else { &data[r.min(R - 1) * stride..][..depth] };
         let a = [row(0), row(1), row(2), row(3), row(4), row(5)];
         let mut sums = [[simd.splat_f32s(0.0); PANEL_REGISTERS]; TILE_ROWS];
-        // A pointer that may run past its values: of an address nothing but itself is needed, and each check would cost a tenth.
-        let mut ahead = self.ahead.as_ptr();
+        // The pointer may run past its values: of an address nothing but itself is needed, and each check would cost a tenth.
+        let step = if TRANSPOSED { step } else { LINE };
         for (k, b) in b.iter().enumerate() {
-            if AHEAD && R > 1 {
+            if (AHEAD || TRANSPOSED) && R > 1 {
                 prefetch(ahead);
-                ahead = ahead.wrapping_add(LINE);
+                ahead = ahead.wrapping_add(step);
             }
             let line = if TRANSPOSED { &data[k * stride..][..R] } else { &[] };
             each_row!(R, ROW => {
