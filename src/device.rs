@@ -114,7 +114,10 @@ impl Device {
 
     /// [`Self::parse`] without blocking, for hosts that cannot.
     pub async fn parse_async(text: &str, limits: GpuLimits, threads: Option<usize>) -> Result<Self> {
-        let cpu = || threads.map_or_else(|| Ok(Self::cpu()), Self::cpu_with_threads);
+        let cpu = || {
+            crate::cpu::instructions()?;
+            threads.map_or_else(|| Ok(Self::cpu()), Self::cpu_with_threads)
+        };
         match text {
             "cpu" => cpu(),
             "reference" => Ok(Self::reference()),
