@@ -88,8 +88,7 @@ impl WithSimd for Multiply<'_> {
         let each = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(TILE_ROWS);
         for first in (0..rows).step_by(each) {
             let count = each.min(rows - first);
-            for k in (0..right.inner()).step_by(BLOCK_K) {
-                let depth = BLOCK_K.min(right.inner() - k);
+            for (k, depth) in right.blocks() {
                 let add = add || k > 0;
                 let a = left.block(first, count, k, depth, &mut scratch);
                 let next = if k + depth < right.inner() { (first, k + depth) } else { (first + each, 0) };
@@ -162,35 +161,37 @@ impl<'a> Panels<'a> {
     }
 
     #[inline(always)]
-    fn of(&self, k: usize, p: usize) -> &'a [f32] {
-        let depth = BLOCK_K.min(self.right.inner() - k);
+    fn of(&self, (k, depth): (usize, usize), p: usize) -> &'a [f32] {
         &self.right.block(k, depth)[p * depth * self.right.width()..][..depth * self.right.width()]
     }
 
-    /// What is read after block `k` of panel `p`: round and round.
+    /// What is read after a block of panel `p`: round and round.
     #[inline(always)]
-    fn after(&self, k: usize, p: usize) -> &'a [f32] {
-        match (self.ahead, k + BLOCK_K < self.right.inner()) {
+    fn after(&self, (k, depth): (usize, usize), p: usize) -> &'a [f32] {
+        match (self.ahead, self.right.inner() - k - depth) {
             // Something that is at hand.
-            (false, _) => self.of(k, p),
-            (true, true) => self.of(k + BLOCK_K, p),
-            (true, false) => self.of(0, if p + 1 < self.numbers.end { p + 1 } else { self.numbers.start }),
+            (false, _) => self.of((k, depth), p),
+            (true, 0) => {
+                let next = if p + 1 < self.numbers.end { p + 1 } else { self.numbers.start };
+                self.right.blocks().next().map_or(&[], |first| self.of(first, next))
+            }
+            (true, left) => self.of((k + depth, depth.min(left)), p),
         }
     }
 
-    /// Block `k` of panel `p`, with these rows.
+    /// A block of panel `p`, with these rows.
     #[inline(always)]
     fn tile<'b>(
         &'b self,
         (data, stride): (&'b [f32], usize),
-        k: usize,
+        block: (usize, usize),
         p: usize,
         (rows, used): (usize, usize),
         add: bool,
     ) -> Tile<'b> {
-        let a = Lines { data: &data[k..], stride, transposed: false };
-        let ahead = Ahead::all(self.after(k, p), rows.div_ceil(TILE_ROWS));
-        Tile { a, panel: self.of(k, p), ahead, used, columns: self.right.width(), add }
+        let a = Lines { data: &data[block.0..], stride, transposed: false };
+        let ahead = Ahead::all(self.after(block, p), rows.div_ceil(TILE_ROWS));
+        Tile { a, panel: self.of(block, p), ahead, used, columns: self.right.width(), add }
     }
 
     /// Adds to `out` `[M, width of a panel]` the products of as many rows, some values apart, with panel `p` of input or recurrent
@@ -198,9 +199,9 @@ impl<'a> Panels<'a> {
     #[inline(always)]
     pub(super) fn add<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
-        for k in (0..self.right.inner()).step_by(BLOCK_K) {
+        for block in self.right.blocks() {
             let rows = out.len() / width;
-            self.tile(left, k, p, (rows, width), true).rows::<S, true>(simd, rows, out);
+            self.tile(left, block, p, (rows, width), true).rows::<S, true>(simd, rows, out);
         }
     }
 
@@ -209,9 +210,9 @@ impl<'a> Panels<'a> {
     pub(super) fn multiply<S: Simd>(&self, simd: S, left: (&[f32], usize), p: usize, out: &mut [f32]) {
         let width = PANEL_REGISTERS * S::F32_LANES;
         let used = width.min(self.right.columns() - p * width);
-        for k in (0..self.right.inner()).step_by(BLOCK_K) {
+        for block in self.right.blocks() {
             let rows = out.len() / width;
-            self.tile(left, k, p, (rows, used), k > 0).some_rows::<S, true>(simd, rows, out);
+            self.tile(left, block, p, (rows, used), block.0 > 0).some_rows::<S, true>(simd, rows, out);
         }
     }
 }

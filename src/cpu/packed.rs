@@ -8,9 +8,8 @@ use pulp::{Simd, WithSimd};
 
 /// Registers of columns in a panel: a gate of a cell each, where a layer packs its recurrent weights.
 pub(super) const PANEL_REGISTERS: usize = 4;
-/// Length of K that is summed in registers before it is added to C. A panel of it stays in the second cache, which feeds a
-/// tile as fast as it computes.
-pub(super) const BLOCK_K: usize = 384;
+/// Most of K that is summed in registers before it is added to C: a panel of it stays in the first cache from tile to tile.
+pub(super) const BLOCK_K: usize = 112;
 
 struct PanelWidth;
 
@@ -31,6 +30,8 @@ pub(super) struct Packed {
     inner: usize,
     columns: usize,
     width: usize,
+    /// Length of each block of K but the last.
+    depth: usize,
 }
 
 impl Packed {
@@ -101,10 +102,12 @@ impl Packed {
             debug_assert!(self.data.is_empty(), "planned for {} values, needed are {len}", self.data.len());
             self.data = Aligned::zeros(len);
         }
-        (self.inner, self.columns, self.width) = (inner, columns, width);
+        // In blocks as even as they can be.
+        let depth = inner.div_ceil(inner.div_ceil(BLOCK_K).max(1)).max(1);
+        (self.inner, self.columns, self.width, self.depth) = (inner, columns, width, depth);
+        let blocks = self.blocks();
         let mut rest = &mut self.data[..len];
-        for k in (0..inner).step_by(BLOCK_K) {
-            let depth = BLOCK_K.min(inner - k);
+        for (k, depth) in blocks {
             let (block, tail) = std::mem::take(&mut rest).split_at_mut(depth * panels * width);
             rest = tail;
             let each = (TASK_COST / (depth * width)).max(1);
@@ -124,6 +127,12 @@ impl Packed {
     /// N.
     pub(super) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Where each block of K begins, and its length.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (inner, depth) = (self.inner, self.depth.max(1));
+        (0..inner).step_by(depth).map(move |k| (k, depth.min(inner - k)))
     }
 
     /// The panels of the block of K that begins at `k`.
