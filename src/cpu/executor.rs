@@ -15,13 +15,13 @@ use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
 use crate::scheduler::profile::Profile;
 use crate::scheduler::program::Storage;
-use crate::scheduler::{Action, Axis, Batch, Executor, Program, Stage};
+use crate::scheduler::{Action, Batch, Executor, Program, Stage};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Multiply-adds that are worth waking a thread up, which takes about ten microseconds.
-const WORTH_WAKING: usize = 500_000;
+/// Multiply-adds, and values that move, that are worth waking a thread up, which takes about ten microseconds.
+const WORTH_WAKING: u64 = 500_000;
 
 /// The host processor: its threads, and the values that outlive runs.
 #[derive(Debug)]
@@ -53,18 +53,9 @@ pub struct Prepared {
     part_shapes: Vec<Vec<usize>>,
     /// Whether the last run succeeded; not before the first.
     has_run: bool,
-    /// Values of weights that rows meet.
-    weights: usize,
+    /// Whether runs of these sizes are too short to wake a thread up.
+    is_small: bool,
     _claims: Vec<Claim>,
-}
-
-impl Prepared {
-    /// About how many multiply-adds a run over `batch` takes.
-    fn work(&self, batch: &Batch) -> usize {
-        let rows = batch.axes().iter().map(Axis::rows).fold(batch.sequences(), usize::max);
-        let values: usize = self.shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
-        rows.saturating_mul(self.weights).saturating_add(values)
-    }
 }
 
 impl Cpu {
@@ -196,11 +187,9 @@ impl Cpu {
         }
         let program = Arc::clone(program);
         let shapes = vec![Vec::new(); program.values.len()];
-        let fixed = program.values.iter().filter(|v| v.storage == Storage::Persistent);
-        let weights = fixed.filter_map(|v| v.shape.fixed_len()).sum();
         let part_shapes = shapes.clone();
-        let (sizes, has_run) = (Vec::new(), false);
-        Ok(Prepared { arenas, program, places, tapes, packs, sizes, shapes, part_shapes, has_run, weights, _claims })
+        let (sizes, has_run, is_small) = (Vec::new(), false, false);
+        Ok(Prepared { arenas, program, places, tapes, packs, sizes, shapes, part_shapes, has_run, is_small, _claims })
     }
 
     /// Runs the program on `batch` with `inputs` in the order of [`Program::inputs`], packed.
@@ -222,12 +211,13 @@ impl Cpu {
             for (value, shape) in program.values.iter().zip(&mut prepared.shapes) {
                 batch.resolve_into(&value.shape, shape)?;
             }
+            let work = program.whole_work(batch)?;
+            prepared.is_small = work.flops / 2 + work.bytes / 4 < WORTH_WAKING;
             prepared.sizes.extend(sizes);
         }
         self.check(prepared, inputs)?;
         let changes = self.version();
-        let is_small = prepared.work(batch) < WORTH_WAKING;
-        let Prepared { arenas, places, tapes, packs, shapes, part_shapes, .. } = prepared;
+        let Prepared { arenas, places, tapes, packs, shapes, part_shapes, is_small, .. } = prepared;
         let memory = Memory { arenas, persistents: &mut self.persistents };
         let watch = self.watch.as_mut();
         let mut run = Run {
@@ -242,7 +232,8 @@ impl Cpu {
             watch,
         };
         let run = || run.all(batch, tapes, packs);
-        let result = if is_small || self.pool.current_num_threads() == 1 { alone(run) } else { self.pool.install(run) };
+        let result =
+            if *is_small || self.pool.current_num_threads() == 1 { alone(run) } else { self.pool.install(run) };
         for &value in &program.updated {
             if let Some((Buffer::Persistent(at), _)) = prepared.places[value] {
                 self.persistents[at].version = changes;

@@ -48,10 +48,10 @@ pub(super) fn spread(
     panels: usize,
     work: impl Fn(Range<usize>, Range<usize>, &Meeting) + Sync,
 ) {
-    let members = threads::count().min(panels);
+    let members = threads::count();
     let step = layer.lengths.len() * GATES * layer.hidden * layer.r;
     let is_large = GATES * layer.hidden * layer.r > OWN_CACHE;
-    if members == threads::count() && (shares.len() < members || is_large) && step > MEETING_COST {
+    if members <= panels && (shares.len() < members || is_large) && step > MEETING_COST {
         let meeting = Meeting::new(members);
         let share = |n: usize| n * panels / members;
         meeting.gather(|n| work(0..layer.lengths.len(), share(n)..share(n + 1), &meeting));
