@@ -177,6 +177,27 @@ impl Device {
         Ok(Self::of(Choice::Gpu(Arc::new(gpu::Context::from_wgpu(adapter, device, queue)?))))
     }
 
+    /// The same device opened again, with the same settings: what goes on where this one is lost.
+    pub fn reopen(self) -> Result<Self> {
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice {
+            let context = Arc::new(block_on(context.reopen())?);
+            if self.kernels.meet() {
+                context.prove_meetings();
+            }
+            return Self { choice: Choice::Gpu(context), ..self.clone() }.with_precision(self.precision);
+        }
+        Ok(self)
+    }
+
+    /// Destroys a GPU's device, as if it had been lost, for everyone who shares it; for tests of what happens then.
+    pub fn lose(&self) {
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice {
+            context.lose();
+        }
+    }
+
     /// What it is.
     pub fn kind(&self) -> DeviceKind {
         match &self.choice {

@@ -14,5 +14,6 @@ pub mod optim;
 pub mod params;
 pub mod reference;
 pub mod scheduler;
+pub mod streams;
 pub mod train;
 pub mod verify;

@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("io", &["nn", "optim", "graph", "params", "config"]),
     // The f64 reference takes a program of its own, which a device does not make.
     ("verify", &["device", "reference", "graph", "io", "params", "config", "scheduler"]),
+    ("streams", &["device", "scheduler", "graph", "nn", "params", "config"]),
     ("data", &["scheduler"]),
     ("nn", &["graph", "params", "config", "device"]),
     ("optim", &["graph", "params"]),

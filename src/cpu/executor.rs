@@ -264,13 +264,7 @@ impl Cpu {
                 )));
             }
             for bound in program.bounds.iter().filter(|b| program.root(b.value) == *value) {
-                let wrong = tensor.u32s()?.iter().find(|&&x| x as usize >= bound.below && Some(x) != bound.except);
-                if let Some(wrong) = wrong {
-                    return Err(Error::argument(format!(
-                        "{}: `{name}` must be below {}, got {wrong}",
-                        bound.reader, bound.below
-                    )));
-                }
+                bound.check(name, tensor)?;
             }
         }
         for (value, place) in program.values.iter().zip(&prepared.places).zip(shapes).map(|((v, p), s)| ((v, s), *p)) {

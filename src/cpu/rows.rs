@@ -53,6 +53,22 @@ pub(super) fn embedding(call: &mut Call<'_>) -> Result<()> {
     Ok(())
 }
 
+/// table `[V, D]`, rows `[R]`, x `[R, D]`: the table with those rows of x.
+pub(super) fn scatter(call: &mut Call<'_>) -> Result<()> {
+    let (rows, x) = (call.input(1)?, call.input(2)?);
+    let (below, width) = (call.operand(0)?.rows(), call.operand(0)?.columns());
+    check_tokens(rows, below, None, "row")?;
+    let table = call.operand(0)?.data;
+    let out = call.output(0)?;
+    if let Some(table) = table {
+        out.copy_from_slice(&table[..out.len()]);
+    }
+    for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
+        out[row.to_bits() as usize * width..][..width].copy_from_slice(x);
+    }
+    Ok(())
+}
+
 /// tokens `[R]`, dy `[R, D]`: the gradient of the table `[V, D]`, rows added in a fixed order, chunk by chunk. Threads
 /// own rows of the table, so the order does not depend on them.
 pub(super) fn embedding_backward(call: &mut Call<'_>, rows: usize) -> Result<()> {

@@ -242,6 +242,7 @@ impl Run<'_> {
             Op::WeightGradient => products::weight_gradient(call),
             Op::Embedding => rows::embedding(call),
             Op::EmbeddingBackward { rows } => rows::embedding_backward(call, *rows),
+            Op::Scatter => rows::scatter(call),
             Op::Dropout { rate, operation, mask } => dropout(call, *rate, *operation, *mask, kind()),
             Op::Elementwise { .. } => {
                 let output = step.outputs.iter().flatten().next().copied();

@@ -10,7 +10,7 @@ use crate::graph::Graph;
 use crate::params::{DType, Tensor, admit};
 use crate::reference::{self, Reference};
 use crate::scheduler::profile::{Profile, Span};
-use crate::scheduler::program::{Bound, Storage};
+use crate::scheduler::program::Storage;
 use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Meter, Program, compile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -318,7 +318,7 @@ impl Session {
                 )));
             }
             for bound in program.bounds.iter().filter(|b| b.value == *value) {
-                check_bound(name, tensor, bound)?;
+                bound.check(name, tensor)?;
             }
             ordered.push(*tensor);
         }
@@ -488,19 +488,6 @@ fn output_index(executable: &Executable, name: &str) -> Result<usize> {
         let names: Vec<&str> = executable.program.outputs.iter().map(|o| o.0.as_str()).collect();
         Error::argument(format!("session: the program has outputs {names:?}, not `{name}`"))
     })
-}
-
-fn check_bound(name: &str, tensor: &Tensor, bound: &Bound) -> Result<()> {
-    let bad = tensor.u32s()?.iter().position(|&v| v as usize >= bound.below && Some(v) != bound.except);
-    match bad {
-        None => Ok(()),
-        Some(at) => Err(Error::data(format!(
-            "{}: input `{name}` has {} at position {at}, expected integers below {}",
-            bound.reader,
-            tensor.u32s()?[at],
-            bound.below
-        ))),
-    }
 }
 
 /// Waits for a value on its way from a GPU.

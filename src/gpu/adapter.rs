@@ -36,6 +36,11 @@ pub struct Context {
     failure: Arc<Mutex<Option<String>>>,
 }
 
+fn keep(failure: &Mutex<Option<String>>, message: String) {
+    log::error!("{message}");
+    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+}
+
 fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     // Vulkan, Metal, DX12; GL computes too, but without what the kernels rely on.
@@ -151,10 +156,6 @@ impl Context {
             }
         }
         let failure = Arc::new(Mutex::new(None));
-        let keep = |failure: &Arc<Mutex<Option<String>>>, message: String| {
-            log::error!("{message}");
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
-        };
         let on_error = Arc::clone(&failure);
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&on_error, format!("device: {e}"))));
         let on_loss = Arc::clone(&failure);
@@ -181,6 +182,17 @@ impl Context {
             queue,
             failure,
         })
+    }
+
+    /// Opens the same adapter again, with the same limits.
+    pub async fn reopen(&self) -> Result<Self> {
+        Self::open(Wanted::Named(self.info.name.clone()), self.limits == wgpu::Limits::default()).await
+    }
+
+    /// Destroys the device, as if it had been lost.
+    pub fn lose(&self) {
+        keep(&self.failure, "device: lost: it was destroyed".to_string());
+        self.device.destroy();
     }
 
     /// Whether it is a software rasteriser.

@@ -255,6 +255,12 @@ impl Graph {
         self.push_one(Op::Embedding, &[table, tokens])
     }
 
+    /// A table `[V, D]` with the rows that `rows` `[R]` names, none twice, replaced by those of x `[R, D]`. A persistent table
+    /// that takes the result at the end of a run, and is read before, changes in place.
+    pub fn scatter(&mut self, table: Value, rows: Value, x: Value) -> Result<Value> {
+        self.push_one(Op::Scatter, &[table, rows, x])
+    }
+
     /// Dropout with its own random numbers; leave it out of a graph for inference.
     pub fn dropout(&mut self, x: Value, rate: f32) -> Result<Value> {
         self.dropout_masked(x, rate, Mask::Step)

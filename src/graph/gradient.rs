@@ -165,6 +165,12 @@ impl Rule<'_> {
                 };
                 self.give(0, Op::EmbeddingBackward { rows }, &[tokens, dy])
             }
+            (Op::Scatter, Some(dy)) => {
+                let (rows, x) = (self.input(1)?, self.input(2)?);
+                let zeros = self.graph.elementwise(Expr::Const(0.0), &[x])?;
+                self.give(0, Op::Scatter, &[dy, rows, zeros])?;
+                self.give(2, Op::Embedding, &[dy, rows])
+            }
             (Op::Dropout { .. }, Some(dy)) => self.give(0, node.op.clone(), &[dy]),
             (Op::Reduce { kind, over }, Some(dsum)) => self.reduce(*kind, *over, dsum),
             (Op::CrossEntropy { ignore }, Some(dloss)) => {

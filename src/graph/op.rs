@@ -75,6 +75,9 @@ pub enum Op {
         /// V.
         rows: usize,
     },
+    /// table `[V, D]`, rows `[R]`, x `[R, D]` give the table with those rows replaced by those of x `[V, D]`. No row is named
+    /// twice.
+    Scatter,
     /// x `[R, F]`, where each value is kept with probability 1 - rate and divided by it, else zero (Srivastava et al.
     /// 2014). Its own gradient.
     Dropout {
@@ -276,6 +279,7 @@ impl Op {
             Op::WeightGradient => "weight_gradient",
             Op::Embedding => "embedding",
             Op::EmbeddingBackward { .. } => "embedding_backward",
+            Op::Scatter => "scatter",
             Op::Dropout { .. } => "dropout",
             Op::Elementwise { .. } => "elementwise",
             Op::Reduce { .. } => "reduce",
@@ -341,6 +345,12 @@ impl Op {
                     return Err(Error::shape(format!("dy has {other} rows, there are {} tokens", tokens.0[0])));
                 }
                 Ok(vec![float("dtable", [*rows, columns])])
+            }
+            Op::Scatter => {
+                let (_, columns) = i.matrix(0, "table")?;
+                let rows = i.rank(1, "rows", 1, DType::U32)?;
+                i.exact(2, "x", [rows.0[0].clone(), columns.into()])?;
+                Ok(vec![float("table", i.get(0, "table")?.shape.clone())])
             }
             Op::Dropout { rate, .. } => {
                 if !(0.0..1.0).contains(rate) {

@@ -212,7 +212,7 @@ fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(
     if swapped {
         weights.swap(0, 1);
     }
-    let mut state = None;
+    let (mut state, mut kept) = (None, None);
     if inputs.len() > 1 {
         // h and c of each direction, in turn.
         let every = |first: usize| {
@@ -226,13 +226,20 @@ fn lstm(graph: &mut Graph, placed: &Placed<'_>, layer: &Lstm, states: &mut Vec<(
     } else if layer.stateful {
         let mut carried = |part: &str, size: usize| {
             let name = format!("{}{}.{part}_l0", options.state_prefix, node.name);
-            graph.persistent(&name, [B, Dim::Fixed(d * size)])
+            let rows = options.slots.map_or(B, |slots| Dim::Fixed(slots.count));
+            graph.persistent(&name, [rows, Dim::Fixed(d * size)])
         };
-        state = Some((carried("h", config.output_size())?, carried("c", layer.units)?));
+        kept = Some((carried("h", config.output_size())?, carried("c", layer.units)?));
+        state = kept;
+        if let (Some((h, c)), Some(slots)) = (kept, options.slots) {
+            state = Some((graph.embedding(h, slots.from)?, graph.embedding(c, slots.from)?));
+        }
     }
     let out = graph.lstm_layer(x, state, &op, &weights)?;
-    if let (Some((h, c)), true) = (state, layer.stateful) {
-        states.extend([(h, out.h_n), (c, out.c_n)]);
+    if let Some((h, c)) = kept {
+        for (kept, end) in [(h, out.h_n), (c, out.c_n)] {
+            states.push((kept, options.slots.map_or(Ok(end), |slots| graph.scatter(kept, slots.to, end))?));
+        }
     }
     lstm_results(graph, layer, &out, config.output_size(), swapped)
 }

@@ -8,6 +8,7 @@ pub mod lstm;
 pub mod masks;
 pub mod network;
 pub mod sequential;
+mod streaming;
 
 pub use crate::config::{Activation, Direction};
 pub use crate::graph::{Padding, Score, Window};
@@ -19,7 +20,7 @@ pub use layers::{
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::{Fill, zeros_input};
-pub use network::{Built, GraphOptions, Network, Node, Port, Signal};
+pub use network::{Built, GraphOptions, Network, Node, Port, Signal, Slots};
 pub use sequential::{Description, Flow, Sequential};
 
 use serde::{Deserialize, Serialize};

@@ -136,6 +136,19 @@ pub struct GraphOptions<'a> {
     pub training: bool,
     /// What the names of carried states begin with, so that training and inference can each have their own.
     pub state_prefix: &'a str,
+    /// Where carried states are kept, if not in the order of the batch's sequences.
+    pub slots: Option<Slots>,
+}
+
+/// Carried states in tables `[count, *]` with a row for each of more sequences than a batch has.
+#[derive(Debug, Clone, Copy)]
+pub struct Slots {
+    /// Rows of each table.
+    pub count: usize,
+    /// `[B]`, the row that each sequence begins from.
+    pub from: Value,
+    /// `[B]`, the row that its final state goes to; no two have the same.
+    pub to: Value,
 }
 
 /// A network in a graph.

@@ -106,7 +106,8 @@ impl Sequential {
 
     /// [`Self::build`] for sequences of at most `steps` steps, which some layers must know (`Flatten`).
     pub fn build_for(&mut self, input: Input, steps: Option<usize>) -> Result<()> {
-        self.network_for(input, steps)?.build(&mut Graph::new(), GraphOptions { training: true, state_prefix: "" })?;
+        self.network_for(input, steps)?
+            .build(&mut Graph::new(), GraphOptions { training: true, ..GraphOptions::default() })?;
         let mut session = self.device.session()?;
         for (stream, spec) in self.specs(input, steps)?.iter().enumerate() {
             let values =

@@ -25,6 +25,20 @@ pub(super) fn embedding<R: Real>(call: &Call<'_, R>) -> Result<Array2<R>> {
     Ok(y)
 }
 
+/// The table `[V, D]` with the rows that rows `[R]` name replaced by those of x `[R, D]`.
+pub(super) fn scatter<R: Real>(call: &Call<'_, R>) -> Result<Array2<R>> {
+    let (table, rows, x) = (call.float(0)?, call.index(1)?, call.float(2)?);
+    let mut y = table.clone();
+    let to = call.rows(0)?;
+    for row in call.rows(1)? {
+        let at = to[within(rows[[row.at, 0]], to.len())?].at;
+        for c in 0..table.ncols() {
+            y[[at, c]] = x[[row.at, c]];
+        }
+    }
+    Ok(y)
+}
+
 /// dtable `[V, D]`, where each row is the sum of the rows of dy `[R, D]` whose token names it.
 pub(super) fn embedding_backward<R: Real>(call: &Call<'_, R>, rows: usize) -> Result<Array2<R>> {
     let (tokens, dy) = (call.index(0)?, call.float(1)?);

@@ -9,6 +9,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op};
 use crate::params::{DType, Tensor};
+use crate::scheduler::compile::changes_in_place;
 use crate::scheduler::program::Storage;
 use crate::scheduler::{Batch, Program, ProgramValue};
 use std::collections::BTreeMap;
@@ -210,11 +211,11 @@ fn packed<R: Real>(prepared: &Prepared<R>, value: usize, batch: &Batch) -> Resul
 }
 
 /// The persistent values that a run changes, each with the value it takes: those that the program copies, and the
-/// elementwise results that it places in a persistent value's own storage. A view of a persistent value shares its
+/// results that it places in a persistent value's own storage. A view of a persistent value shares its
 /// storage too and changes nothing.
 fn ends(program: &Program) -> Vec<(usize, usize)> {
     let mut all = program.copies.clone();
-    for step in program.steps.iter().filter(|s| matches!(s.op, Op::Elementwise { .. })) {
+    for step in program.steps.iter().filter(|s| changes_in_place(&s.op)) {
         for &value in step.outputs.iter().flatten() {
             let root = program.root(value);
             if root != value && program.updated.contains(&root) {
@@ -255,6 +256,7 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::WeightGradient => one(linear::weight_gradient(call)?),
         Op::Embedding => one(embedding::embedding(call)?),
         Op::EmbeddingBackward { rows } => one(embedding::embedding_backward(call, *rows)?),
+        Op::Scatter => one(embedding::scatter(call)?),
         Op::Dropout { rate, operation, mask } => one(dropout::dropout(call, *rate, *operation, *mask)?),
         Op::Elementwise { exprs } => elementwise::elementwise(call, exprs)?,
         Op::Reduce { kind, over } => one(reduce::reduce(call, *kind, *over)?),

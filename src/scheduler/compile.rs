@@ -195,11 +195,13 @@ impl<'a> Compiler<'a> {
             let writer = self.steps.iter().position(|s| s.outputs.contains(&Some(value)));
             let in_place = writer.is_some_and(|at| {
                 let step = &self.steps[at];
-                matches!(step.op, Op::Elementwise { .. })
+                changes_in_place(&step.op)
                     && self.values[value].storage == Storage::Own
-                    && step.inputs.iter().flatten().all(|&i| {
+                    && step.inputs.iter().enumerate().filter_map(|(at, i)| Some((at, (*i)?))).all(|(at, i)| {
                         let same = broadcast(&self.values[value].shape, &self.values[i].shape);
-                        root(&self.values, i) != persistent || same == Some(Broadcast::Full)
+                        let elementwise = same == Some(Broadcast::Full) && matches!(step.op, Op::Elementwise { .. });
+                        // Of what is scattered into, only the table may be its own.
+                        root(&self.values, i) != persistent || elementwise || at == 0 && step.op == Op::Scatter
                     })
                     && !kept.contains(&persistent)
                     && self.readers(persistent).all(|reader| reader <= at)
@@ -321,6 +323,11 @@ fn ordered(values: &[ProgramValue], copies: &[(usize, usize)], target: &Target) 
     Ok(all)
 }
 
+/// Whether its result may be written in the place of an operand of the same shape.
+pub fn changes_in_place(op: &Op) -> bool {
+    matches!(op, Op::Elementwise { .. } | Op::Scatter)
+}
+
 /// Outputs that the kernels fill on the way to others, wanted or not.
 pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>]) -> bool {
     let projects = |at: usize| inputs.get(at).is_some_and(Option::is_some);
@@ -367,12 +374,13 @@ fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
     let mut all = Vec::new();
     for step in steps {
         let (position, below, except) = match &step.op {
-            Op::Embedding => (1, step.inputs[0].and_then(|t| values[t].shape.rows().cloned()), None),
+            Op::Embedding | Op::Scatter => (1, step.inputs[0].and_then(|t| values[t].shape.rows().cloned()), None),
             Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
             _ => continue,
         };
         if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {
-            all.push(Bound { value, below, except, reader: step.op.name() });
+            let distinct = matches!(step.op, Op::Scatter);
+            all.push(Bound { value, below, except, distinct, reader: step.op.name() });
         }
     }
     all

@@ -1,12 +1,13 @@
 //! What the values of stages need besides their sizes: workspaces, and how long each lives.
 
 use super::batch::Capacity;
+use super::compile::changes_in_place;
 use super::cut::Draft;
-use super::program::{ProgramValue, Step, Storage, root};
+use super::program::{ProgramValue, Storage, root};
 use super::stage::{Action, Side, Stage};
 use super::strategy::{self, Target};
 use crate::error::{Error, Result};
-use crate::graph::{Op, Shape};
+use crate::graph::Shape;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Stages whose values get workspaces and lifetimes.
@@ -27,8 +28,9 @@ impl Laid<'_> {
                 return Err(Error::unsupported(format!("memory: `{}` would change too early", self.values[v].name)));
             }
             // A view of a persistent value shares its storage too and changes nothing.
-            let Action::Step(Step { op: Op::Elementwise { .. }, outputs, .. }) = &action else { continue };
-            let roots = outputs.iter().flatten().map(|&v| root(&self.values, v));
+            let Action::Step(step) = &action else { continue };
+            let roots =
+                step.outputs.iter().filter(|_| changes_in_place(&step.op)).flatten().map(|&v| root(&self.values, v));
             changed.extend(roots.filter(|&r| self.values[r].storage == Storage::Persistent));
         }
         Ok(())

@@ -22,6 +22,7 @@ pub mod sampler;
 pub mod stage;
 pub mod strategy;
 pub mod table;
+mod ticks;
 
 pub use batch::{Axis, Batch, Capacity};
 pub use compile::compile;
@@ -36,3 +37,4 @@ pub use recurrence::{Family, Kernels, Recurrence};
 pub use sampler::{Batching, Cost, Sampler};
 pub use stage::{Action, Cut, Move, Part, Side, Stage};
 pub use strategy::{Executor, Limits, Target};
+pub use ticks::{Pace, TickLimits, tick};

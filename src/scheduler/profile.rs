@@ -67,12 +67,16 @@ impl Program {
         for at in 0..step.inputs.len() {
             let (rows, row) = input(at)?;
             // A table is read where its tokens are, not whole.
-            let table = matches!(step.op, Op::Embedding) && at == 0;
-            values += if table { output(0)?.0 * row } else { rows * row };
+            values += match (&step.op, at) {
+                (Op::Embedding, 0) => output(0)?.0 * row,
+                (Op::Scatter, 0) => 0,
+                _ => rows * row,
+            };
         }
         for at in 0..step.outputs.len() {
             let (rows, row) = output(at)?;
-            values += rows * row;
+            // Of a table that changes in place, too.
+            values += if matches!(step.op, Op::Scatter) { input(1)?.0 * row } else { rows * row };
         }
         let recurrent = |parameter: fn(usize, Parameter) -> usize,
                          directions: usize,

@@ -10,7 +10,8 @@ use super::stage::{Cut, Stage};
 use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Layout, Op, Shape, Symbol};
-use crate::params::DType;
+use crate::params::{DType, Tensor};
+use std::collections::HashSet;
 
 /// Where a value's storage comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +106,29 @@ pub struct Bound {
     pub below: usize,
     /// Except this one.
     pub except: Option<u32>,
+    /// Whether none may come twice.
+    pub distinct: bool,
     /// The operation that reads it.
     pub reader: &'static str,
+}
+
+impl Bound {
+    /// Refuses an input, called `name`, that breaks it.
+    pub fn check(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let all = tensor.u32s()?;
+        let refused = |at: usize, expected: String| {
+            let reader = self.reader;
+            Err(Error::data(format!("{reader}: input `{name}` has {} at position {at}, expected {expected}", all[at])))
+        };
+        if let Some(at) = all.iter().position(|&v| v as usize >= self.below && Some(v) != self.except) {
+            return refused(at, format!("integers below {}", self.below));
+        }
+        let mut seen = HashSet::new();
+        match all.iter().position(|&v| self.distinct && !seen.insert(v)) {
+            Some(at) => refused(at, "each integer once".to_string()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Operations in order, over values with places.

@@ -311,7 +311,7 @@ impl Model {
                 }
             }
         }
-        let built = network.build(g, GraphOptions { training: false, state_prefix: prefix })?;
+        let built = network.build(g, GraphOptions { state_prefix: prefix, ..GraphOptions::default() })?;
         match *task {
             Task::Outputs => {
                 for (at, &(value, _)) in built.outputs.iter().enumerate() {

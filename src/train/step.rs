@@ -148,7 +148,7 @@ pub(super) fn training_graph(
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let g = &mut graph;
-    let built = network.build(g, GraphOptions { training: true, state_prefix })?;
+    let built = network.build(g, GraphOptions { training: true, state_prefix, ..GraphOptions::default() })?;
     let loss = append_loss(g, network, &built, objectives)?;
     // Parameters that only lead to outputs without a loss stay as they are.
     let (mut specs, mut values) = (Vec::new(), Vec::new());
@@ -215,7 +215,7 @@ pub(super) fn training_scalars(optimizer: &Optimizer, step: u32, learning_rate: 
 /// Forward without dropout, and the loss into [`EVALUATE`].
 pub(super) fn evaluation_graph(network: &Network, objectives: &[Objective], state_prefix: &str) -> Result<Graph> {
     let mut graph = Graph::new();
-    let built = network.build(&mut graph, GraphOptions { training: false, state_prefix })?;
+    let built = network.build(&mut graph, GraphOptions { state_prefix, ..GraphOptions::default() })?;
     let loss = append_loss(&mut graph, network, &built, objectives)?;
     EVALUATE.add(&mut graph, loss, None)?;
     built.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
@@ -225,7 +225,7 @@ pub(super) fn evaluation_graph(network: &Network, objectives: &[Objective], stat
 /// Forward without dropout, with the output `y`.
 pub(super) fn prediction_graph(model: &Sequential, state_prefix: &str) -> Result<(Graph, Flow)> {
     let mut graph = Graph::new();
-    let flow = model.build_graph(&mut graph, GraphOptions { training: false, state_prefix })?;
+    let flow = model.build_graph(&mut graph, GraphOptions { state_prefix, ..GraphOptions::default() })?;
     graph.output("y", flow.output)?;
     flow.states.iter().try_for_each(|&(state, new)| graph.update(state, new))?;
     Ok((graph, flow))

@@ -189,7 +189,15 @@ pub fn operations_case(rows: usize, features: usize) -> Case {
         g.output(&format!("d.{name}"), gradient).unwrap();
     }
     let probabilities = g.softmax(z).unwrap();
+    let places = g.input("places", [B], DType::U32).unwrap();
+    let slots = parameter(&mut g, "slots", &[5, 7]);
     let largest = g.over_time(TimeKind::Max, probabilities).unwrap();
+    let replaced = g.scatter(slots, places, largest).unwrap();
+    let squared = g.sum_of_squares(&[replaced]).unwrap();
+    for (name, gradient) in ["d.slots", "d_replaced.w"].into_iter().zip(g.gradients(squared, &[slots, w]).unwrap()) {
+        g.output(name, gradient).unwrap();
+    }
+    g.output("replaced", replaced).unwrap();
     let total_over_time = g.over_time(TimeKind::Sum, z).unwrap();
     let both = g.concat(&[largest, total_over_time, largest]).unwrap();
     let part = g.slice(both, 5, 11).unwrap();
@@ -204,7 +212,10 @@ pub fn operations_case(rows: usize, features: usize) -> Case {
         g.output(name, v).unwrap();
     }
     let words = (0..n).map(|i| ((i * 5 + i / 3) % (vocabulary - 1)) as u32).collect();
-    let inputs = BTreeMap::from([("tokens".to_string(), Tensor::from_u32(&[n], words).unwrap())]);
+    let inputs = BTreeMap::from([
+        ("tokens".to_string(), Tensor::from_u32(&[n], words).unwrap()),
+        ("places".to_string(), Tensor::from_u32(&[3], vec![4, 0, 2]).unwrap()),
+    ]);
     let mut batch = batch;
     batch.set_scalar("half", 0.5);
     Case { name: format!("operations T {rows} F {features}"), graph: g, persistent, inputs, batch, tolerance: 2e-5 }

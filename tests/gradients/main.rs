@@ -295,6 +295,13 @@ fn matrix_cases() -> Vec<Case> {
             weighted(g, squares, "k")
         }));
     }
+    all.push(case("rows replaced in a table", |g| {
+        let rows = g.input("distinct", [B], DType::U32)?;
+        let (table, x) = (g.persistent("table", [BELOW, 3])?, g.persistent("x", [B, 3.into()])?);
+        let y = g.scatter(table, rows, x)?;
+        let squares = g.elementwise(Expr::Input(0) * Expr::Input(0), &[y])?;
+        weighted(g, squares, "k")
+    }));
     all.push(case("a view of rows and of numbers", |g| {
         let x = g.persistent("x", [N, 6.into()])?;
         let seen = g.view(x, [N, 2.into(), 3.into()])?;
@@ -430,6 +437,7 @@ fn random_inputs(program: &Program, batch: &Batch, random: &mut Random) -> Resul
         let len: usize = shape.iter().product();
         match info.dtype {
             DType::F32 => Tensor::new(&shape, (0..len).map(|_| random.normal() as f32).collect()),
+            DType::U32 if info.name == "distinct" => Tensor::from_u32(&shape, (0..len as u32).rev().collect()),
             DType::U32 => Tensor::from_u32(&shape, (0..len).map(|_| random.below(BELOW as u32)).collect()),
         }
     };

@@ -30,6 +30,7 @@ mod pack;
 mod reduce_all;
 mod reduce_columns;
 mod reduce_rows;
+mod scatter;
 mod softmax;
 mod weight_gradient;
 
@@ -191,6 +192,7 @@ pub const KERNELS: &[&Kernel] = &[
     &reduce_all::ALL_BLOCKS,
     &reduce_columns::KERNEL,
     &reduce_rows::KERNEL,
+    &scatter::KERNEL,
     &softmax::KERNEL,
     &weight_gradient::KERNEL,
     &weight_gradient::PARTIAL,
@@ -309,6 +311,7 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),
         Op::EmbeddingBackward { .. } => Box::new(embedding_backward::EmbeddingBackward::prepare(preparer, step)?),
+        Op::Scatter => Box::new(scatter::Scatter::prepare(preparer, step)?),
         Op::Dropout { rate, operation, mask } => {
             Box::new(dropout::Dropout::prepare(preparer, step, *rate, *operation, *mask)?)
         }
