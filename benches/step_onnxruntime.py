@@ -1,6 +1,6 @@
 """Microseconds of one step of one stream with ONNX Runtime on the CPU: the model of `benches/step.rs`.
 
-    python benches/step_onnxruntime.py [THREADS]
+    python benches/step_onnxruntime.py [THREADS [SIZE]]
 
 Two ways of calling it: `run` with arrays, as a user writes it, and with inputs and outputs bound once, which leaves out what
 Python and copies cost. The call without a layer, which does nothing, is timed as well. JSON lines.
@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-SIZE, STEPS = 128, 20_000
+SIZE, STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 128, 20_000
 
 
 def model(layer):
