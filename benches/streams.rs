@@ -1,9 +1,9 @@
 //! Live streams beside a plain batch and beside a call for each step.
 //!
-//!     cargo bench --bench streams -- [--streams 1000] [--seconds 5] [--load 0.6] [--bound-ms 10]
+//!     cargo bench --bench streams -- [--streams 1000] [--seconds 1] [--rounds 7] [--load 0.6] [--bound-ms 10]
 //!
 //! One layer, I = H = 256; MNEMON_DEVICE chooses the device (cpu unless set). Beside it:
-//! `benches/step_onnxruntime.py 2 256`. JSON lines, GFLOP/s counted as 2 · 4H (I + H) a step:
+//! `benches/step_onnxruntime.py 2 256`. JSON lines, medians of rounds, GFLOP/s counted as 2 · 4H (I + H) a step:
 //! * `batch`: B 64, T 64, one call after the other;
 //! * `step`: B 1, T 1, one call a step;
 //! * `streams`: streams that each get 1 to 4 steps at random times, as many as there is room for; the outputs are received;
@@ -25,21 +25,23 @@ const FLOPS: f64 = 2.0 * 4.0 * SIZE as f64 * 2.0 * SIZE as f64;
 struct Arguments {
     streams: usize,
     seconds: f64,
+    rounds: usize,
     load: f64,
     bound: Duration,
 }
 
 fn arguments() -> Arguments {
-    let mut all = Arguments { streams: 1000, seconds: 5.0, load: 0.6, bound: Duration::from_millis(10) };
+    let mut all = Arguments { streams: 1000, seconds: 1.0, rounds: 7, load: 0.6, bound: Duration::from_millis(10) };
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
         let value: f64 = words.next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{word}: a number"));
         match word.as_str() {
             "--streams" => all.streams = value as usize,
             "--seconds" => all.seconds = value,
+            "--rounds" => all.rounds = value as usize,
             "--load" => all.load = value,
             "--bound-ms" => all.bound = Duration::from_secs_f64(value / 1e3),
-            _ => panic!("expected --streams, --seconds, --load or --bound-ms, got {word}"),
+            _ => panic!("expected --streams, --seconds, --rounds, --load or --bound-ms, got {word}"),
         }
     }
     all
@@ -61,41 +63,49 @@ fn main() -> Result<()> {
     let mut random = Random::new(0, 0);
     let value = |p: &ParameterSpec| (p.name.clone(), values(&p.shape, &mut random, 0.05));
     let parameters: Named = network.parameters()?.iter().map(value).collect();
-    let report = |what: &str, steps: usize, seconds: f64, more: String| {
-        let rate = steps as f64 * FLOPS / seconds / 1e9;
-        let device = device.name();
-        println!(
-            r#"{{"what":"{what}","device":"{device}","gflops":{rate:.1},"steps_per_s":{:.0}{more}}}"#,
-            steps as f64 / seconds
-        );
+    let report = |what: &str, rates: &[f64], more: String| {
+        let rate = median(rates);
+        let (device, gflops) = (device.name(), rate * FLOPS / 1e9);
+        println!(r#"{{"what":"{what}","device":"{device}","gflops":{gflops:.1},"steps_per_s":{rate:.0}{more}}}"#);
     };
-    for (what, sequences, steps) in [("batch", 64, 64), ("step", 1, 1)] {
-        let (done, seconds) = plain(&device, &network, &parameters, (sequences, steps), arguments.seconds)?;
-        report(what, done, seconds, String::new());
-    }
     let options = StreamOptions { streams: arguments.streams, bound: arguments.bound, ..StreamOptions::default() };
-    let streams = Streams::open(&device, &network, parameters, options)?;
+    let streams = Streams::open(&device, &network, parameters.clone(), options)?;
     let all = (0..arguments.streams).map(|_| streams.stream()).collect::<Result<Vec<_>>>()?;
     let mut random = Random::new(1, 0);
     let pieces: Vec<Tensor> = (0..64).map(|n| values(&[1 + n % 4, SIZE], &mut random, 1.0)).collect();
-    for _ in 0..2 {
-        let (steps, seconds, _) = offered(&streams, &all, &pieces, None, arguments.seconds)?;
-        report("streams", steps, seconds, String::new());
-        let rate = arguments.load * steps as f64 / seconds;
-        let (steps, seconds, stats) = offered(&streams, &all, &pieces, Some(rate), arguments.seconds)?;
-        report(&format!("load {}", arguments.load), steps, seconds, latencies(&stats));
+    // In turn, so that what slows the machine down slows all of them down.
+    let (mut rates, mut latency) = ([const { Vec::new() }; 4], Vec::new());
+    for _ in 0..arguments.rounds {
+        rates[0].push(plain(&device, &network, &parameters, (64, 64), arguments.seconds)?);
+        rates[1].push(plain(&device, &network, &parameters, (1, 1), arguments.seconds)?);
+        let (rate, _) = offered(&streams, &all, &pieces, None, arguments.seconds)?;
+        rates[2].push(rate);
+        let (rate, stats) = offered(&streams, &all, &pieces, Some(arguments.load * rate), arguments.seconds)?;
+        rates[3].push(rate);
+        latency.push(stats);
     }
+    report("batch", &rates[0], String::new());
+    report("step", &rates[1], String::new());
+    let beside = |at: usize| median(&rates[2].iter().zip(&rates[at]).map(|(a, b)| a / b).collect::<Vec<_>>());
+    report("streams", &rates[2], format!(r#","of_batch":{:.2},"of_step":{:.2}"#, beside(0), beside(1)));
+    report(&format!("load {}", arguments.load), &rates[3], latencies(&latency));
     Ok(())
 }
 
-/// The network on sequences that carry their state from call to call: steps that were run, and seconds.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The network on sequences that carry their state from call to call: steps a second.
 fn plain(
     device: &Device,
     network: &Network,
     parameters: &Named,
     (sequences, steps): (usize, usize),
     seconds: f64,
-) -> Result<(usize, f64)> {
+) -> Result<f64> {
     let mut session = device.session()?;
     parameters.iter().try_for_each(|(name, tensor)| session.set(name, tensor))?;
     let mut graph = mnemon::graph::Graph::new();
@@ -116,18 +126,18 @@ fn plain(
             begin = Instant::now();
         }
     }
-    Ok(((calls - 2) * steps * sequences, begin.elapsed().as_secs_f64()))
+    Ok(((calls - 2) * steps * sequences) as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// Pushes pieces to random streams, `rate` steps a second or as many as there is room for, and receives: steps that have run,
-/// seconds, and what the streams counted meanwhile.
+/// Pushes pieces to random streams, `rate` steps a second or as many as there is room for, and receives: steps a second, and
+/// what the streams counted meanwhile.
 fn offered(
     streams: &Streams,
     all: &[Stream],
     pieces: &[Tensor],
     rate: Option<f64>,
     seconds: f64,
-) -> Result<(usize, f64, Stats)> {
+) -> Result<(f64, Stats)> {
     let mut random = Random::new(3, 0);
     let (before, begin) = (streams.stats(), Instant::now());
     let (mut pushed, mut turn) = (0usize, 0);
@@ -154,22 +164,23 @@ fn offered(
     }
     let elapsed = begin.elapsed().as_secs_f64();
     let mut after = streams.stats();
-    let steps = (after.steps - before.steps) as usize;
+    let rate = (after.steps - before.steps) as f64 / elapsed;
     for stream in all {
         while !stream.receive()?.is_empty() {}
     }
     for (now, then) in after.latencies.iter_mut().zip(before.latencies) {
         *now -= then;
     }
-    Ok((steps, elapsed, after))
+    Ok((rate, after))
 }
 
 /// By the ends of their classes: the latencies that half and 99 % of the pushes are within.
-fn latencies(stats: &Stats) -> String {
-    let total: u64 = stats.latencies.iter().sum();
+fn latencies(all: &[Stats]) -> String {
+    let counts: Vec<u64> = (0..=Stats::classes().len()).map(|at| all.iter().map(|s| s.latencies[at]).sum()).collect();
+    let total: u64 = counts.iter().sum();
     let within = |part: f64| {
         let mut sum = 0;
-        let at = stats.latencies.iter().position(|n| {
+        let at = counts.iter().position(|n| {
             sum += n;
             sum as f64 >= part * total as f64
         });

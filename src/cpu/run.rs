@@ -7,6 +7,7 @@ use super::lstm_backward::lstm_backward;
 use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
 use super::room::Room;
+use super::rows::over_rows;
 use super::storage::{self, Buffer, Memory, Place};
 use super::tape::Tape;
 use super::watch::Watch;
@@ -14,7 +15,7 @@ use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::lstm::forward;
 use crate::graph::{Dim, Op, Symbol};
-use crate::params::Tensor;
+use crate::params::{DType, Tensor};
 use crate::scheduler::program::root;
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
@@ -59,7 +60,14 @@ impl Run<'_> {
                 continue;
             }
             let place = self.place(*value)?;
-            storage::store(tensor, 0, self.memory.write(place)?)?;
+            let to = self.memory.write(place)?;
+            match tensor.dtype() {
+                DType::F32 => {
+                    let from = tensor.f32s()?;
+                    over_rows(to, 1, 1, |first, to| to.copy_from_slice(&from[first..first + to.len()]));
+                }
+                DType::U32 => storage::store(tensor, 0, to)?,
+            }
         }
         Ok(())
     }

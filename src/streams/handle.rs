@@ -13,7 +13,7 @@ use crate::params::{DType, Tensor};
 use crate::scheduler::Pace;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -62,7 +62,7 @@ impl Streams {
 
     /// Opens a stream that has read nothing. An error where as many are open as there may be.
     pub fn stream(&self) -> Result<Stream> {
-        let (slot, id) = self.shared.lock().open()?;
+        let (slot, id) = self.shared.lock().open(&self.shared.signature)?;
         Ok(Stream { shared: Arc::clone(&self.shared), slot, id })
     }
 
@@ -85,7 +85,7 @@ impl Streams {
         if let Some(name) = state.values.keys().find(|name| !known(name)) {
             return Err(Error::data(format!("stream state: the network carries no `{name}`")));
         }
-        let (slot, id) = self.shared.lock().open()?;
+        let (slot, id) = self.shared.lock().open(&self.shared.signature)?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot, id };
         if !rows.is_empty() {
             ask(&self.shared, |reply| Command::Write { slot, rows, steps: state.steps, reply })?;
@@ -163,8 +163,7 @@ impl Stream {
             if first == steps {
                 return Ok(());
             }
-            let changed = Arc::clone(&table.entry(self.slot, self.id)?.changed);
-            table = changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+            table = self.shared.wait(table, self.slot, self.id)?;
         }
     }
 
@@ -193,10 +192,7 @@ impl Stream {
             return Ok(0);
         }
         let range = first * width..(first + count) * width;
-        match x.dtype() {
-            DType::F32 => entry.input.push(x.f32s()?[range].iter().map(|x| x.to_bits())),
-            DType::U32 => entry.input.push(x.u32s()?[range].iter().copied()),
-        }
+        entry.input.push(x, range)?;
         entry.waiting += count;
         let last = entry.done + (entry.running + entry.waiting) as u64;
         entry.pushes.push_back((last, Instant::now()));
@@ -219,8 +215,7 @@ impl Stream {
             if let Some(outputs) = self.outputs(&mut table)? {
                 return Ok(outputs);
             }
-            let changed = Arc::clone(&table.entry(self.slot, self.id)?.changed);
-            table = changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+            table = self.shared.wait(table, self.slot, self.id)?;
         }
     }
 
@@ -250,7 +245,7 @@ impl Stream {
         let width = self.shared.signature.output;
         let entry = table.entry(self.slot, self.id)?;
         let steps = std::mem::take(&mut entry.ready);
-        let values = entry.output.first(steps * width).iter().map(|&bits| f32::from_bits(bits)).collect();
+        let values = entry.output.first(steps * width).to_vec();
         entry.output.drop_first(steps * width);
         if table.enqueue(self.slot, self.shared.options.outputs) {
             self.shared.work.notify_one();
@@ -259,10 +254,7 @@ impl Stream {
     }
 
     fn pend<T>(&self, table: &mut MutexGuard<'_, Table>, context: &Context<'_>) -> Poll<Result<T>> {
-        let wakers = &mut table.entry(self.slot, self.id)?.wakers;
-        if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-            wakers.push(context.waker().clone());
-        }
+        table.entry(self.slot, self.id)?.wake_at_change(context.waker());
         Poll::Pending
     }
 
@@ -280,8 +272,7 @@ impl Stream {
                 return Tensor::new(&[values.len() / width, width], values);
             }
             if first == steps || entry.waiting == self.shared.options.queued {
-                let changed = Arc::clone(&entry.changed);
-                table = changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+                table = self.shared.wait(table, self.slot, self.id)?;
             }
         }
     }
@@ -293,7 +284,7 @@ impl Stream {
 
     /// Another stream that goes on from where this one is once all that was pushed has run.
     pub fn fork(&self) -> Result<Stream> {
-        let (child, id) = self.shared.lock().open()?;
+        let (child, id) = self.shared.lock().open(&self.shared.signature)?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot: child, id };
         ask(&self.shared, |reply| Command::Fork { slot: self.slot, id: self.id, child, reply })?;
         Ok(stream)

@@ -7,24 +7,29 @@ use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Bound;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
 /// Rows in and out at the two ends. What was taken out is dropped from the front now and then.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    values: Vec<u32>,
+#[derive(Debug)]
+pub(super) struct Rows<V> {
+    values: Vec<V>,
     begin: usize,
 }
 
-impl Rows {
-    pub fn push(&mut self, values: impl Iterator<Item = u32>) {
-        self.values.extend(values);
+impl<V: Copy> Rows<V> {
+    pub fn new() -> Self {
+        Self { values: Vec::new(), begin: 0 }
+    }
+
+    pub fn push(&mut self, values: &[V]) {
+        self.values.extend_from_slice(values);
     }
 
     /// The first `count` values, taken out by [`Self::drop_first`].
-    pub fn first(&self, count: usize) -> &[u32] {
+    pub fn first(&self, count: usize) -> &[V] {
         &self.values[self.begin..self.begin + count]
     }
 
@@ -40,14 +45,38 @@ impl Rows {
     }
 }
 
+/// What waits to run: floats or integers, as the network reads.
+#[derive(Debug)]
+pub(super) enum Inputs {
+    F32(Rows<f32>),
+    U32(Rows<u32>),
+}
+
+impl Inputs {
+    /// Adds values of a tensor of the same type.
+    pub fn push(&mut self, x: &Tensor, range: Range<usize>) -> Result<()> {
+        match self {
+            Self::F32(rows) => rows.push(&x.f32s()?[range]),
+            Self::U32(rows) => rows.push(&x.u32s()?[range]),
+        }
+        Ok(())
+    }
+
+    pub fn drop_first(&mut self, count: usize) {
+        match self {
+            Self::F32(rows) => rows.drop_first(count),
+            Self::U32(rows) => rows.drop_first(count),
+        }
+    }
+}
+
 /// A stream that is open, or closed with steps on the device.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: u64,
-    /// Bits of what waits to run.
-    pub input: Rows,
-    /// Bits of what waits to be received.
-    pub output: Rows,
+    pub input: Inputs,
+    /// What waits to be received.
+    pub output: Rows<f32>,
     /// Steps that wait, steps of outputs that wait, steps that run, and steps that have run.
     pub waiting: usize,
     pub ready: usize,
@@ -60,9 +89,10 @@ pub(super) struct Entry {
     pub is_closed: bool,
     /// When steps came: the number of the last one, and the time.
     pub pushes: VecDeque<(u64, Instant)>,
-    /// Who waits for room, or for outputs.
-    pub changed: Arc<Condvar>,
-    pub wakers: Vec<Waker>,
+    /// Who waits for room, or for outputs: threads, how many, and tasks.
+    changed: Arc<Condvar>,
+    waits: usize,
+    wakers: Vec<Waker>,
 }
 
 /// All streams, under one lock.
@@ -133,6 +163,18 @@ impl Shared {
     pub fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Waits for a change of the stream `id` in `slot`.
+    pub fn wait<'a>(&self, mut table: MutexGuard<'a, Table>, slot: usize, id: u64) -> Result<MutexGuard<'a, Table>> {
+        let entry = table.entry(slot, id)?;
+        entry.waits += 1;
+        let changed = Arc::clone(&entry.changed);
+        let mut table = changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        if let Ok(entry) = table.entry(slot, id) {
+            entry.waits -= 1;
+        }
+        Ok(table)
+    }
 }
 
 impl Table {
@@ -152,7 +194,7 @@ impl Table {
     }
 
     /// A slot for another stream.
-    pub fn open(&mut self) -> Result<(usize, u64)> {
+    pub fn open(&mut self, signature: &Signature) -> Result<(usize, u64)> {
         self.check()?;
         let most = self.entries.len();
         let slot = self.free.pop().ok_or_else(|| {
@@ -161,8 +203,8 @@ impl Table {
         self.ids += 1;
         self.entries[slot] = Some(Entry {
             id: self.ids,
-            input: Rows::default(),
-            output: Rows::default(),
+            input: signature.input.map_or_else(|| Inputs::U32(Rows::new()), |_| Inputs::F32(Rows::new())),
+            output: Rows::new(),
             waiting: 0,
             ready: 0,
             running: 0,
@@ -172,6 +214,7 @@ impl Table {
             is_closed: false,
             pushes: VecDeque::new(),
             changed: Arc::new(Condvar::new()),
+            waits: 0,
             wakers: Vec::new(),
         });
         self.stats.open += 1;
@@ -225,8 +268,19 @@ impl Table {
 }
 
 impl Entry {
+    /// Wakes who waits for a change of it.
     pub fn wake(&mut self) {
-        self.changed.notify_all();
+        // Waking nobody costs a call of the system.
+        if self.waits > 0 {
+            self.changed.notify_all();
+        }
         self.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Wakes a task at the next change.
+    pub fn wake_at_change(&mut self, waker: &Waker) {
+        if !self.wakers.iter().any(|known| known.will_wake(waker)) {
+            self.wakers.push(waker.clone());
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::journal::Event;
-use super::queue::{Entry, Shared, Table};
+use super::queue::{Entry, Inputs, Shared, Table};
 use super::state::StreamState;
 use crate::error::{Error, Result};
 use crate::params::Tensor;
@@ -95,17 +95,12 @@ impl Worker<'_> {
         let mut members: Members = queue.drain(..chosen.len()).zip(chosen).collect();
         members.sort_by_key(|m| std::cmp::Reverse(m.1)); // stable
         let rows: usize = members.iter().map(|m| m.1).sum();
+        let inputs = members.iter().map(|&(slot, _)| Ok(&in_slot(entries, slot)?.input)).collect::<Result<Vec<_>>>()?;
+        let x = step_major(&inputs, &members, self.shared.signature.input)?;
         let mut from = Vec::with_capacity(members.len());
-        let mut x = vec![0u32; rows * width];
-        for (place, &(slot, steps)) in members.iter().enumerate() {
-            let entry = in_slot(entries, slot)?;
+        for &(slot, steps) in &members {
+            let entry = in_slot_mut(entries, slot)?;
             from.push(if entry.has_state { slot as u32 } else { self.engine.zero() });
-            // Step-major: at each step the rows of all that reach it, which are the first.
-            let mut offset = 0;
-            for (t, row) in entry.input.first(steps * width).chunks_exact(width).enumerate() {
-                x[(offset + place) * width..][..width].copy_from_slice(row);
-                offset += members.partition_point(|m| m.1 > t);
-            }
             entry.input.drop_first(steps * width);
             entry.waiting -= steps;
             entry.running = steps;
@@ -115,10 +110,6 @@ impl Worker<'_> {
             entry.wake();
         }
         stats.waiting -= rows as u64;
-        let x = match self.shared.signature.input {
-            Some(features) => Tensor::new(&[rows, features], x.into_iter().map(f32::from_bits).collect())?,
-            None => Tensor::from_u32(&[rows], x)?,
-        };
         let to = members.iter().map(|m| m.0 as u32).collect();
         let [from, to] = [from, to].map(|slots: Vec<u32>| Tensor::from_u32(&[members.len()], slots));
         let lengths = members.iter().map(|m| m.1).collect();
@@ -135,7 +126,7 @@ impl Worker<'_> {
             if let Some(entry) = table.entries[slot].as_mut() {
                 let mut offset = 0;
                 for rows in &reach[..steps] {
-                    entry.output.push(y[(offset + place) * width..][..width].iter().map(|x| x.to_bits()));
+                    entry.output.push(&y[(offset + place) * width..][..width]);
                     offset += rows;
                 }
                 entry.ready += steps;
@@ -201,8 +192,47 @@ impl Worker<'_> {
     }
 }
 
-fn in_slot(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {
+fn in_slot(entries: &[Option<Entry>], slot: usize) -> Result<&Entry> {
+    entries[slot].as_ref().ok_or_else(|| Error::internal("streams: a slot is empty"))
+}
+
+fn in_slot_mut(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {
     entries[slot].as_mut().ok_or_else(|| Error::internal("streams: a slot is empty"))
+}
+
+/// The steps that members run, at each step the rows of all that reach it: `[rows, features]`, or `[rows]` of integers.
+fn step_major(inputs: &[&Inputs], members: &Members, features: Option<usize>) -> Result<Tensor> {
+    let rows: usize = members.iter().map(|m| m.1).sum();
+    fn packed<V: Copy>(inputs: &[&[V]], width: usize, rows: usize) -> Vec<V> {
+        let mut x = Vec::with_capacity(rows * width);
+        let mut active = inputs;
+        let mut t = 0;
+        while !active.is_empty() {
+            active.iter().for_each(|row| x.extend_from_slice(&row[t * width..(t + 1) * width]));
+            t += 1;
+            active = &active[..active.partition_point(|row| row.len() > t * width)];
+        }
+        x
+    }
+    let other = || Error::internal("streams: the inputs of a stream are of another type");
+    let width = features.unwrap_or(1);
+    let of = inputs.iter().zip(members);
+    match features {
+        Some(features) => {
+            let first = of.map(|(input, m)| match input {
+                Inputs::F32(all) => Ok(all.first(m.1 * width)),
+                Inputs::U32(_) => Err(other()),
+            });
+            Tensor::new(&[rows, features], packed(&first.collect::<Result<Vec<_>>>()?, width, rows))
+        }
+        None => {
+            let first = of.map(|(input, m)| match input {
+                Inputs::U32(all) => Ok(all.first(m.1)),
+                Inputs::F32(_) => Err(other()),
+            });
+            Tensor::from_u32(&[rows], packed(&first.collect::<Result<Vec<_>>>()?, width, rows))
+        }
+    }
 }
 
 /// Wakes everyone who waits when the worker ends, however it does.
