@@ -45,63 +45,47 @@ pub fn tick(waiting: &[usize], limits: &TickLimits, pace: &Pace) -> Vec<usize> {
     served.iter().map(|&n| n.min(steps)).collect()
 }
 
-/// How long ticks take: seconds a tick, a step and a row of one, fitted to what was measured, the latest most.
-#[derive(Debug, Clone)]
+/// How long a row takes in a tick, by how many rows a step has: what was measured, the latest most.
+#[derive(Debug, Clone, Default)]
 pub struct Pace {
-    /// The inverse of the weighted squares of what was measured, and the estimate: recursive least squares.
-    inverse: [[f64; 3]; 3],
-    estimate: [f64; 3],
-    count: usize,
+    /// Seconds a row where a step has 1, 2 to 3, 4 to 7 rows and so on; the last class holds all that are larger.
+    classes: [Option<f64>; CLASSES],
 }
 
-/// How much a tick counts less for each that follows.
-const FORGET: f64 = 0.98;
-/// Ticks after which the estimate is used.
-const KNOWN: usize = 4;
-
-impl Default for Pace {
-    fn default() -> Self {
-        let mut inverse = [[0.0; 3]; 3];
-        // Nothing is known: the first ticks decide. In squares of what a row takes, where it takes some microseconds.
-        (0..3).for_each(|at| inverse[at][at] = 1e3);
-        Self { inverse, estimate: [0.0; 3], count: 0 }
-    }
-}
+const CLASSES: usize = 16;
+/// How much the latest tick counts.
+const LATEST: f64 = 0.2;
+/// A tick that took longer than this many times what was expected was held up by something else, and counts as so many.
+const HELD_UP: f64 = 2.0;
 
 impl Pace {
-    /// Whether enough ticks were measured.
+    fn class(steps: usize, rows: usize) -> usize {
+        ((rows / steps.max(1)).max(1).ilog2() as usize).min(CLASSES - 1)
+    }
+
+    /// Whether anything was measured.
     pub fn is_known(&self) -> bool {
-        self.count >= KNOWN
+        self.classes.iter().any(Option::is_some)
     }
 
     /// Seconds that so many steps with so many rows in all would take; zero before anything is known.
     pub fn seconds(&self, steps: usize, rows: usize) -> f64 {
-        if !self.is_known() {
-            return 0.0;
-        }
-        let [tick, step, row] = self.estimate.map(|x| x.max(0.0));
-        tick + step * steps as f64 + row * rows as f64
+        let class = Self::class(steps, rows);
+        // A row takes no longer where there are more beside it, so that no class can stay too high for ever.
+        let fewer = self.classes[..=class].iter().flatten().copied().reduce(f64::min);
+        // A step takes no longer where it has fewer.
+        let more = || {
+            let (at, row) = self.classes.iter().enumerate().find_map(|(at, row)| Some((at, (*row)?)))?;
+            Some(row * (1u64 << (at - class.min(at))) as f64)
+        };
+        fewer.or_else(more).unwrap_or(0.0) * rows as f64
     }
 
     /// Learns that so many steps with so many rows in all took `seconds`.
     pub fn learn(&mut self, steps: usize, rows: usize, seconds: f64) {
-        let x = [1.0, steps as f64, rows as f64];
-        let times = |m: &[[f64; 3]; 3]| [0, 1, 2].map(|r| (0..3).map(|c| m[r][c] * x[c]).sum::<f64>());
-        let gain = times(&self.inverse);
-        let scale = FORGET + (0..3).map(|at| x[at] * gain[at]).sum::<f64>();
-        let error = seconds - (0..3).map(|at| x[at] * self.estimate[at]).sum::<f64>();
-        for r in 0..3 {
-            self.estimate[r] += gain[r] / scale * error;
-            for c in 0..3 {
-                self.inverse[r][c] = (self.inverse[r][c] - gain[r] * gain[c] / scale) / FORGET;
-            }
-        }
-        // Ticks that are all alike say nothing of the rest, and forgetting would blow it up.
-        let largest = (0..3).map(|at| self.inverse[at][at]).fold(0.0, f64::max);
-        if largest > 1e3 {
-            self.inverse.iter_mut().flatten().for_each(|x| *x *= 1e3 / largest);
-        }
-        self.count += 1;
+        let row = seconds / rows.max(1) as f64;
+        let class = &mut self.classes[Self::class(steps, rows)];
+        *class = Some(class.map_or(row, |old| old + LATEST * (row.min(HELD_UP * old) - old)));
     }
 }
 
@@ -111,12 +95,12 @@ mod tests {
 
     const LIMITS: TickLimits = TickLimits { sequences: 100, steps: 32, rows: 1000, bound: Duration::from_millis(10) };
 
-    /// A tick of 0.1 ms, 0.2 ms a step, 10 µs a row.
+    /// A step of 0.2 ms, 10 µs a row.
     fn pace() -> Pace {
         let mut pace = Pace::default();
-        for n in 0..200usize {
-            let (steps, rows) = (1 + n % 7, (1 + n % 7) * (1 + n % 11));
-            pace.learn(steps, rows, 1e-4 + 2e-4 * steps as f64 + 1e-5 * rows as f64);
+        for n in 0..2000usize {
+            let (steps, rows) = (1 + n % 7, (1 + n % 7) << (n % 9));
+            pace.learn(steps, rows, 2e-4 * steps as f64 + 1e-5 * rows as f64);
         }
         pace
     }
@@ -124,19 +108,24 @@ mod tests {
     #[test]
     fn the_pace_is_what_was_measured() {
         let pace = pace();
-        for (steps, rows) in [(1, 1), (5, 200), (32, 1000)] {
-            let wanted = 1e-4 + 2e-4 * steps as f64 + 1e-5 * rows as f64;
+        for (steps, rows) in [(1, 1), (5, 80), (3, 384), (1, 256)] {
+            let wanted = 2e-4 * steps as f64 + 1e-5 * rows as f64;
             assert!((pace.seconds(steps, rows) / wanted - 1.0).abs() < 1e-3, "{steps} {rows}");
         }
     }
 
     #[test]
-    fn ticks_of_one_size_keep_the_estimate_finite() {
+    fn the_pace_of_other_sizes_is_bounded_by_what_is_known() {
         let mut pace = Pace::default();
-        (0..100_000).for_each(|_| pace.learn(1, 64, 1e-3));
-        assert!((pace.seconds(1, 64) - 1e-3).abs() < 1e-6);
-        pace.learn(4, 64, 1.5e-3);
-        assert!(pace.seconds(4, 64).is_finite());
+        assert!(!pace.is_known() && pace.seconds(3, 99) == 0.0);
+        (0..50).for_each(|_| pace.learn(1, 64, 64e-5));
+        assert!((pace.seconds(1, 256) - 256e-5).abs() < 1e-9, "rows as they are among fewer");
+        assert!((pace.seconds(2, 2) - 2.0 * 64e-5).abs() < 1e-9, "steps as they are with more");
+        // Something held a large tick up; smaller ones show that it was not the tick.
+        pace.learn(1, 256, 1.0);
+        assert!(pace.seconds(1, 256) < 3e-3);
+        (0..3).for_each(|_| pace.learn(1, 64, 1.0));
+        assert!(pace.seconds(1, 64) < 2e-3, "{}", pace.seconds(1, 64));
     }
 
     #[test]
@@ -153,8 +142,8 @@ mod tests {
         assert_eq!(tick(&[1; 300], &LIMITS, &pace()).len(), 100, "streams");
         let rows = TickLimits { rows: 150, ..LIMITS };
         assert_eq!(tick(&[2; 100], &rows, &pace()), [1; 100], "rows");
-        // 10 steps of 60 rows take 8.1 ms, 12 take 9.7.
-        assert_eq!(tick(&[30; 60], &LIMITS, &pace()), [12; 60], "time");
+        // 11 steps of 64 rows take 9.2 ms, 12 take 10.1.
+        assert_eq!(tick(&[30; 64], &LIMITS, &pace()), [11; 64], "time");
         let short = TickLimits { bound: Duration::from_micros(700), ..LIMITS };
         assert_eq!(tick(&[1; 100], &short, &pace()).len(), 25, "time of one step");
         let none = TickLimits { bound: Duration::ZERO, ..LIMITS };
