@@ -155,8 +155,14 @@ impl Cpu {
             return Err(Error::argument(format!("cpu: the program is compiled for {:?}", program.target.executor)));
         }
         let mut places = Vec::with_capacity(program.values.len());
+        let kept: Vec<usize> = program.outputs.iter().map(|o| program.root(o.1)).collect();
         for at in 0..program.values.len() {
             let root = program.root(at);
+            let input = program.inputs.iter().position(|i| i.1 == root).filter(|_| !kept.contains(&root));
+            if let (Some(input), true) = (input, program.placement.places.contains_key(&root)) {
+                places.push(Some((Buffer::Input(input), 0)));
+                continue;
+            }
             places.push(match (program.values[root].storage, program.placement.places.get(&root)) {
                 (Storage::Persistent, _) => Some((Buffer::Persistent(self.find(&program.values[root].name)?), 0)),
                 (_, None) => None,
@@ -218,7 +224,7 @@ impl Cpu {
         self.check(prepared, inputs)?;
         let changes = self.version();
         let Prepared { arenas, places, tapes, packs, shapes, part_shapes, is_small, .. } = prepared;
-        let memory = Memory { arenas, persistents: &mut self.persistents };
+        let memory = Memory { inputs, arenas, persistents: &mut self.persistents };
         let watch = self.watch.as_mut();
         let mut run = Run {
             program: &program,
@@ -282,6 +288,17 @@ impl Cpu {
 
     /// Output number `index` of the last run, packed.
     pub fn output(&self, prepared: &Prepared, index: usize) -> Result<Tensor> {
+        self.output_with(prepared, index, |data, shape, dtype| storage::load(data, shape, dtype))?
+    }
+
+    /// What `read` makes of output number `index` of the last run where it is: at least its values, as the floats of their bits,
+    /// its shape and type.
+    pub fn output_with<R>(
+        &self,
+        prepared: &Prepared,
+        index: usize,
+        read: impl FnOnce(&[f32], &[usize], DType) -> R,
+    ) -> Result<R> {
         let program = &prepared.program;
         let (name, value) = program
             .outputs
@@ -296,8 +313,9 @@ impl Cpu {
         let data = match buffer {
             Buffer::Arena(a) => &prepared.arenas[a],
             Buffer::Persistent(p) => &self.persistents[p].data,
+            Buffer::Input(_) => return Err(Error::internal(format!("cpu: output `{name}` is not kept"))),
         };
-        storage::load(&data[offset..], shape, program.values[*value].dtype)
+        Ok(read(&data[offset..], shape, program.values[*value].dtype))
     }
 }
 

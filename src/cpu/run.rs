@@ -7,7 +7,6 @@ use super::lstm_backward::lstm_backward;
 use super::lstm_forward::lstm_forward;
 use super::lstm_layer::PACKS;
 use super::room::Room;
-use super::rows::over_rows;
 use super::storage::{self, Buffer, Memory, Place};
 use super::tape::Tape;
 use super::watch::Watch;
@@ -15,7 +14,7 @@ use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::lstm::forward;
 use crate::graph::{Dim, Op, Symbol};
-use crate::params::{DType, Tensor};
+use crate::params::Tensor;
 use crate::scheduler::program::root;
 use crate::scheduler::strategy::row_axis;
 use crate::scheduler::{Action, Batch, Move, Part, Program, Side, Stage, Step};
@@ -53,21 +52,14 @@ impl Run<'_> {
         Ok(Place { buffer, offset, len: self.shapes[value].iter().product() })
     }
 
-    /// Stores the inputs that are held whole.
+    /// Stores the inputs that are held whole and are read after the run; others are read where they are.
     fn give(&mut self) -> Result<()> {
         for ((_, value), tensor) in self.program.inputs.iter().zip(self.inputs) {
-            if self.places[*value].is_none() {
+            if matches!(self.places[*value], None | Some((Buffer::Input(_), _))) {
                 continue;
             }
             let place = self.place(*value)?;
-            let to = self.memory.write(place)?;
-            match tensor.dtype() {
-                DType::F32 => {
-                    let from = tensor.f32s()?;
-                    over_rows(to, 1, 1, |first, to| to.copy_from_slice(&from[first..first + to.len()]));
-                }
-                DType::U32 => storage::store(tensor, 0, to)?,
-            }
+            storage::store(tensor, 0, self.memory.write(place)?)?;
         }
         Ok(())
     }
@@ -123,7 +115,7 @@ impl Run<'_> {
         let Some(target) = m.to.value() else { return Err(Error::internal("cpu: a move leads nowhere")) };
         let (buffer, offset) = self.places[target].ok_or_else(|| Error::internal("cpu: a move leads nowhere"))?;
         let whole = Place { buffer, offset, len: 0 };
-        let mut taken = self.memory.take(&[Some(whole)]);
+        let mut taken = self.memory.take(&[Some(whole)])?;
         let result =
             taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
                 let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
@@ -191,7 +183,7 @@ impl Run<'_> {
             return Ok(());
         }
         let places = step.outputs.iter().map(|o| o.map(|o| self.place(o)).transpose()).collect::<Result<Vec<_>>>()?;
-        let mut taken = self.memory.take(&places);
+        let mut taken = self.memory.take(&places)?;
         let result = storage::carve(&mut taken, &places).and_then(|outputs| {
             let inputs = step.inputs.iter().map(|i| i.map(|i| self.operand(i, step)).transpose());
             let inputs = inputs.collect::<Result<Vec<_>>>()?;
@@ -223,7 +215,7 @@ impl Run<'_> {
         let data = if in_place_of.is_some() { None } else { Some(self.memory.read(place)?) };
         let version = match place.buffer {
             Buffer::Persistent(at) => Some(self.memory.persistents[at].version),
-            Buffer::Arena(_) => None,
+            Buffer::Arena(_) | Buffer::Input(_) => None,
         };
         let axis = row_axis(&self.program.values[value].shape);
         Ok(Operand { data, shape: &self.shapes[value], axis, version, in_place_of })

@@ -33,6 +33,8 @@ pub(super) enum Buffer {
     Arena(usize),
     /// A persistent value.
     Persistent(usize),
+    /// A tensor that the run was given, read where it is.
+    Input(usize),
 }
 
 /// A range of a buffer, in values.
@@ -46,50 +48,61 @@ pub(super) struct Place {
 /// All memory of a run.
 #[derive(Debug)]
 pub(super) struct Memory<'a> {
+    pub(super) inputs: &'a [&'a Tensor],
     pub(super) arenas: &'a mut [Aligned],
     pub(super) persistents: &'a mut [Persistent],
 }
 
 impl Memory<'_> {
-    fn buffer(&self, buffer: Buffer) -> &Aligned {
-        match buffer {
+    fn buffer(&self, buffer: Buffer) -> Result<&[f32]> {
+        Ok(match buffer {
             Buffer::Arena(a) => &self.arenas[a],
             Buffer::Persistent(p) => &self.persistents[p].data,
-        }
+            Buffer::Input(i) => match self.inputs[i].dtype() {
+                DType::F32 => self.inputs[i].f32s()?,
+                DType::U32 => bytemuck::cast_slice(self.inputs[i].u32s()?),
+            },
+        })
     }
 
-    fn buffer_mut(&mut self, buffer: Buffer) -> &mut Aligned {
+    fn buffer_mut(&mut self, buffer: Buffer) -> Result<&mut Aligned> {
         match buffer {
-            Buffer::Arena(a) => &mut self.arenas[a],
-            Buffer::Persistent(p) => &mut self.persistents[p].data,
+            Buffer::Arena(a) => Ok(&mut self.arenas[a]),
+            Buffer::Persistent(p) => Ok(&mut self.persistents[p].data),
+            Buffer::Input(_) => Err(Error::internal("cpu: an input would be written")),
         }
     }
 
     /// The values at `place`.
     pub(super) fn read(&self, place: Place) -> Result<&[f32]> {
-        let values = self.buffer(place.buffer).get(place.offset..place.offset + place.len);
+        let values = self.buffer(place.buffer)?.get(place.offset..place.offset + place.len);
         values.ok_or_else(|| Error::internal(format!("cpu: {place:?} does not exist")))
     }
 
     /// The values at `place`, to change.
     pub(super) fn write(&mut self, place: Place) -> Result<&mut [f32]> {
-        let values = self.buffer_mut(place.buffer).get_mut(place.offset..place.offset + place.len);
+        let values = self.buffer_mut(place.buffer)?.get_mut(place.offset..place.offset + place.len);
         values.ok_or_else(|| Error::internal(format!("cpu: {place:?} does not exist")))
     }
 
     /// Takes the buffers of `places` out, so that they can be written while others are read.
-    pub(super) fn take(&mut self, places: &[Option<Place>]) -> BTreeMap<Buffer, Aligned> {
+    pub(super) fn take(&mut self, places: &[Option<Place>]) -> Result<BTreeMap<Buffer, Aligned>> {
         let mut taken = BTreeMap::new();
         for place in places.iter().flatten() {
-            taken.entry(place.buffer).or_insert_with(|| std::mem::take(self.buffer_mut(place.buffer)));
+            if !taken.contains_key(&place.buffer) {
+                taken.insert(place.buffer, std::mem::take(self.buffer_mut(place.buffer)?));
+            }
         }
-        taken
+        Ok(taken)
     }
 
     /// Gives taken buffers back.
     pub(super) fn put(&mut self, taken: BTreeMap<Buffer, Aligned>) {
         for (buffer, data) in taken {
-            *self.buffer_mut(buffer) = data;
+            // What was taken is no input.
+            if let Ok(place) = self.buffer_mut(buffer) {
+                *place = data;
+            }
         }
     }
 }

@@ -409,6 +409,19 @@ impl Session {
         }
     }
 
+    /// What `read` makes of the floats of the output `name` of the program's last run: where they are, on a host. Waits for the
+    /// device.
+    pub fn output_with<R>(&mut self, executable: &Executable, name: &str, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        if let (Backend::Cpu(b), Prepared::Cpu(p)) = (&self.backend, &executable.prepared) {
+            self.own(executable)?;
+            return b.output_with(p, output_index(executable, name)?, |data, shape, dtype| match dtype {
+                DType::F32 => Ok(read(&data[..shape.iter().product()])),
+                DType::U32 => Err(Error::shape(format!("session: `{name}` holds integers, expected floats"))),
+            })?;
+        }
+        self.output(executable, name)?.f32s().map(read)
+    }
+
     /// How many tiles of layers that run by *grid* had to be resumed so far, because their workgroups did not meet: 0 but on a
     /// device that does not run them at the same time. Results are right all the same, only later.
     pub fn stalls(&mut self) -> Result<u64> {

@@ -11,7 +11,6 @@ use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Layout, Op, Shape, Symbol};
 use crate::params::{DType, Tensor};
-use std::collections::HashSet;
 
 /// Where a value's storage comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,9 +122,10 @@ impl Bound {
         if let Some(at) = all.iter().position(|&v| v as usize >= self.below && Some(v) != self.except) {
             return refused(at, format!("integers below {}", self.below));
         }
-        let mut seen = HashSet::new();
-        match all.iter().position(|&v| self.distinct && !seen.insert(v)) {
-            Some(at) => refused(at, "each integer once".to_string()),
+        let mut sorted = if self.distinct { all.to_vec() } else { Vec::new() };
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => refused(all.iter().position(|v| *v == pair[0]).unwrap_or(0), "it once".to_string()),
             None => Ok(()),
         }
     }

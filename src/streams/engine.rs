@@ -206,41 +206,56 @@ impl Engine {
         Ok(Live { session, tick, read: read?, write: write?, fork: fork? })
     }
 
-    /// Does `event`, wherever it can be done, and gives what a tick gives.
-    pub fn run(&mut self, event: Event) -> Result<Option<Tensor>> {
-        let done = self.lasting(|engine| engine.apply(&event))?;
+    /// Does `event`, wherever it can be done. A tick's outputs go to `read`.
+    pub fn run(&mut self, event: Event, read: impl FnOnce(&[f32])) -> Result<()> {
+        self.lasting(|engine| engine.apply(&event))?;
+        if let Event::Tick { .. } = &event {
+            let mut read = Some(read);
+            let mut give = |engine: &mut Self| {
+                let Live { session, tick, .. } = engine.live()?;
+                session.output_with(tick, "y", |y| read.take().into_iter().for_each(|read| read(y)))
+            };
+            // Where the outputs cannot be read the tick has not been: it is done again elsewhere, and read there.
+            if let Err(error) = give(self) {
+                self.elsewhere(error, |engine| engine.apply(&event).and_then(|()| give(engine)))?;
+            }
+        }
         if self.journal.add(event)
             && let Err(error) = self.snapshot()
         {
             // The states are where the journal leads; the next event finds out whether the device has gone.
             log::warn!("streams: the states cannot be read: {error}");
         }
-        Ok(done)
+        Ok(())
+    }
+
+    /// Room for what a tick reads, empty.
+    pub fn spare(&mut self) -> Vec<f32> {
+        self.journal.spare()
     }
 
     fn live(&mut self) -> Result<&mut Live> {
         self.live.as_mut().ok_or_else(|| Error::device("streams: there is no device left"))
     }
 
-    fn apply(&mut self, event: &Event) -> Result<Option<Tensor>> {
+    fn apply(&mut self, event: &Event) -> Result<()> {
         let names: Vec<String> = self.tables.iter().map(|t| format!("{}.rows", t.name)).collect();
         let input = self.network.inputs[0].0.clone();
         let Live { session, tick, write, fork, .. } = self.live()?;
         match event {
             Event::Tick { from, to, lengths, x } => {
                 let batch = Batch::ragged(lengths)?;
-                session.run(tick, &batch, &[("from", from), ("to", to), (&input, x)])?;
-                session.output(tick, "y").map(Some)
+                session.run(tick, &batch, &[("from", from), ("to", to), (&input, x)])
             }
             Event::Write { to, rows } => {
                 let to = Tensor::from_u32(&[1], vec![*to])?;
                 let rows = names.iter().map(String::as_str).zip(rows);
                 let inputs: Vec<(&str, &Tensor)> = std::iter::once(("to", &to)).chain(rows).collect();
-                session.run(write, &Batch::dense(0, 1)?, &inputs).map(|()| None)
+                session.run(write, &Batch::dense(0, 1)?, &inputs)
             }
             Event::Fork { from, to } => {
                 let [from, to] = [from, to].map(|&slot| Tensor::from_u32(&[1], vec![slot]));
-                session.run(fork, &Batch::dense(0, 1)?, &[("from", &from?), ("to", &to?)]).map(|()| None)
+                session.run(fork, &Batch::dense(0, 1)?, &[("from", &from?), ("to", &to?)])
             }
         }
     }
@@ -266,12 +281,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Does `work`. Where the device fails, opens it again, and then the CPU, makes the states anew and does it there.
-    fn lasting<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
-        let mut error = match work(self) {
-            Err(error) if may_recover(&error) => error,
-            other => return other,
-        };
+    /// Does `work`, elsewhere if the device fails.
+    fn lasting<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        match work(self) {
+            Err(error) => self.elsewhere(error, work),
+            done => done,
+        }
+    }
+
+    /// Where `error` says that the device has failed, opens it again, and then the CPU, makes the states anew and does `work` there.
+    fn elsewhere<T>(&mut self, mut error: Error, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        if !may_recover(&error) {
+            return Err(error);
+        }
         let again = std::iter::once(self.device.clone().reopen());
         let elsewhere = (self.device.kind() != DeviceKind::Cpu).then(|| Ok(Device::cpu()));
         for device in again.chain(elsewhere) {
@@ -300,7 +322,7 @@ impl Engine {
         }
         self.live = Some(live);
         let events = std::mem::take(&mut self.journal.events);
-        let done = events.iter().try_for_each(|event| self.apply(event).map(drop));
+        let done = events.iter().try_for_each(|event| self.apply(event));
         self.journal.events = events;
         done
     }

@@ -13,8 +13,11 @@ pub(super) enum Event {
     Fork { from: u32, to: u32 },
 }
 
-/// Values that a journal keeps before the states are read anew: 64 MiB, some seconds of a fast device.
-const MOST: usize = 1 << 24;
+/// How many times the values of the tables a journal keeps before they are read anew: reading them should not cost more than
+/// what was done since.
+const MOST: usize = 8;
+/// What it keeps whatever the tables are.
+const LEAST: usize = 1 << 20;
 
 /// States as they were, and what has changed them since.
 #[derive(Debug, Default)]
@@ -23,12 +26,26 @@ pub(super) struct Journal {
     pub tables: Vec<Tensor>,
     pub events: Vec<Event>,
     values: usize,
+    /// Room of what was kept.
+    spare: Vec<Vec<f32>>,
 }
 
 impl Journal {
     /// Begins anew from these tables.
     pub fn begin(&mut self, tables: Vec<Tensor>) {
-        *self = Self { tables, ..Self::default() };
+        (self.tables, self.values) = (tables, 0);
+        let inputs = self.events.drain(..).filter_map(|event| match event {
+            Event::Tick { x, .. } => x.into_f32s().ok(),
+            _ => None,
+        });
+        self.spare = inputs.collect();
+    }
+
+    /// Room for the values of a tick, empty.
+    pub fn spare(&mut self) -> Vec<f32> {
+        let mut room = self.spare.pop().unwrap_or_default();
+        room.clear();
+        room
     }
 
     /// Adds what was done; tells whether it is time to begin anew.
@@ -39,8 +56,7 @@ impl Journal {
             Event::Fork { .. } => 2,
         };
         self.events.push(event);
-        // Reading the tables should not cost more than what was done since.
         let tables: usize = self.tables.iter().map(Tensor::len).sum();
-        self.values > MOST.min(16 * tables.max(1024))
+        self.values > LEAST.max(MOST * tables)
     }
 }

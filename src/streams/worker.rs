@@ -70,10 +70,11 @@ impl Worker<'_> {
         let begin = Instant::now();
         let (members, event) = self.gather(&mut table)?;
         drop(table);
-        let y = self.engine.run(event)?.ok_or_else(|| Error::internal("streams: a tick gives nothing"))?;
+        let signature = &shared.signature;
+        self.engine
+            .run(event, |y| deliver(&mut shared.lock(), &members, (y, signature.output), shared.options.outputs))?;
         let mut table = shared.lock();
         table.stats.recoveries = self.engine.recoveries;
-        self.deliver(&mut table, &members, y.f32s()?);
         let seconds = begin.elapsed().as_secs_f64();
         let (steps, rows) = (members[0].1, members.iter().map(|m| m.1).sum());
         self.pace.learn(steps, rows, seconds);
@@ -82,7 +83,7 @@ impl Worker<'_> {
     }
 
     /// Takes the next tick's steps out of their queues.
-    fn gather(&self, table: &mut MutexGuard<'_, Table>) -> Result<(Members, Event)> {
+    fn gather(&mut self, table: &mut MutexGuard<'_, Table>) -> Result<(Members, Event)> {
         let table = &mut **table;
         let (width, outputs) = (self.shared.signature.width(), self.shared.options.outputs);
         let Table { queue, entries, stats, .. } = table;
@@ -96,7 +97,7 @@ impl Worker<'_> {
         members.sort_by_key(|m| std::cmp::Reverse(m.1)); // stable
         let rows: usize = members.iter().map(|m| m.1).sum();
         let inputs = members.iter().map(|&(slot, _)| Ok(&in_slot(entries, slot)?.input)).collect::<Result<Vec<_>>>()?;
-        let x = step_major(&inputs, &members, self.shared.signature.input)?;
+        let x = step_major(&inputs, &members, self.shared.signature.input, self.engine.spare())?;
         let mut from = Vec::with_capacity(members.len());
         for &(slot, steps) in &members {
             let entry = in_slot_mut(entries, slot)?;
@@ -116,36 +117,6 @@ impl Worker<'_> {
         Ok((members, Event::Tick { from: from?, to: to?, lengths, x }))
     }
 
-    /// Hands the outputs of a tick out.
-    fn deliver(&self, table: &mut MutexGuard<'_, Table>, members: &Members, y: &[f32]) {
-        let width = self.shared.signature.output;
-        let now = Instant::now();
-        let reach: Vec<usize> = (0..members[0].1).map(|t| members.partition_point(|m| m.1 > t)).collect();
-        for (place, &(slot, steps)) in members.iter().enumerate() {
-            let table = &mut **table;
-            if let Some(entry) = table.entries[slot].as_mut() {
-                let mut offset = 0;
-                for rows in &reach[..steps] {
-                    entry.output.push(&y[(offset + place) * width..][..width]);
-                    offset += rows;
-                }
-                entry.ready += steps;
-                entry.running = 0;
-                entry.done += steps as u64;
-                while let Some(&(_, pushed)) = entry.pushes.front().filter(|p| p.0 <= entry.done) {
-                    entry.pushes.pop_front();
-                    table.stats.note(now.duration_since(pushed));
-                }
-                table.stats.steps += steps as u64;
-                entry.wake();
-            }
-            table.release(slot);
-            if table.entries[slot].is_some() {
-                table.enqueue(slot, self.shared.options.outputs);
-            }
-        }
-    }
-
     fn command(&mut self, command: Command) {
         match command {
             Command::Save { slot, id, reply } => {
@@ -156,14 +127,14 @@ impl Worker<'_> {
                 let parent = self.shared.lock().entry(slot, id).map(|parent| (parent.has_state, parent.done));
                 let done = parent.and_then(|(has_state, done)| {
                     if has_state {
-                        self.engine.run(Event::Fork { from: slot as u32, to: child as u32 })?;
+                        self.engine.run(Event::Fork { from: slot as u32, to: child as u32 }, |_| {})?;
                     }
                     Ok((has_state, done))
                 });
                 self.begin(child, &reply, done);
             }
             Command::Write { slot, rows, steps, reply } => {
-                let done = self.engine.run(Event::Write { to: slot as u32, rows }).map(|_| (true, steps));
+                let done = self.engine.run(Event::Write { to: slot as u32, rows }, |_| {}).map(|()| (true, steps));
                 self.begin(slot, &reply, done);
             }
         }
@@ -192,6 +163,34 @@ impl Worker<'_> {
     }
 }
 
+/// Hands the outputs y `[rows, width]` of a tick out, to streams that may hold so many.
+fn deliver(table: &mut Table, members: &Members, (y, width): (&[f32], usize), outputs: usize) {
+    let now = Instant::now();
+    let reach: Vec<usize> = (0..members[0].1).map(|t| members.partition_point(|m| m.1 > t)).collect();
+    for (place, &(slot, steps)) in members.iter().enumerate() {
+        if let Some(entry) = table.entries[slot].as_mut() {
+            let mut offset = 0;
+            for rows in &reach[..steps] {
+                entry.output.push(&y[(offset + place) * width..][..width]);
+                offset += rows;
+            }
+            entry.ready += steps;
+            entry.running = 0;
+            entry.done += steps as u64;
+            while let Some(&(_, pushed)) = entry.pushes.front().filter(|p| p.0 <= entry.done) {
+                entry.pushes.pop_front();
+                table.stats.note(now.duration_since(pushed));
+            }
+            table.stats.steps += steps as u64;
+            entry.wake();
+        }
+        table.release(slot);
+        if table.entries[slot].is_some() {
+            table.enqueue(slot, outputs);
+        }
+    }
+}
+
 fn in_slot(entries: &[Option<Entry>], slot: usize) -> Result<&Entry> {
     entries[slot].as_ref().ok_or_else(|| Error::internal("streams: a slot is empty"))
 }
@@ -201,10 +200,9 @@ fn in_slot_mut(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry>
 }
 
 /// The steps that members run, at each step the rows of all that reach it: `[rows, features]`, or `[rows]` of integers.
-fn step_major(inputs: &[&Inputs], members: &Members, features: Option<usize>) -> Result<Tensor> {
+fn step_major(inputs: &[&Inputs], members: &Members, features: Option<usize>, room: Vec<f32>) -> Result<Tensor> {
     let rows: usize = members.iter().map(|m| m.1).sum();
-    fn packed<V: Copy>(inputs: &[&[V]], width: usize, rows: usize) -> Vec<V> {
-        let mut x = Vec::with_capacity(rows * width);
+    fn packed<V: Copy>(inputs: &[&[V]], width: usize, mut x: Vec<V>) -> Vec<V> {
         let mut active = inputs;
         let mut t = 0;
         while !active.is_empty() {
@@ -223,14 +221,14 @@ fn step_major(inputs: &[&Inputs], members: &Members, features: Option<usize>) ->
                 Inputs::F32(all) => Ok(all.first(m.1 * width)),
                 Inputs::U32(_) => Err(other()),
             });
-            Tensor::new(&[rows, features], packed(&first.collect::<Result<Vec<_>>>()?, width, rows))
+            Tensor::new(&[rows, features], packed(&first.collect::<Result<Vec<_>>>()?, width, room))
         }
         None => {
             let first = of.map(|(input, m)| match input {
                 Inputs::U32(all) => Ok(all.first(m.1)),
                 Inputs::F32(_) => Err(other()),
             });
-            Tensor::from_u32(&[rows], packed(&first.collect::<Result<Vec<_>>>()?, width, rows))
+            Tensor::from_u32(&[rows], packed(&first.collect::<Result<Vec<_>>>()?, width, Vec::with_capacity(rows)))
         }
     }
 }
