@@ -6,7 +6,7 @@ use super::matmul::OWN_CACHE;
 use super::packed::Packed;
 use super::products::rows_of;
 use super::room::Room;
-use super::rows::TASK_COST;
+use super::rows::{COPY_COST, TASK_COST, over_rows};
 use super::team::Meeting;
 use super::threads;
 use crate::config::{Cell, GATES, Mask};
@@ -124,7 +124,7 @@ pub(super) fn cut_states<'a>(mut rows: &'a mut [f32], width: usize, shares: &[Ra
 /// Copies `source` to `to`, or zeros.
 pub(super) fn begin(to: &mut [f32], source: Option<&[f32]>) {
     match source {
-        Some(source) => to.copy_from_slice(&source[..to.len()]),
+        Some(source) => over_rows(to, 1, COPY_COST, |first, to| to.copy_from_slice(&source[first..][..to.len()])),
         None => to.fill(0.0),
     }
 }

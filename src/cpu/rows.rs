@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 
 /// Elementary operations that are worth a task of their own, some microseconds; untuned.
 pub(super) const TASK_COST: usize = 100_000;
+/// Elementary operations that are as long as copying a value from memory that no cache holds; untuned.
+pub(super) const COPY_COST: usize = 4;
 /// Tasks a thread, so that threads that are held up do not hold up the rest; untuned.
 const TASKS_A_THREAD: usize = 4;
 
@@ -45,7 +47,7 @@ pub(super) fn embedding(call: &mut Call<'_>) -> Result<()> {
     let (table, tokens) = (call.input(0)?, call.input(1)?);
     let (rows, width) = (call.operand(0)?.rows(), call.operand(0)?.columns());
     check_tokens(tokens, rows, None, "token")?;
-    over_rows(call.output(0)?, width, width, |first, out| {
+    over_rows(call.output(0)?, width, COPY_COST * width, |first, out| {
         for (to, token) in out.chunks_exact_mut(width).zip(&tokens[first..]) {
             to.copy_from_slice(&table[token.to_bits() as usize * width..][..width]);
         }
@@ -63,9 +65,17 @@ pub(super) fn scatter(call: &mut Call<'_>) -> Result<()> {
     if let Some(table) = table {
         out.copy_from_slice(&table[..out.len()]);
     }
-    for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
-        out[row.to_bits() as usize * width..][..width].copy_from_slice(x);
-    }
+    // Each thread has rows of the table, and looks for those that are its own.
+    let tasks = (COPY_COST * x.len() / TASK_COST).clamp(1, threads::count());
+    let each = below.div_ceil(tasks);
+    threads::each(out.chunks_mut((each * width).max(1)).enumerate(), |(n, out)| {
+        for (row, x) in rows.iter().zip(x.chunks_exact(width)) {
+            let own = (row.to_bits() as usize).wrapping_sub(n * each);
+            if own < each {
+                out[own * width..][..width].copy_from_slice(x);
+            }
+        }
+    });
     Ok(())
 }
 
