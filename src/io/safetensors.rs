@@ -129,6 +129,16 @@ pub fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<(
     replace(path, &encode(path, &tensors, None)?)
 }
 
+/// The tensors of a safetensors file that came as bytes, as [`read_tensors`] reads them.
+pub fn tensors_from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    tensors(Path::new("tensors"), bytes)
+}
+
+/// Tensors as the bytes of a safetensors file.
+pub fn tensors_to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+    encode(Path::new("tensors"), tensors, None)
+}
+
 fn broken(path: &Path, bytes: &[u8], e: &safetensors::SafeTensorError) -> Error {
     Error::file(path, format!("expected a whole safetensors file, got {} bytes that are not: {e}", bytes.len()))
 }

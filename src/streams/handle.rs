@@ -93,6 +93,11 @@ impl Streams {
         Ok(stream)
     }
 
+    /// An error once no device does any more, with what has happened.
+    pub fn check(&self) -> Result<()> {
+        self.shared.lock().check()
+    }
+
     /// What it runs on, as it was opened.
     pub fn device(&self) -> &str {
         &self.device

@@ -11,6 +11,8 @@ mod plan;
 mod profile;
 mod progress;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "gpu")]
 mod shaders;
 mod summary;
@@ -48,6 +50,8 @@ enum Command {
     Plan(plan::Arguments),
     Profile(profile::Arguments),
     Tune(tune::Arguments),
+    #[cfg(feature = "serve")]
+    Serve(serve::Arguments),
     #[cfg(feature = "gpu")]
     Shaders(shaders::Arguments),
 }
@@ -67,6 +71,8 @@ fn main() -> ExitCode {
         Command::Plan(a) => plan::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),
+        #[cfg(feature = "serve")]
+        Command::Serve(a) => serve::run(&a),
         #[cfg(feature = "gpu")]
         Command::Shaders(a) => shaders::run(&a),
     };
