@@ -171,7 +171,7 @@ async fn serve(arguments: &Arguments, title: String, streams: Streams, limits: L
             }
         }
     }
-    say!("stopping");
+    log::info!("serve: stopping");
     drop(listener);
     let _ = stop.send(true);
     sweeper.abort();

@@ -7,6 +7,7 @@ use super::stop_comes;
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Answers messages until the client goes, is idle for too long, or the server stops. What was read is answered first.
 pub async fn converse(app: Arc<App>, held: Arc<Held>, mut socket: WebSocket) {
@@ -48,5 +49,10 @@ async fn answer(app: &App, held: &Arc<Held>, bytes: &Bytes, format: Format) -> R
 
 async fn close(mut socket: WebSocket, code: u16, reason: &'static str) {
     // One that does not listen any more is closed all the same.
-    let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+    if socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await.is_err() {
+        return;
+    }
+    // What it has sent meanwhile is read and dropped: a connection that is cut before would take the reason with it.
+    let rest = async { while let Some(Ok(_)) = socket.recv().await {} };
+    let _ = tokio::time::timeout(Duration::from_secs(2), rest).await;
 }
