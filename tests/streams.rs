@@ -354,3 +354,69 @@ fn networks_that_see_later_steps_are_refused_by_name() {
     let error = Streams::open(&Device::cpu(), &network, wrong, StreamOptions::default()).unwrap_err();
     assert!(error.to_string().contains("`dense.bias`"), "{error}");
 }
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    4096 * statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
+}
+
+/// `tests/run soak`: streams that come, are cut off and go for `MNEMON_SOAK` seconds, ten minutes unless set. No output is lost
+/// or comes twice, and memory stays where it was.
+#[test]
+#[ignore = "takes ten minutes; tests/run soak"]
+fn soak() {
+    let seconds = std::env::var("MNEMON_SOAK").map_or(600, |s| s.parse().expect("MNEMON_SOAK: a number of seconds"));
+    let streams = open(&Device::cpu(), StreamOptions { streams: 300, ..StreamOptions::default() });
+    let inputs: Vec<Tensor> = (0..64).map(|n| values(&[1 + 5 * n, FEATURES], &mut Random::new(n as u64, 8))).collect();
+    let wanted = alone(&streams, &inputs);
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    let (mut first, mut last) = (0, 0);
+    let done: Vec<(u64, u64)> = std::thread::scope(|scope| {
+        let work = |thread: u64| {
+            let (streams, inputs, wanted) = (&streams, &inputs, &wanted);
+            move || {
+                let (mut random, mut whole, mut cut) = (Random::new(thread, 9), 0, 0);
+                while std::time::Instant::now() < end {
+                    let at = random.below(64) as usize;
+                    let (stream, x, y) = (streams.stream().unwrap(), &inputs[at], &wanted[at]);
+                    if random.below(4) == 0 {
+                        // Gone with steps on the way.
+                        stream.try_push(x).unwrap();
+                        cut += 1;
+                    } else if random.below(4) == 0 && x.shape()[0] > 1 {
+                        // Half here, half in another that goes on from it.
+                        let half = x.shape()[0] / 2;
+                        stream.run(&rows(x, 0, half)).unwrap();
+                        let other = match random.below(2) {
+                            0 => stream.fork().unwrap(),
+                            _ => streams.restore(&stream.save().unwrap()).unwrap(),
+                        };
+                        drop(stream);
+                        let (rest, from) = (x.shape()[0] - half, half);
+                        assert_bits(&other.run(&rows(x, from, rest)).unwrap(), &rows(y, from, rest), "the other half");
+                        whole += 1;
+                    } else {
+                        assert_bits(&in_pieces(&stream, x, random.below(1 << 20).into()), y, "a stream");
+                        whole += 1;
+                    }
+                }
+                (whole, cut)
+            }
+        };
+        let threads: Vec<_> = (0..24).map(|thread| scope.spawn(work(thread))).collect();
+        // Once everything has reached its size, and at the end.
+        std::thread::sleep(Duration::from_secs(seconds) / 10);
+        first = resident();
+        std::thread::sleep(Duration::from_secs(seconds) * 8 / 10);
+        last = resident();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let (whole, cut) = done.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+    let stats = streams.stats();
+    println!("{whole} streams to their end, {cut} cut off, {} steps; {first} bytes, then {last}", stats.steps);
+    assert_eq!((stats.open, stats.waiting), (0, 0));
+    assert!(whole > 100 && cut > 30);
+    // A tenth, and what an allocator keeps or gives back between.
+    assert!(last < first + first / 10 + (8 << 20), "{first} bytes, then {last}");
+}

@@ -288,7 +288,7 @@ impl Cpu {
 
     /// Output number `index` of the last run, packed.
     pub fn output(&self, prepared: &Prepared, index: usize) -> Result<Tensor> {
-        self.output_with(prepared, index, |data, shape, dtype| storage::load(data, shape, dtype))?
+        self.output_with(prepared, index, storage::load)?
     }
 
     /// What `read` makes of output number `index` of the last run where it is: at least its values, as the floats of their bits,

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// A value that outlives runs. Unsigned values are kept as the floats of their bits.
 #[derive(Debug)]
@@ -89,8 +90,8 @@ impl Memory<'_> {
     pub(super) fn take(&mut self, places: &[Option<Place>]) -> Result<BTreeMap<Buffer, Aligned>> {
         let mut taken = BTreeMap::new();
         for place in places.iter().flatten() {
-            if !taken.contains_key(&place.buffer) {
-                taken.insert(place.buffer, std::mem::take(self.buffer_mut(place.buffer)?));
+            if let Entry::Vacant(entry) = taken.entry(place.buffer) {
+                entry.insert(std::mem::take(self.buffer_mut(place.buffer)?));
             }
         }
         Ok(taken)
