@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 
 /// What names of carried states begin with.
 const PREFIX: &str = "streams.";
+/// The slots that states are read from and written to; no network's own input is called so.
+const FROM: &str = "streams.from";
+const TO: &str = "streams.to";
 
 /// A table of states: its name and the values of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,8 +150,8 @@ impl Engine {
 
     fn graphs(&self) -> Result<Graphs> {
         let mut tick = Graph::new();
-        let from = tick.input("from", [B], DType::U32)?;
-        let to = tick.input("to", [B], DType::U32)?;
+        let from = tick.input(FROM, [B], DType::U32)?;
+        let to = tick.input(TO, [B], DType::U32)?;
         let slots = Slots { count: self.slots, from, to };
         let options = GraphOptions { training: false, state_prefix: PREFIX, slots: Some(slots) };
         let built = self.network.build(&mut tick, options)?;
@@ -171,9 +174,9 @@ impl Engine {
         };
         let tables = built.states.iter().map(|s| width(s.0)).collect::<Result<Vec<_>>>()?;
         let (mut read, mut write, mut fork) = (Graph::new(), Graph::new(), Graph::new());
-        let source = read.input("from", [B], DType::U32)?;
-        let target = write.input("to", [B], DType::U32)?;
-        let (parent, child) = (fork.input("from", [B], DType::U32)?, fork.input("to", [B], DType::U32)?);
+        let source = read.input(FROM, [B], DType::U32)?;
+        let target = write.input(TO, [B], DType::U32)?;
+        let (parent, child) = (fork.input(FROM, [B], DType::U32)?, fork.input(TO, [B], DType::U32)?);
         for Table { name, width } in &tables {
             let shape = [self.slots, *width];
             let table = read.persistent(name, shape)?;
@@ -245,17 +248,17 @@ impl Engine {
         match event {
             Event::Tick { from, to, lengths, x } => {
                 let batch = Batch::ragged(lengths)?;
-                session.run(tick, &batch, &[("from", from), ("to", to), (&input, x)])
+                session.run(tick, &batch, &[(FROM, from), (TO, to), (&input, x)])
             }
             Event::Write { to, rows } => {
                 let to = Tensor::from_u32(&[1], vec![*to])?;
                 let rows = names.iter().map(String::as_str).zip(rows);
-                let inputs: Vec<(&str, &Tensor)> = std::iter::once(("to", &to)).chain(rows).collect();
+                let inputs: Vec<(&str, &Tensor)> = std::iter::once((TO, &to)).chain(rows).collect();
                 session.run(write, &Batch::dense(0, 1)?, &inputs)
             }
             Event::Fork { from, to } => {
                 let [from, to] = [from, to].map(|&slot| Tensor::from_u32(&[1], vec![slot]));
-                session.run(fork, &Batch::dense(0, 1)?, &[("from", &from?), ("to", &to?)])
+                session.run(fork, &Batch::dense(0, 1)?, &[(FROM, &from?), (TO, &to?)])
             }
         }
     }
@@ -268,7 +271,7 @@ impl Engine {
     fn try_read(&mut self, slot: u32) -> Result<Vec<Tensor>> {
         let tables = self.tables.clone();
         let Live { session, read, .. } = self.live()?;
-        session.run(read, &Batch::dense(0, 1)?, &[("from", &Tensor::from_u32(&[1], vec![slot])?)])?;
+        session.run(read, &Batch::dense(0, 1)?, &[(FROM, &Tensor::from_u32(&[1], vec![slot])?)])?;
         tables.iter().map(|t| session.output(read, &t.name)?.reshape(&[t.width])).collect()
     }
 

@@ -123,7 +123,8 @@ impl Streams {
         self.shared.lock().stats.clone()
     }
 
-    /// Runs what waits and stops. What was given out can still be received; what is pushed from now on is refused.
+    /// Runs what waits, as far as there is room for its outputs, and stops. These can still be received; what is pushed from now on is
+    /// refused.
     pub fn finish(mut self) {
         self.shared.lock().drains = true;
         self.join();

@@ -16,6 +16,8 @@ pub(super) enum Event {
 /// How many times the values of the tables a journal keeps before they are read anew: reading them should not cost more than
 /// what was done since.
 const MOST: usize = 8;
+/// What an event takes besides its values, in values.
+const EVENT: usize = 128;
 /// What it keeps whatever the tables are.
 const LEAST: usize = 1 << 20;
 
@@ -50,6 +52,7 @@ impl Journal {
 
     /// Adds what was done; tells whether it is time to begin anew.
     pub fn add(&mut self, event: Event) -> bool {
+        self.values += EVENT;
         self.values += match &event {
             Event::Tick { lengths, x, .. } => x.len() + 3 * lengths.len(),
             Event::Write { rows, .. } => rows.iter().map(Tensor::len).sum(),
