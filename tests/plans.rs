@@ -502,6 +502,16 @@ fn what_cannot_run_in_parts_is_refused() {
     let options =
         |measures| CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
     let plan = |measures| compile(&g, cpu.target(), &options(measures));
+    // Of a table each part would begin with what it was.
+    let mut scattered = Graph::new();
+    let (table, rows) = (scattered.persistent("table", [500, 3]).unwrap(), scattered.input("rows", [N], DType::U32));
+    let x = scattered.input("x", [N, 3.into()], DType::F32).unwrap();
+    let table = scattered.scatter(table, rows.unwrap(), x).unwrap();
+    scattered.output("table", table).unwrap();
+    for parts in [segments(Keep::Nothing, 64), Measures { sequences: Some(1), ..Measures::default() }] {
+        let error = compile(&scattered, cpu.target(), &options(parts)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
     assert!(plan(Measures::default()).is_ok());
     assert_eq!(plan(segments(Keep::Nothing, 64)).unwrap_err().kind(), ErrorKind::Unsupported);
     for wrong in [

@@ -291,6 +291,23 @@ fn what_is_wrong_is_refused_and_the_rest_goes_on() {
 }
 
 #[test]
+fn sockets_count_among_the_connections() {
+    let model = Model::new("connections");
+    let server = Server::start(&model, &["--connections", "2"]);
+    let ask = |wait: u64| {
+        let mut connection = TcpStream::connect(server.address).unwrap();
+        connection.set_read_timeout(Some(Duration::from_millis(wait))).unwrap();
+        connection.write_all(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
+        connection.read(&mut [0; 12]).is_ok_and(|n| n > 0)
+    };
+    assert!(ask(5000));
+    let sockets = [server.socket("/v1/ws"), server.socket("/v1/ws")];
+    assert!(!ask(300), "a third waits");
+    drop(sockets);
+    assert!(ask(5000), "until one has gone");
+}
+
+#[test]
 fn a_graceful_stop_loses_no_answer() {
     let model = Model::new("stop");
     let (mut server, here) = (Server::start(&model, &[]), model.streams());

@@ -99,6 +99,10 @@ impl Plan {
                 {
                     return None;
                 }
+                // Each part would begin with the table as it was.
+                if step.op == Op::Scatter {
+                    return None;
+                }
                 // Part by part, what is no rows would be added again and again.
                 let everything = matches!(step.op, Op::Reduce { over: Over::All, .. });
                 if everything && step.inputs.iter().flatten().any(|&v| !row(v)) {

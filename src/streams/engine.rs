@@ -233,7 +233,7 @@ impl Engine {
     }
 
     /// Room for what a tick reads, empty.
-    pub fn spare(&mut self) -> Vec<f32> {
+    pub fn spare(&mut self) -> Vec<u32> {
         self.journal.spare()
     }
 

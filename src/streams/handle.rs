@@ -62,7 +62,7 @@ impl Streams {
 
     /// Opens a stream that has read nothing. An error where as many are open as there may be.
     pub fn stream(&self) -> Result<Stream> {
-        let (slot, id) = self.shared.lock().open(&self.shared.signature)?;
+        let (slot, id) = self.shared.lock().open()?;
         Ok(Stream { shared: Arc::clone(&self.shared), slot, id })
     }
 
@@ -85,7 +85,7 @@ impl Streams {
         if let Some(name) = state.values.keys().find(|name| !known(name)) {
             return Err(Error::data(format!("stream state: the network carries no `{name}`")));
         }
-        let (slot, id) = self.shared.lock().open(&self.shared.signature)?;
+        let (slot, id) = self.shared.lock().open()?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot, id };
         if !rows.is_empty() {
             ask(&self.shared, |reply| Command::Write { slot, rows, steps: state.steps, reply })?;
@@ -198,7 +198,10 @@ impl Stream {
             return Ok(0);
         }
         let range = first * width..(first + count) * width;
-        entry.input.push(x, range)?;
+        entry.input.push(match x.dtype() {
+            DType::F32 => bytemuck::cast_slice(&x.f32s()?[range]),
+            DType::U32 => &x.u32s()?[range],
+        });
         entry.waiting += count;
         let last = entry.done + (entry.running + entry.waiting) as u64;
         entry.pushes.push_back((last, Instant::now()));
@@ -290,7 +293,7 @@ impl Stream {
 
     /// Another stream that goes on from where this one is once all that was pushed has run.
     pub fn fork(&self) -> Result<Stream> {
-        let (child, id) = self.shared.lock().open(&self.shared.signature)?;
+        let (child, id) = self.shared.lock().open()?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot: child, id };
         ask(&self.shared, |reply| Command::Fork { slot: self.slot, id: self.id, child, reply })?;
         Ok(stream)

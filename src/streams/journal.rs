@@ -29,7 +29,7 @@ pub(super) struct Journal {
     pub events: Vec<Event>,
     values: usize,
     /// Room of what was kept.
-    spare: Vec<Vec<f32>>,
+    spare: Vec<Vec<u32>>,
 }
 
 impl Journal {
@@ -37,14 +37,14 @@ impl Journal {
     pub fn begin(&mut self, tables: Vec<Tensor>) {
         (self.tables, self.values) = (tables, 0);
         let inputs = self.events.drain(..).filter_map(|event| match event {
-            Event::Tick { x, .. } => x.into_f32s().ok(),
+            Event::Tick { x, .. } => x.into_f32s().ok().map(bytemuck::cast_vec),
             _ => None,
         });
         self.spare = inputs.collect();
     }
 
     /// Room for the values of a tick, empty.
-    pub fn spare(&mut self) -> Vec<f32> {
+    pub fn spare(&mut self) -> Vec<u32> {
         let mut room = self.spare.pop().unwrap_or_default();
         room.clear();
         room

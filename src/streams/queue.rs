@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Bound;
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -45,36 +44,12 @@ impl<V: Copy> Rows<V> {
     }
 }
 
-/// What waits to run: floats or integers, as the network reads.
-#[derive(Debug)]
-pub(super) enum Inputs {
-    F32(Rows<f32>),
-    U32(Rows<u32>),
-}
-
-impl Inputs {
-    /// Adds values of a tensor of the same type.
-    pub fn push(&mut self, x: &Tensor, range: Range<usize>) -> Result<()> {
-        match self {
-            Self::F32(rows) => rows.push(&x.f32s()?[range]),
-            Self::U32(rows) => rows.push(&x.u32s()?[range]),
-        }
-        Ok(())
-    }
-
-    pub fn drop_first(&mut self, count: usize) {
-        match self {
-            Self::F32(rows) => rows.drop_first(count),
-            Self::U32(rows) => rows.drop_first(count),
-        }
-    }
-}
-
 /// A stream that is open, or closed with steps on the device.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: u64,
-    pub input: Inputs,
+    /// What waits to run, the bits of floats or of integers.
+    pub input: Rows<u32>,
     /// What waits to be received.
     pub output: Rows<f32>,
     /// Steps that wait, steps of outputs that wait, steps that run, and steps that have run.
@@ -194,7 +169,7 @@ impl Table {
     }
 
     /// A slot for another stream.
-    pub fn open(&mut self, signature: &Signature) -> Result<(usize, u64)> {
+    pub fn open(&mut self) -> Result<(usize, u64)> {
         self.check()?;
         let most = self.entries.len();
         let slot = self.free.pop().ok_or_else(|| {
@@ -203,7 +178,7 @@ impl Table {
         self.ids += 1;
         self.entries[slot] = Some(Entry {
             id: self.ids,
-            input: signature.input.map_or_else(|| Inputs::U32(Rows::new()), |_| Inputs::F32(Rows::new())),
+            input: Rows::new(),
             output: Rows::new(),
             waiting: 0,
             ready: 0,

@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::journal::Event;
-use super::queue::{Entry, Inputs, Shared, Table};
+use super::queue::{Entry, Shared, Table};
 use super::state::StreamState;
 use crate::error::{Error, Result};
 use crate::params::Tensor;
@@ -96,8 +96,13 @@ impl Worker<'_> {
         let mut members: Members = queue.drain(..chosen.len()).zip(chosen).collect();
         members.sort_by_key(|m| std::cmp::Reverse(m.1)); // stable
         let rows: usize = members.iter().map(|m| m.1).sum();
-        let inputs = members.iter().map(|&(slot, _)| Ok(&in_slot(entries, slot)?.input)).collect::<Result<Vec<_>>>()?;
-        let x = step_major(&inputs, &members, self.shared.signature.input, self.engine.spare())?;
+        let input = |&(slot, steps): &(usize, usize)| Ok(in_slot(entries, slot)?.input.first(steps * width));
+        let inputs = members.iter().map(input).collect::<Result<Vec<_>>>()?;
+        let x = step_major(&inputs, width, self.engine.spare());
+        let x = match self.shared.signature.input {
+            Some(features) => Tensor::new(&[rows, features], bytemuck::cast_vec(x))?,
+            None => Tensor::from_u32(&[rows], x)?,
+        };
         let mut from = Vec::with_capacity(members.len());
         for &(slot, steps) in &members {
             let entry = in_slot_mut(entries, slot)?;
@@ -199,38 +204,15 @@ fn in_slot_mut(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry>
     entries[slot].as_mut().ok_or_else(|| Error::internal("streams: a slot is empty"))
 }
 
-/// The steps that members run, at each step the rows of all that reach it: `[rows, features]`, or `[rows]` of integers.
-fn step_major(inputs: &[&Inputs], members: &Members, features: Option<usize>, room: Vec<f32>) -> Result<Tensor> {
-    let rows: usize = members.iter().map(|m| m.1).sum();
-    fn packed<V: Copy>(inputs: &[&[V]], width: usize, mut x: Vec<V>) -> Vec<V> {
-        let mut active = inputs;
-        let mut t = 0;
-        while !active.is_empty() {
-            active.iter().for_each(|row| x.extend_from_slice(&row[t * width..(t + 1) * width]));
-            t += 1;
-            active = &active[..active.partition_point(|row| row.len() > t * width)];
-        }
-        x
+/// The rows of inputs, of which none is longer than the one before, step by step: at each step those of all that reach it.
+fn step_major(mut inputs: &[&[u32]], width: usize, mut x: Vec<u32>) -> Vec<u32> {
+    let mut end = 0;
+    while !inputs.is_empty() {
+        inputs.iter().for_each(|rows| x.extend_from_slice(&rows[end..end + width]));
+        end += width;
+        inputs = &inputs[..inputs.partition_point(|rows| rows.len() > end)];
     }
-    let other = || Error::internal("streams: the inputs of a stream are of another type");
-    let width = features.unwrap_or(1);
-    let of = inputs.iter().zip(members);
-    match features {
-        Some(features) => {
-            let first = of.map(|(input, m)| match input {
-                Inputs::F32(all) => Ok(all.first(m.1 * width)),
-                Inputs::U32(_) => Err(other()),
-            });
-            Tensor::new(&[rows, features], packed(&first.collect::<Result<Vec<_>>>()?, width, room))
-        }
-        None => {
-            let first = of.map(|(input, m)| match input {
-                Inputs::U32(all) => Ok(all.first(m.1)),
-                Inputs::F32(_) => Err(other()),
-            });
-            Tensor::from_u32(&[rows], packed(&first.collect::<Result<Vec<_>>>()?, width, Vec::with_capacity(rows)))
-        }
-    }
+    x
 }
 
 /// Wakes everyone who waits when the worker ends, however it does.

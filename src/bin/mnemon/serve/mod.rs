@@ -7,14 +7,15 @@ mod rows;
 mod socket;
 
 use crate::options::DeviceOptions;
-use crate::output::say;
 use crate::summary::ModelOptions;
+use axum::Extension;
 use clap::Args;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::streams::{StreamOptions, Streams};
-use routes::{App, Limits};
+use routes::{App, Connection, Limits};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -127,10 +128,11 @@ async fn serve(arguments: &Arguments, title: String, streams: Streams, limits: L
         log::warn!("serve: {address} is open to everyone who reaches it; --token asks for a token");
     }
     let (stop, stopping) = watch::channel(false);
-    // Every connection and every socket has one end until it ends, so that the other hears when all have.
+    // Every connection has one end until it ends, and its socket with it, so that the other hears when all have.
     let (theirs, mut alive) = mpsc::channel::<()>(1);
-    say!("serving {title} on http://{address}, {}", streams.device());
-    let app = Arc::new(App::new(title, streams, limits, arguments.token.clone(), stopping, theirs));
+    // A server goes on where nobody reads what it says.
+    let _ = writeln!(std::io::stdout(), "serving {title} on http://{address}, {}", streams.device());
+    let app = Arc::new(App::new(title, streams, limits, arguments.token.clone(), stopping));
     let sweeper = tokio::spawn(Arc::clone(&app).close_idle());
     let router = routes::router(Arc::clone(&app));
     let mut builder = hyper::server::conn::http1::Builder::new();
@@ -145,9 +147,10 @@ async fn serve(arguments: &Arguments, title: String, streams: Streams, limits: L
         };
         match accepted {
             Ok((connection, _)) => {
-                let service = TowerToHyperService::new(router.clone());
+                let held = Connection::new(permit, theirs.clone());
+                let service = TowerToHyperService::new(router.clone().layer(Extension(Arc::clone(&held))));
                 let connection = builder.serve_connection(TokioIo::new(connection), service).with_upgrades();
-                let (stopping, alive) = (app.stopping(), app.alive());
+                let stopping = app.stopping();
                 tokio::spawn(async move {
                     let mut connection = std::pin::pin!(connection);
                     let done = tokio::select! {
@@ -161,7 +164,7 @@ async fn serve(arguments: &Arguments, title: String, streams: Streams, limits: L
                     if let Err(error) = done {
                         log::debug!("serve: a connection has failed: {error}");
                     }
-                    drop((permit, alive));
+                    drop(held);
                 });
             }
             Err(error) => {
@@ -175,7 +178,7 @@ async fn serve(arguments: &Arguments, title: String, streams: Streams, limits: L
     drop(listener);
     let _ = stop.send(true);
     sweeper.abort();
-    app.let_go();
+    drop(theirs);
     // Requests come within their time; whoever does not read an answer cannot hold the server for ever.
     if tokio::time::timeout(2 * limits.timeout, alive.recv()).await.is_err() {
         log::warn!("serve: clients have not read their answers; their connections are cut");

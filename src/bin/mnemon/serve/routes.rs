@@ -4,20 +4,20 @@ use super::metrics::{self, Requests};
 use super::registry::{Held, Registry};
 use super::rows::{BINARY, Format, read, write};
 use super::socket::converse;
-use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Request, State, WebSocketUpgrade};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use mnemon::error::{Error, ErrorKind};
 use mnemon::io;
 use mnemon::streams::{StreamState, Streams};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 /// What a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +36,20 @@ pub struct App {
     registry: Registry,
     requests: Requests,
     stopping: watch::Receiver<bool>,
-    alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// What a connection holds until it ends, or the socket that it has become: a place among those that may be open, and one end of what
+/// tells the server that all have ended.
+#[derive(Debug)]
+pub struct Connection {
+    _permit: OwnedSemaphorePermit,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Connection {
+    pub fn new(permit: OwnedSemaphorePermit, alive: mpsc::Sender<()>) -> Arc<Self> {
+        Arc::new(Self { _permit: permit, _alive: alive })
+    }
 }
 
 /// Why a request is not answered as it was meant.
@@ -92,11 +105,10 @@ impl App {
         limits: Limits,
         token: Option<String>,
         stopping: watch::Receiver<bool>,
-        alive: mpsc::Sender<()>,
     ) -> Self {
-        let (streams, alive) = (Mutex::new(Some(Arc::new(streams))), Mutex::new(Some(alive)));
+        let streams = Mutex::new(Some(Arc::new(streams)));
         let (registry, requests) = (Registry::default(), Requests::default());
-        Self { title, streams, limits, token, registry, requests, stopping, alive }
+        Self { title, streams, limits, token, registry, requests, stopping }
     }
 
     /// The streams, until they are finished.
@@ -108,16 +120,6 @@ impl App {
     /// Changes to true when the server stops.
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
-    }
-
-    /// What a connection or a socket holds as long as it lives.
-    pub fn alive(&self) -> Option<mpsc::Sender<()>> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// From now on only connections and sockets keep the server.
-    pub fn let_go(&self) {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Closes streams that nobody uses, again and again.
@@ -276,17 +278,27 @@ async fn fork(State(app): State<Arc<App>>, Path(id): Path<String>) -> Answer {
     named(&app, stream)
 }
 
-async fn new_socket(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Answer {
+type Connected = Extension<Arc<Connection>>;
+
+async fn new_socket(State(app): State<Arc<App>>, connection: Connected, upgrade: WebSocketUpgrade) -> Answer {
     let held = Held::new(app.streams()?.stream()?);
-    Ok(upgraded(app, held, upgrade))
+    Ok(upgraded(app, held, connection, upgrade))
 }
 
-async fn socket(State(app): State<Arc<App>>, Path(id): Path<String>, upgrade: WebSocketUpgrade) -> Answer {
+async fn socket(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    connection: Connected,
+    upgrade: WebSocketUpgrade,
+) -> Answer {
     let held = app.registry.find(&id)?;
-    Ok(upgraded(app, held, upgrade))
+    Ok(upgraded(app, held, connection, upgrade))
 }
 
-fn upgraded(app: Arc<App>, held: Arc<Held>, upgrade: WebSocketUpgrade) -> Response {
+fn upgraded(app: Arc<App>, held: Arc<Held>, connection: Connected, upgrade: WebSocketUpgrade) -> Response {
     let upgrade = upgrade.max_message_size(app.limits.body).max_frame_size(app.limits.body);
-    upgrade.on_upgrade(move |socket| converse(app, held, socket))
+    upgrade.on_upgrade(move |socket| async move {
+        converse(app, held, socket).await;
+        drop(connection);
+    })
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 /// Answers messages until the client goes, is idle for too long, or the server stops. What was read is answered first.
 pub async fn converse(app: Arc<App>, held: Arc<Held>, mut socket: WebSocket) {
-    let _alive = app.alive();
     loop {
         let message = tokio::select! {
             biased;
