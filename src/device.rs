@@ -3,6 +3,7 @@
 mod budget;
 #[cfg(feature = "gpu")]
 mod exact;
+mod registry;
 mod session;
 mod tuner;
 

@@ -205,7 +205,7 @@ fn micro_batches_agree_with_the_reference() {
             for (segments, sequences) in
                 [(None, 3), (None, 1), (Some((Keep::Nothing, 64)), 4), (Some((Keep::Outputs, 128)), 2)]
             {
-                let measures = Measures { segments, sequences: Some(sequences), offload: false };
+                let measures = Measures { segments, sequences: Some(sequences), ..Measures::default() };
                 let (got, _) = run(&device, &case, measures);
                 for (name, wanted) in &wanted {
                     let [got, wanted] =

@@ -1,16 +1,29 @@
 //! Floats that begin at a cache line, so that no register that is read or written lies in two.
 
+use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 
 /// Floats of a cache line, and of the widest register.
 pub(super) const LINE: usize = 16;
 
-/// A number of floats, the first at the beginning of a cache line.
+/// A number of floats, the first at the beginning of a cache line; those of a file are where the file has them.
 #[derive(Debug, Default)]
 pub(super) struct Aligned {
-    data: Vec<f32>,
+    data: Data,
     start: usize,
     len: usize,
+}
+
+#[derive(Debug)]
+enum Data {
+    Memory(Vec<f32>),
+    File(MmapMut),
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self::Memory(Vec::new())
+    }
 }
 
 impl Aligned {
@@ -19,7 +32,13 @@ impl Aligned {
         let data = vec![0.0; len + LINE];
         let start = data.as_ptr().align_offset(LINE * size_of::<f32>());
         // Where the offset is not to be had, as in an interpreter, nothing is lost but speed.
-        Self { data, start: if start <= LINE { start } else { 0 }, len }
+        Self { data: Data::Memory(data), start: if start <= LINE { start } else { 0 }, len }
+    }
+
+    /// The floats that are mapped; none where they do not begin at one.
+    pub fn mapped(map: MmapMut) -> Option<Self> {
+        let len = bytemuck::try_cast_slice::<u8, f32>(&map).ok()?.len();
+        Some(Self { data: Data::File(map), start: 0, len })
     }
 }
 
@@ -28,14 +47,22 @@ impl Deref for Aligned {
 
     #[inline(always)]
     fn deref(&self) -> &[f32] {
-        &self.data[self.start..self.start + self.len]
+        let all: &[f32] = match &self.data {
+            Data::Memory(data) => data,
+            Data::File(map) => bytemuck::cast_slice(map),
+        };
+        &all[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Aligned {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..self.start + self.len]
+        let all: &mut [f32] = match &mut self.data {
+            Data::Memory(data) => data,
+            Data::File(map) => bytemuck::cast_slice_mut(map),
+        };
+        &mut all[self.start..self.start + self.len]
     }
 }
 

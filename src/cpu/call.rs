@@ -46,6 +46,11 @@ impl Cached {
         self.packed.reserve(data);
     }
 
+    /// Has it made again by whoever needs it next.
+    pub(super) fn forget(&mut self) {
+        self.version = None;
+    }
+
     /// The packed operand, made by `pack` unless it was made from contents of the same `version`.
     pub(super) fn get(&mut self, version: Option<u64>, pack: impl FnOnce(&mut Packed)) -> &Packed {
         if version.is_none() || version != self.version {

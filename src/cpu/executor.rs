@@ -108,8 +108,14 @@ impl Cpu {
 
     /// Makes room for the persistent value `name`, filled by zeros; replaces an older one of that name.
     pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
-        let (data, _claim) = storage::allocate(&self.meter, name, shape.iter().product())?;
-        let value = Persistent { shape: shape.to_vec(), dtype, data, _claim, version: self.version() };
+        let (data, claim) = storage::allocate(&self.meter, name, shape.iter().product())?;
+        let (_claim, file) = (Some(claim), None);
+        let value = Persistent { shape: shape.to_vec(), dtype, data, _claim, file, version: self.version() };
+        self.put(name, value);
+        Ok(())
+    }
+
+    fn put(&mut self, name: &str, value: Persistent) {
         match self.names.get(name) {
             Some(&at) => self.persistents[at] = value,
             None => {
@@ -117,7 +123,25 @@ impl Cpu {
                 self.persistents.push(value);
             }
         }
+    }
+
+    /// Keeps the persistent value `name` in a file, the tensor's own unless runs `change` it; replaces one of that name.
+    pub fn wait(&mut self, name: &str, tensor: &Tensor, change: bool) -> Result<()> {
+        let (data, file) = storage::wait(tensor, change).map_err(|e| e.within(name))?;
+        let (shape, dtype) = (tensor.shape().to_vec(), tensor.dtype());
+        let value = Persistent { shape, dtype, data, _claim: None, file, version: self.version() };
+        self.put(name, value);
         Ok(())
+    }
+
+    /// Whether the persistent value `name` is in a file rather than in memory.
+    pub fn waits(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|&at| self.persistents[at]._claim.is_none())
+    }
+
+    /// Whether the persistent value `name`, which is in a file, may be changed there.
+    pub fn may_change(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|&at| self.persistents[at].file.is_none())
     }
 
     /// Counts the bytes of all values and of what is packed.
@@ -154,13 +178,33 @@ impl Cpu {
         if program.target.executor != Executor::Cpu {
             return Err(Error::argument(format!("cpu: the program is compiled for {:?}", program.target.executor)));
         }
+        let (mut arenas, mut _claims) = (Vec::new(), Vec::new());
+        for &bytes in &program.placement.arenas {
+            let (arena, claim) = storage::allocate(&self.meter, "arena", (bytes as usize).div_ceil(size_of::<f32>()))?;
+            arenas.push(arena);
+            _claims.push(claim);
+        }
         let mut places = Vec::with_capacity(program.values.len());
+        let mut away = HashMap::new();
         let kept: Vec<usize> = program.outputs.iter().map(|o| program.root(o.1)).collect();
         for at in 0..program.values.len() {
             let root = program.root(at);
             let input = program.inputs.iter().position(|i| i.1 == root).filter(|_| !kept.contains(&root));
             if let (Some(input), true) = (input, program.placement.places.contains_key(&root)) {
                 places.push(Some((Buffer::Input(input), 0)));
+                continue;
+            }
+            if program.values[root].storage == Storage::Own && program.values[root].offloaded {
+                let len = program.values[root].shape.fixed_len().unwrap_or(0);
+                let arena = match away.get(&root) {
+                    Some(&arena) => arena,
+                    None => {
+                        arenas.push(storage::in_a_file(len).map_err(|e| e.within(&program.values[root].name))?);
+                        away.insert(root, arenas.len() - 1);
+                        arenas.len() - 1
+                    }
+                };
+                places.push(Some((Buffer::Arena(arena), 0)));
                 continue;
             }
             places.push(match (program.values[root].storage, program.placement.places.get(&root)) {
@@ -175,16 +219,13 @@ impl Cpu {
                 },
             });
         }
-        let (mut arenas, mut _claims) = (Vec::new(), Vec::new());
-        for &bytes in &program.placement.arenas {
-            let (arena, claim) = storage::allocate(&self.meter, "arena", (bytes as usize).div_ceil(size_of::<f32>()))?;
-            arenas.push(arena);
-            _claims.push(claim);
-        }
         let tapes = |stage: &Stage| stage.body.iter().map(|action| compile(program, action)).collect::<Result<_>>();
         let tapes = program.stages.iter().map(tapes).collect::<Result<_>>()?;
-        let mut packs: Vec<[Cached; PACKS]> = program.steps.iter().map(|_| Default::default()).collect();
-        for (packs, sizes) in packs.iter_mut().zip(&program.packs) {
+        // One more for the steps that share a place.
+        let mut packs: Vec<[Cached; PACKS]> = (0..=program.steps.len()).map(|_| Default::default()).collect();
+        let shared = program.shared_packs();
+        let own = program.packs.iter().zip(&program.shares).map(|(sizes, shares)| if *shares { &[][..] } else { sizes });
+        for (packs, sizes) in packs.iter_mut().zip(own.chain([&shared[..]])) {
             for (pack, &len) in packs.iter_mut().zip(sizes).filter(|(_, len)| **len > 0) {
                 let (data, claim) = storage::allocate(&self.meter, "packed", len)?;
                 pack.reserve(data);
@@ -272,6 +313,11 @@ impl Cpu {
             for bound in program.bounds.iter().filter(|b| program.root(b.value) == *value) {
                 bound.check(name, tensor)?;
             }
+        }
+        for (value, place) in program.values.iter().zip(&prepared.places) {
+            let Some((Buffer::Persistent(at), _)) = place else { continue };
+            let file = self.persistents[*at].file.as_ref();
+            file.map_or(Ok(()), |file| file.check()).map_err(|e| e.within(&value.name))?;
         }
         for (value, place) in program.values.iter().zip(&prepared.places).zip(shapes).map(|((v, p), s)| ((v, s), *p)) {
             let ((value, shape), Some((Buffer::Persistent(at), _))) = (value, place) else { continue };

@@ -95,9 +95,16 @@ impl Run<'_> {
         for (action, tape) in stage.body.iter().zip(tapes) {
             match action {
                 Action::Move(m) => self.transfer(m, part)?,
+                Action::Pack(..) => return Err(Error::internal("cpu: weights are packed where they are read")),
                 Action::Step(step) => {
                     let begin = self.watch.as_ref().map(|watch| watch.now());
-                    let run = self.step(step, part, tape.as_ref(), &mut packs[step.number]);
+                    let mut own = step.number;
+                    if self.program.shares[step.number] {
+                        // What is there is another step's.
+                        own = self.program.steps.len();
+                        packs[own].iter_mut().for_each(Cached::forget);
+                    }
+                    let run = self.step(step, part, tape.as_ref(), &mut packs[own]);
                     run.map_err(|e| e.within(step.op.name()))?;
                     self.watch.iter_mut().zip(begin).for_each(|(watch, begin)| watch.note(step, begin));
                 }
@@ -120,6 +127,7 @@ impl Run<'_> {
             taken.get_mut(&buffer).ok_or_else(|| Error::internal("cpu: a buffer is missing")).and_then(|data| {
                 let mut targets = to.iter().map(|r| offset + r.start..offset + r.end);
                 match m.from {
+                    Side::Home(_) => return Err(Error::internal("cpu: nothing is brought from where it can be read")),
                     Side::Zero => targets.for_each(|r| data[r].fill(0.0)),
                     Side::Input(at) => {
                         let columns =
@@ -163,7 +171,7 @@ impl Run<'_> {
     /// The values of one side of a move, as ranges of its storage.
     fn ranges(&self, side: Side, part: &Part<'_>) -> Result<Vec<Range<usize>>> {
         Ok(match side {
-            Side::Zero | Side::Input(_) => Vec::new(),
+            Side::Zero | Side::Input(_) | Side::Home(_) => Vec::new(),
             Side::Whole(v) => std::iter::once(0..self.shapes[v].iter().product()).collect(),
             Side::Part(v) => {
                 let columns: usize = self.shapes[v].iter().skip(1).product();

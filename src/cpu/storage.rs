@@ -2,10 +2,12 @@
 
 use super::aligned::Aligned;
 use crate::error::{Error, Result};
+use crate::params::mapping::{self, Mapping};
 use crate::params::{DType, Tensor};
 use crate::scheduler::footprint::{Claim, Meter};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 /// A value that outlives runs. Unsigned values are kept as the floats of their bits.
 #[derive(Debug)]
@@ -13,7 +15,10 @@ pub(super) struct Persistent {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) data: Aligned,
-    pub(super) _claim: Claim,
+    /// Of what is in memory, not in a file.
+    pub(super) _claim: Option<Claim>,
+    /// The file of which what is read is not in memory.
+    pub(super) file: Option<Arc<Mapping>>,
     /// Differs after every change, so that what was made from older contents is known to be stale.
     pub(super) version: u64,
 }
@@ -25,6 +30,24 @@ pub(super) fn allocate(meter: &Meter, name: &str, len: usize) -> Result<(Aligned
     let claim = meter.claim(bytes).ok_or_else(|| refused("beyond the limit"))?;
     Vec::<f32>::new().try_reserve_exact(len).map_err(|_| refused("the host has no more"))?;
     Ok((Aligned::zeros(len), claim))
+}
+
+/// Zeros in a file: what is not used for a while is not in memory, and is not counted.
+pub(super) fn in_a_file(len: usize) -> Result<Aligned> {
+    Aligned::mapped(mapping::scratch(len)?).ok_or_else(|| Error::internal("cpu: a file of floats is no file of floats"))
+}
+
+/// The values of a tensor where its file has them, with that file, or in a file of their own where it has none or they `change`:
+/// then even a copy of what changes would be in memory.
+pub(super) fn wait(tensor: &Tensor, change: bool) -> Result<(Aligned, Option<Arc<Mapping>>)> {
+    if let Some((file, first)) = tensor.file().filter(|_| !change)
+        && let Some(data) = Aligned::mapped(file.copy(first, tensor.len())?)
+    {
+        return Ok((data, Some(Arc::clone(file))));
+    }
+    let mut data = in_a_file(tensor.len())?;
+    store(tensor, 0, &mut data)?;
+    Ok((data, None))
 }
 
 /// A piece of memory that is borrowed as a whole, either to read or to write.

@@ -1,6 +1,7 @@
 //! Sessions: values that outlive runs, on one device, and programs over them.
 
 use super::budget::{Budget, Held};
+use super::registry::{Kept, Registry, held};
 use super::{Choice, Device};
 use crate::cpu::{self, Cpu};
 use crate::error::{Error, ErrorKind, Result};
@@ -12,7 +13,6 @@ use crate::reference::{self, Reference};
 use crate::scheduler::profile::{Profile, Span};
 use crate::scheduler::program::Storage;
 use crate::scheduler::{Batch, Capacity, CompileOptions, Executor, Measures, Meter, Program, compile};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -39,6 +39,8 @@ pub struct Executable {
     session: u64,
     /// What it takes of the session's budget.
     _held: Held,
+    /// Where it relies on persistent values being.
+    _relies: Vec<Arc<()>>,
 }
 
 impl Executable {
@@ -57,7 +59,7 @@ impl Executable {
 pub struct Session {
     device: Device,
     backend: Backend,
-    registry: BTreeMap<String, (Vec<usize>, DType)>,
+    registry: Registry,
     budget: Budget,
     held: Held,
     id: u64,
@@ -88,7 +90,7 @@ impl Session {
         };
         let (device, budget) = (device.clone(), device.budget());
         let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { device, backend, registry: BTreeMap::new(), budget, held: Held::default(), id })
+        Ok(Self { device, backend, registry: Registry::default(), budget, held: Held::default(), id })
     }
 
     /// The device it runs on.
@@ -98,62 +100,63 @@ impl Session {
 
     /// The names of all persistent values.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.registry.keys().map(String::as_str)
+        self.registry.names()
     }
 
     /// Makes the persistent value `name` of zeros, or zeroes it where it exists with that shape.
     pub fn zero(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
-        if self.registry.get(name) == Some(&(shape.to_vec(), dtype)) {
-            let len = shape.iter().product();
-            let zeros = match dtype {
-                DType::F32 => Tensor::zeros(shape),
-                DType::U32 => Tensor::from_u32(shape, vec![0; len])?,
-            };
-            return with_backend!(&mut self.backend, b => b.write(name, &zeros));
-        }
-        if self.registry.contains_key(name) {
+        if self.registry.find(name).is_some_and(|e| (&e.shape[..], e.dtype) != (shape, dtype)) {
             return Err(Error::shape(format!("session: `{name}` exists with another shape than {shape:?}")));
         }
-        self.declare(name, shape, dtype)
+        admit(name, shape)?;
+        let zeros = match dtype {
+            DType::F32 => Tensor::zeros(shape),
+            DType::U32 => Tensor::from_u32(shape, vec![0; shape.iter().product()])?,
+        };
+        self.set(name, &zeros)
     }
 
     fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
         admit(name, shape)?;
         match &mut self.backend {
-            Backend::Cpu(b) => b.declare(name, shape, dtype)?,
-            Backend::Reference(b) => b.declare(name, shape, dtype),
+            Backend::Cpu(b) => b.declare(name, shape, dtype),
+            Backend::Reference(b) => {
+                b.declare(name, shape, dtype);
+                Ok(())
+            }
             #[cfg(feature = "gpu")]
-            Backend::Gpu(b) => b.declare(name, shape, dtype)?,
+            Backend::Gpu(b) => b.declare(name, shape, dtype),
         }
-        self.registry.insert(name.to_string(), (shape.to_vec(), dtype));
-        Ok(())
     }
 
     /// Gives the persistent value `name` its contents; makes it where it does not exist. Where it exists it takes a
-    /// tensor of its shape, or one with fewer rows.
+    /// tensor of its shape, or one with fewer rows. A new value waits until a program says where it should be: on the device,
+    /// or away from it.
     pub fn set(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        match self.registry.get(name) {
-            None => self.declare(name, tensor.shape(), tensor.dtype())?,
-            Some((shape, dtype)) => {
-                let fits = *dtype == tensor.dtype()
-                    && shape.len() == tensor.shape().len()
-                    && shape.first() >= tensor.shape().first()
-                    && shape.get(1..) == tensor.shape().get(1..);
-                if !fits {
-                    return Err(Error::shape(format!(
-                        "session: `{name}` holds {dtype:?} of {shape:?}, got {:?} of {:?}",
-                        tensor.dtype(),
-                        tensor.shape()
-                    )));
-                }
-            }
+        let Some(entry) = self.registry.find(name) else { return self.registry.add(name, tensor.clone()) };
+        let (shape, dtype) = (&entry.shape, entry.dtype);
+        let fits = dtype == tensor.dtype()
+            && shape.len() == tensor.shape().len()
+            && shape.first() >= tensor.shape().first()
+            && shape.get(1..) == tensor.shape().get(1..);
+        if !fits {
+            return Err(Error::shape(format!(
+                "session: `{name}` holds {dtype:?} of {shape:?}, got {:?} of {:?}",
+                tensor.dtype(),
+                tensor.shape()
+            )));
         }
-        with_backend!(&mut self.backend, b => b.write(name, tensor))
+        if entry.kept.is_some() {
+            with_backend!(&mut self.backend, b => b.write(name, tensor))?;
+        }
+        self.registry.get_mut(name)?.write_home(tensor)
     }
 
     /// The contents of the persistent value `name`. Waits for the device.
     pub fn get(&mut self, name: &str) -> Result<Tensor> {
-        self.known(name)?;
+        if let Some(tensor) = self.waiting(name)? {
+            return Ok(tensor);
+        }
         match &mut self.backend {
             Backend::Cpu(b) => b.read(name),
             Backend::Reference(b) => b.read(name),
@@ -164,7 +167,9 @@ impl Session {
 
     /// [`Self::get`] without blocking.
     pub async fn get_async(&mut self, name: &str) -> Result<Tensor> {
-        self.known(name)?;
+        if let Some(tensor) = self.waiting(name)? {
+            return Ok(tensor);
+        }
         match &mut self.backend {
             Backend::Cpu(b) => b.read(name),
             Backend::Reference(b) => b.read(name),
@@ -175,7 +180,9 @@ impl Session {
 
     /// Begins to read the persistent value `name` as it is after all runs so far, without waiting.
     pub fn begin_get(&mut self, name: &str) -> Result<Reading> {
-        self.known(name)?;
+        if let Some(tensor) = self.waiting(name)? {
+            return Ok(Reading(Pending::Ready(tensor)));
+        }
         Ok(match &mut self.backend {
             Backend::Cpu(b) => Reading(Pending::Ready(b.read(name)?)),
             Backend::Reference(b) => Reading(Pending::Ready(b.read(name)?)),
@@ -184,11 +191,9 @@ impl Session {
         })
     }
 
-    fn known(&self, name: &str) -> Result<()> {
-        if self.registry.contains_key(name) {
-            return Ok(());
-        }
-        Err(Error::argument(format!("session: there is no value `{name}`")))
+    /// The value `name`, if it waits away from the device.
+    fn waiting(&self, name: &str) -> Result<Option<Tensor>> {
+        Ok(self.registry.get(name)?.home.clone())
     }
 
     /// Compiles `graph` for batches up to `capacity` and makes it ready. Persistent values with a batch or row size
@@ -247,10 +252,13 @@ impl Session {
 
     /// Bytes of persistent values that `program` does not count as its own.
     fn uncounted(&self, program: &Program) -> u64 {
-        let all: u64 = self.registry.values().map(|(shape, _)| bytes_of(shape)).sum();
-        let own = program.values.iter().filter(|v| v.storage == Storage::Persistent);
-        let own = own.filter(|v| self.registry.contains_key(&v.name)).map(|v| program.bytes(v)).sum();
-        all.saturating_sub(own)
+        let persistent = || program.values.iter().filter(|v| v.storage == Storage::Persistent);
+        let others = self.registry.entries().filter(|(name, entry)| match persistent().find(|v| v.name == *name) {
+            None => true,
+            // What it has brought leaves the device's memory, unless another program has it there.
+            Some(own) => own.offloaded && held(&entry.resident),
+        });
+        others.map(|(_, entry)| entry.bytes()).sum()
     }
 
     /// What the device may hold.
@@ -261,17 +269,22 @@ impl Session {
     /// Makes a program ready that was compiled elsewhere for this session's device.
     pub fn load_program(&mut self, program: Program) -> Result<Executable> {
         let program = Arc::new(program);
-        for value in program.values.iter().filter(|v| v.storage == Storage::Persistent) {
+        let mut relies = Vec::new();
+        for (at, value) in program.values.iter().enumerate().filter(|(_, v)| v.storage == Storage::Persistent) {
             let sizes = program.capacity.resolve(&value.shape)?;
             let fixed = value.shape.fixed_len().is_some();
-            match self.registry.get(&value.name) {
+            match self.registry.find(&value.name) {
                 None if fixed => {
                     return Err(Error::argument(format!("session: `{}` has not been given a value", value.name)));
                 }
-                None => self.declare(&value.name, &sizes, value.dtype)?,
-                Some((shape, dtype)) => {
+                None => {
+                    self.declare(&value.name, &sizes, value.dtype)?;
+                    self.registry.declared(&value.name, &sizes, value.dtype);
+                }
+                Some(entry) => {
+                    let (shape, dtype) = (&entry.shape, entry.dtype);
                     let rows = if fixed { shape.first() == sizes.first() } else { shape.first() >= sizes.first() };
-                    if !rows || shape.get(1..) != sizes.get(1..) || *dtype != value.dtype {
+                    if !rows || shape.get(1..) != sizes.get(1..) || dtype != value.dtype {
                         return Err(Error::shape(format!(
                             "session: `{}` holds {dtype:?} of {shape:?}, the program needs {:?} of {sizes:?}",
                             value.name, value.dtype
@@ -279,6 +292,12 @@ impl Session {
                     }
                 }
             }
+            let changes = program.updated.contains(&at);
+            self.settle(&value.name, value.offloaded, changes)?;
+            let entry = self.registry.get(&value.name)?;
+            let where_it_is = if value.offloaded { &entry.brought } else { &entry.resident };
+            relies.push(Arc::clone(where_it_is));
+            relies.extend(changes.then(|| Arc::clone(&entry.changed)));
         }
         let memory = program.memory();
         let held = self.held.with(memory.bytes() - memory.persistent);
@@ -288,7 +307,74 @@ impl Session {
             #[cfg(feature = "gpu")]
             Backend::Gpu(b) => Prepared::Gpu(Box::new(b.prepare(&program)?)),
         };
-        Ok(Executable { program, prepared, session: self.id, _held: held })
+        Ok(Executable { program, prepared, session: self.id, _held: held, _relies: relies })
+    }
+
+    /// Has the persistent value `name` where a program needs it: on the device, or where it `waits`; it may be changed there.
+    fn settle(&mut self, name: &str, waits: bool, changes: bool) -> Result<()> {
+        match &self.backend {
+            Backend::Cpu(_) => self.settle_on_host(name, waits, changes),
+            Backend::Reference(_) => self.on_device(name),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(_) => {
+                let entry = self.registry.get(name)?;
+                // One place is changed and the other read.
+                let (here, away) = (held(&entry.resident), held(&entry.brought));
+                if (changes && if waits { here } else { away }) || (held(&entry.changed) && if waits { here } else { away }) {
+                    return Err(Error::memory(format!("session: another program needs `{name}` in another place")));
+                }
+                if !waits {
+                    return self.on_device(name);
+                }
+                if entry.home.is_none() {
+                    let tensor = self.get(name)?;
+                    self.registry.get_mut(name)?.home = Some(tensor);
+                }
+                if let Backend::Gpu(b) = &mut self.backend
+                    && !here
+                {
+                    b.release(name);
+                    self.registry.get_mut(name)?.kept = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the persistent value `name` on the device.
+    fn on_device(&mut self, name: &str) -> Result<()> {
+        let entry = self.registry.get(name)?;
+        if entry.kept.is_none()
+            && let Some(tensor) = entry.home.clone()
+        {
+            self.declare(name, tensor.shape(), tensor.dtype())?;
+            with_backend!(&mut self.backend, b => b.write(name, &tensor))?;
+        }
+        let entry = self.registry.get_mut(name)?;
+        entry.kept = entry.kept.or(Some(Kept::Memory));
+        if !held(&entry.brought) {
+            entry.home = None;
+        }
+        Ok(())
+    }
+
+    /// Has the persistent value `name` in the memory of the host that computes or, where it may wait, in a file.
+    fn settle_on_host(&mut self, name: &str, waits: bool, changes: bool) -> Result<()> {
+        let Backend::Cpu(b) = &mut self.backend else { return Ok(()) };
+        if !waits && !b.waits(name) {
+            return self.on_device(name);
+        }
+        // What a file holds is as good as what memory does; but only one of its own can change.
+        if !b.waits(name) || (changes && !b.may_change(name)) {
+            let tensor = match self.registry.get(name)?.home.clone() {
+                Some(tensor) => tensor,
+                None => b.read(name)?,
+            };
+            b.wait(name, &tensor, changes)?;
+        }
+        let entry = self.registry.get_mut(name)?;
+        (entry.home, entry.kept) = (None, Some(Kept::File));
+        Ok(())
     }
 
     /// Runs a program over `batch` with its inputs by name, packed as [`Batch::pack`] packs them. Returns as soon as
@@ -327,10 +413,10 @@ impl Session {
             (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
             #[cfg(feature = "gpu")]
             (Backend::Gpu(b), Prepared::Gpu(p)) => {
-                let mut next = b.run(p, batch, &ordered, 0)?;
-                while let Some(stage) = next {
-                    b.context().block(None)?;
-                    next = b.run(p, batch, &ordered, stage)?;
+                let mut pause = b.run(p, batch, &ordered, &self.registry, None)?;
+                while let Some(gpu::Pause { place, submission }) = pause {
+                    b.context().block(submission)?;
+                    pause = b.run(p, batch, &ordered, &self.registry, Some(place))?;
                 }
                 // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
                 while let Some(oldest) = b.crowded() {
@@ -491,9 +577,11 @@ impl Session {
     }
 }
 
-/// Bytes of values of a shape.
-fn bytes_of(shape: &[usize]) -> u64 {
-    4 * shape.iter().product::<usize>() as u64
+#[cfg(feature = "gpu")]
+impl gpu::Homes for Registry {
+    fn home(&self, name: &str) -> Option<&Tensor> {
+        self.find(name)?.home.as_ref()
+    }
 }
 
 fn output_index(executable: &Executable, name: &str) -> Result<usize> {

@@ -12,7 +12,7 @@ use super::upload::{Indices, bytes_of, take_rows};
 use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::footprint::NOTHING;
+use crate::scheduler::footprint::{Claim, NOTHING};
 use crate::scheduler::profile::Profile;
 use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::{PARAMETER_SLOTS, RUN_SCALARS, row_axis};
@@ -23,6 +23,32 @@ use std::sync::Arc;
 
 /// Runs that may be under way before the host waits for the oldest.
 const IN_FLIGHT: usize = 3;
+
+/// What waits away from the device, by name.
+pub trait Homes {
+    /// The value, if it waits.
+    fn home(&self, name: &str) -> Option<&Tensor>;
+}
+
+/// Where a run goes on once the device has done what it waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    stage: usize,
+    /// Of the stage.
+    part: usize,
+    /// Of the part.
+    action: usize,
+    /// Of what the action brings.
+    bytes: u64,
+}
+
+/// A run that waits for a submission, or for all there are.
+pub struct Pause {
+    /// Where it goes on.
+    pub place: Place,
+    /// What has to be done by then.
+    pub submission: Option<wgpu::SubmissionIndex>,
+}
 
 struct Persistent {
     buffer: Buffer,
@@ -44,6 +70,8 @@ pub struct Gpu {
     stalls: Buffer,
     params: Buffer,
     under_way: VecDeque<wgpu::SubmissionIndex>,
+    /// Bytes of weights on their way, and the submission by whose end they have arrived.
+    brought: VecDeque<(u64, wgpu::SubmissionIndex)>,
     submissions: u64,
     profiler: Option<Profiler>,
 }
@@ -61,6 +89,8 @@ pub struct Prepared {
     indices: Vec<Indices>,
     offloaded: Offloaded,
     last: Option<Batch>,
+    /// Of what is on its way to a device that shares the host's memory.
+    _brought: Option<Claim>,
 }
 
 struct PreparedStep {
@@ -92,6 +122,7 @@ impl Gpu {
             stalls,
             params,
             under_way: VecDeque::new(),
+            brought: VecDeque::new(),
             submissions: 0,
             profiler: None,
         })
@@ -122,6 +153,11 @@ impl Gpu {
         persistent.version += 1;
         self.context.queue.write_buffer(&persistent.buffer, 0, bytes_of(tensor)?);
         self.context.check()
+    }
+
+    /// Lets go of a persistent value; programs that are ready keep what they have of it.
+    pub fn release(&mut self, name: &str) {
+        self.persistent.remove(name);
     }
 
     /// Begins to read a persistent value as it is after all runs so far.
@@ -173,7 +209,14 @@ impl Gpu {
         };
         let stages = program.stages.iter().map(|stage| prepare_stage(&mut preparer, stage));
         let stages = stages.collect::<Result<Vec<_>>>()?;
+        let on_the_way = program.memory().staging - program.staging();
+        let refused = || Error::memory(format!("device: {on_the_way} bytes of weights on their way are beyond the limit"));
+        let _brought = match on_the_way {
+            0 => None,
+            bytes => Some(self.context.buffers.meter().claim(bytes).ok_or_else(refused)?),
+        };
         Ok(Prepared {
+            _brought,
             indices: program.stages.iter().map(|stage| Indices::of(program, stage)).collect::<Result<_>>()?,
             offloaded: Offloaded::of(program, &self.context.buffers)?,
             program: Arc::clone(program),
@@ -190,7 +233,7 @@ impl Gpu {
         let mut persistent = BTreeMap::new();
         let mut axis_rows = BTreeMap::new();
         for (at, value) in program.values.iter().enumerate() {
-            if value.storage == Storage::Persistent {
+            if value.storage == Storage::Persistent && !value.offloaded {
                 let missing = || Error::argument(format!("session: there is no value `{}`", value.name));
                 let p = self.persistent.get(&value.name).ok_or_else(missing)?;
                 persistent.insert(at, (p.buffer.clone(), p.buffer.size()));
@@ -203,35 +246,51 @@ impl Gpu {
         Ok(Values { program: Arc::clone(program), arenas, persistent, axis_rows })
     }
 
-    /// Uploads what the run needs, records it and submits it, from stage number `first` on. Gives the number of a stage
-    /// that needs what the device has not written yet: the caller waits for the device and goes on from there.
+    /// Uploads what the run needs, records it and submits it; `homes` has what waits away from the device. Gives a pause where
+    /// something is needed that the device has not written yet, or as much is on its way as may be: the caller waits for that,
+    /// and calls again with the place where the run goes on.
     pub fn run(
         &mut self,
         prepared: &mut Prepared,
         batch: &Batch,
         inputs: &[&Tensor],
-        first: usize,
-    ) -> Result<Option<usize>> {
+        homes: &dyn Homes,
+        resume: Option<Place>,
+    ) -> Result<Option<Pause>> {
         self.context.check()?;
         let program = Arc::clone(&prepared.program);
-        if first == 0 {
+        if resume.is_none() {
             self.upload(prepared, batch, inputs)?;
             prepared.offloaded.clear();
         } else {
             prepared.offloaded.take()?;
         }
+        let from = resume.unwrap_or_default();
         let versions: BTreeMap<&str, u64> = self.persistent.iter().map(|(n, p)| (n.as_str(), p.version)).collect();
         let mut recorder = Recorder::new(&self.context, &self.params, self.profiler.as_mut());
-        for (at, stage) in program.stages.iter().enumerate().skip(first) {
+        for (at, stage) in program.stages.iter().enumerate().skip(from.stage) {
             if prepared.offloaded.awaited(stage) {
                 recorder.submit()?;
                 prepared.offloaded.begin(stage);
-                return Ok(Some(at));
+                return Ok(Some(Pause { place: Place { stage: at, ..Place::default() }, submission: None }));
             }
+            let (mut number, mut pause) = (0, None);
             stage.for_parts(batch, |part| {
-                let mut recording = Recording { prepared, versions: &versions, inputs, part, out: &mut recorder };
-                recording.part(at, stage)
+                let here = Place { stage: at, part: number, ..Place::default() };
+                number += 1;
+                if pause.is_some() || (here.stage, here.part) < (from.stage, from.part) {
+                    return Ok(());
+                }
+                let begin = if (here.stage, here.part) == (from.stage, from.part) { from } else { here };
+                let (out, brought) = (&mut recorder, &mut self.brought);
+                let mut recording = Recording { prepared, versions: &versions, inputs, homes, part, out, brought };
+                pause = recording.part(begin, stage)?;
+                Ok(())
             })?;
+            if pause.is_some() {
+                recorder.submit()?;
+                return Ok(pause);
+            }
         }
         let run = Run { values: &prepared.values, batch, continues: false };
         for &(to, from) in &program.copies {
@@ -315,29 +374,70 @@ struct Recording<'a, 'b> {
     prepared: &'a Prepared,
     versions: &'b BTreeMap<&'b str, u64>,
     inputs: &'b [&'b Tensor],
+    homes: &'b dyn Homes,
     part: &'b Part<'b>,
     out: &'b mut Recorder<'a>,
+    brought: &'b mut VecDeque<(u64, wgpu::SubmissionIndex)>,
 }
 
 impl<'a> Recording<'a, '_> {
-    fn part(&mut self, at: usize, stage: &Stage) -> Result<()> {
-        // What the host writes is there before the commands that are submitted next.
-        self.out.submit()?;
-        self.upload(at, stage)?;
-        for m in stage.before.iter().filter(|_| self.part.begins) {
-            self.transfer(m)?;
+    /// Records the part from `begin` on, up to where it has to wait.
+    fn part(&mut self, begin: Place, stage: &Stage) -> Result<Option<Pause>> {
+        if (begin.action, begin.bytes) == (0, 0) {
+            // What the host writes is there before the commands that are submitted next.
+            self.out.submit()?;
+            self.upload(begin.stage, stage)?;
+            for m in stage.before.iter().filter(|_| self.part.begins) {
+                self.transfer(m)?;
+            }
         }
-        for (action, step) in stage.body.iter().zip(&self.prepared.stages[at]) {
-            match (action, step) {
+        let actions = stage.body.iter().zip(&self.prepared.stages[begin.stage]).enumerate();
+        for (number, (action, ready)) in actions.skip(begin.action) {
+            match (action, ready) {
+                (Action::Move(Move { from: Side::Home(home), to }), _) => {
+                    let first = if number == begin.action { begin.bytes } else { 0 };
+                    if let Some((bytes, submission)) = self.bring(*home, *to, first)? {
+                        let place = Place { action: number, bytes, ..begin };
+                        return Ok(Some(Pause { place, submission: Some(submission) }));
+                    }
+                }
                 (Action::Move(m), _) => self.transfer(m)?,
                 (Action::Step(step), Some(ready)) => self.step(step, ready)?,
-                (Action::Step(_), None) => {} // an earlier step ran it
+                (Action::Pack(step, _), Some(ready)) => self.step(step, ready)?,
+                (Action::Step(_) | Action::Pack(..), None) => {} // an earlier step ran it
             }
         }
         for m in stage.after.iter().filter(|_| self.part.ends) {
             self.transfer(m)?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Brings value `home` from byte `first` on; where as much is on its way as may be, how far it came and what has to arrive
+    /// before it goes on.
+    fn bring(&mut self, home: usize, to: Side, first: u64) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
+        let context = self.out.context();
+        let name = &self.prepared.program.values[home].name;
+        let missing = || Error::internal(format!("`{name}` waits nowhere"));
+        let tensor = self.homes.home(name).ok_or_else(missing)?;
+        let bytes = bytes_of(tensor).map_err(|e| e.within(name))?;
+        let views = self.prepared.values.side(to, self.part)?;
+        let [view] = views.as_slice() else { return Err(Error::internal(format!("`{name}` is brought in pieces"))) };
+        self.out.submit()?;
+        let (chunk, most) = self.prepared.program.on_the_way();
+        let mut at = first;
+        while at < view.bytes {
+            let next = chunk.min(view.bytes - at);
+            if self.brought.iter().map(|b| b.0).sum::<u64>() + next > most
+                && let Some((_, oldest)) = self.brought.pop_front()
+            {
+                return Ok(Some((at, oldest)));
+            }
+            context.queue.write_buffer(&view.buffer, view.offset + at, &bytes[at as usize..(at + next) as usize]);
+            self.brought.push_back((next, context.queue.submit([])));
+            at += next;
+        }
+        Ok(None)
     }
 
     /// Uploads what the part needs of the batch: the table, indices, rows of inputs.
@@ -437,9 +537,17 @@ impl<'a> Recording<'a, '_> {
 fn prepare_stage(preparer: &mut Preparer<'_>, stage: &Stage) -> Result<Vec<Option<PreparedStep>>> {
     let mut ready = Vec::new();
     while let Some(action) = stage.body.get(ready.len()) {
-        let Action::Step(step) = action else {
-            ready.push(None);
-            continue;
+        let step = match action {
+            Action::Step(step) => step,
+            Action::Move(_) => {
+                ready.push(None);
+                continue;
+            }
+            Action::Pack(step, number) => {
+                let runner = kernels::prepare_pack(preparer, step, *number).map_err(|e| e.within(step.op.name()))?;
+                ready.push(Some(PreparedStep { packs: Vec::new(), runner }));
+                continue;
+            }
         };
         let rest = stage.body[ready.len()..].iter().map_while(|a| if let Action::Step(s) = a { Some(s) } else { None });
         let rest: Vec<&Step> = rest.collect();

@@ -18,7 +18,7 @@ mod upload;
 mod values;
 
 pub use adapter::{Context, Wanted, adapters};
-pub use executor::{Gpu, Prepared};
+pub use executor::{Gpu, Homes, Pause, Place, Prepared};
 pub use kernels::{KERNELS, Variant, shaders, variants};
 pub use pipeline::{Binding, Kernel};
 pub use reading::Reading;

@@ -1,6 +1,7 @@
 //! One `.safetensors` file: tensors by name, and JSON under the metadata key `mnemon`.
 
 use crate::error::{Error, Result};
+use crate::params::mapping::Mapping;
 use crate::params::{DType, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
@@ -8,11 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const KEY: &str = "mnemon";
 const VERSION: u64 = 1;
 /// The largest header that safetensors allows, in bytes.
 const HEADER_LIMIT: u64 = 100_000_000;
+/// Bytes of a tensor from which on it is read where it is used, rather than at once.
+const MAPPED: usize = 64 * 1024;
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,10 +103,10 @@ fn encode(path: &Path, tensors: &BTreeMap<String, Tensor>, info: Option<HashMap<
     safetensors::serialize(views, info).map_err(foreign)
 }
 
-/// Reads a file that [`save`] wrote.
+/// Reads a file that [`save`] wrote. Large tensors stay in the file, which must stay as it is until they are no longer used.
 pub fn load(path: &Path) -> Result<ModelFile> {
-    let bytes = read(path)?;
-    let Some(text) = own_metadata(path, &bytes)? else {
+    let file = open(path)?;
+    let Some(text) = own_metadata(path, file.bytes()?)? else {
         return Err(Error::file(path, "expected a model that mnemon saved, got a safetensors file of another program"));
     };
     let metadata: Value = serde_json::from_str(&text)
@@ -111,17 +115,18 @@ pub fn load(path: &Path) -> Result<ModelFile> {
         let found = metadata.get("version").unwrap_or(&Value::Null);
         return Err(Error::file(path, format!("expected version {VERSION} of the format, got {found}")));
     }
-    Ok(ModelFile { metadata, tensors: tensors(path, &bytes)? })
+    Ok(ModelFile { metadata, tensors: mapped_tensors(path, &file)? })
 }
 
 /// Whether [`save`] wrote the safetensors file.
 pub(super) fn is_own(path: &Path) -> Result<bool> {
-    Ok(own_metadata(path, &read(path)?)?.is_some())
+    Ok(own_metadata(path, open(path)?.bytes()?)?.is_some())
 }
 
-/// Reads the tensors of any safetensors file. F64, F16 and BF16 become F32, integers become U32 where they fit.
+/// Reads the tensors of any safetensors file. F64, F16 and BF16 become F32, integers become U32 where they fit. Large tensors of
+/// F32 stay in the file, as [`load`] says.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    tensors(path, &read(path)?)
+    mapped_tensors(path, &open(path)?)
 }
 
 /// Writes tensors without a model.
@@ -131,7 +136,7 @@ pub fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<(
 
 /// The tensors of a safetensors file that came as bytes, as [`read_tensors`] reads them.
 pub fn tensors_from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
-    tensors(Path::new("tensors"), bytes)
+    tensors(Path::new("tensors"), bytes, &|_| None)
 }
 
 /// Tensors as the bytes of a safetensors file.
@@ -148,13 +153,28 @@ fn own_metadata(path: &Path, bytes: &[u8]) -> Result<Option<String>> {
     Ok(header.metadata().as_ref().and_then(|m| m.get(KEY)).cloned())
 }
 
-fn tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+/// The tensors of `bytes`, those whose values `kept` knows from there.
+fn tensors(
+    path: &Path,
+    bytes: &[u8],
+    kept: &dyn Fn(&TensorView<'_>) -> Option<Result<Tensor>>,
+) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, view) in SafeTensors::deserialize(bytes).map_err(|e| broken(path, bytes, &e))?.tensors() {
-        let tensor = tensor(&view).map_err(|e| e.within(&name).within(path.display()))?;
-        tensors.insert(name, tensor);
+        let tensor = kept(&view).unwrap_or_else(|| tensor(&view));
+        tensors.insert(name.clone(), tensor.map_err(|e| e.within(&name).within(path.display()))?);
     }
     Ok(tensors)
+}
+
+fn mapped_tensors(path: &Path, file: &Arc<Mapping>) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = file.bytes()?;
+    tensors(path, bytes, &|view| {
+        let first = view.data().as_ptr().addr() - bytes.as_ptr().addr();
+        // Other writers need not align what they write, nor do all hosts order bytes as the file does.
+        let as_here = cfg!(target_endian = "little") && view.dtype() == Dtype::F32 && first.is_multiple_of(4);
+        (as_here && view.data().len() >= MAPPED).then(|| Tensor::mapped(view.shape(), Arc::clone(file), first))
+    })
 }
 
 /// The values of `view`, `SIZE` bytes each.
@@ -179,8 +199,8 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
     }
 }
 
-/// The bytes of a file, once its first eight say that it may be ours: a foreign file may be of any size.
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// A file, mapped once its first eight bytes say that it may be ours: a foreign file may be anything.
+fn open(path: &Path) -> Result<Arc<Mapping>> {
     let io = |e| Error::io(path, "read", e);
     let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let size = file.metadata().map_err(io)?.len();
@@ -192,14 +212,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     if size < 8 || header == 0 || header > HEADER_LIMIT || header > size - 8 {
         return Err(Error::file(path, format!("expected a whole safetensors file, got {size} bytes that are not")));
     }
-    let mut bytes = Vec::new();
-    usize::try_from(size)
-        .ok()
-        .and_then(|n| bytes.try_reserve_exact(n).ok())
-        .ok_or_else(|| Error::file(path, format!("its {size} bytes do not fit into memory")))?;
-    bytes.extend_from_slice(&first);
-    file.read_to_end(&mut bytes).map_err(io)?;
-    Ok(bytes)
+    Mapping::new(file, path).map(Arc::new)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Named parameters: host tensors, how they are laid out, how they begin, and the random numbers they begin with.
 
 pub mod initializer;
+pub(crate) mod mapping;
 pub mod random;
 pub mod rules;
 pub mod tensor;

@@ -1,7 +1,9 @@
 //! Dense host tensors, the currency at the edge of every executor.
 
+use super::mapping::Mapping;
 use crate::error::{Error, Result};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use std::sync::Arc;
 
 /// Element types of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,17 +14,31 @@ pub enum DType {
     U32,
 }
 
-/// A dense row-major tensor on the host.
-#[derive(Debug, Clone, PartialEq)]
+/// A dense row-major tensor on the host: in memory, or in a file that is mapped there, which is read where it is used.
+#[derive(Debug, Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
     data: Data,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 enum Data {
     F32(Vec<f32>),
     U32(Vec<u32>),
+    /// Floats from this byte of a file on.
+    Mapped(Arc<Mapping>, usize),
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (&self.data, &other.data) {
+            (Data::U32(a), Data::U32(b)) => a == b,
+            (Data::U32(_), _) | (_, Data::U32(_)) => false,
+            // What cannot be read equals nothing.
+            _ => matches!((self.f32s(), other.f32s()), (Ok(a), Ok(b)) if a == b),
+        };
+        self.shape == other.shape && same
+    }
 }
 
 fn check(shape: &[usize], len: usize) -> Result<()> {
@@ -44,6 +60,20 @@ impl Tensor {
     pub fn from_u32(shape: &[usize], data: Vec<u32>) -> Result<Self> {
         check(shape, data.len())?;
         Ok(Self { shape: shape.to_vec(), data: Data::U32(data) })
+    }
+
+    /// The floats of `file` from byte `first` on, which stay there.
+    pub(crate) fn mapped(shape: &[usize], file: Arc<Mapping>, first: usize) -> Result<Self> {
+        file.floats(first, shape.iter().product())?;
+        Ok(Self { shape: shape.to_vec(), data: Data::Mapped(file, first) })
+    }
+
+    /// The file that holds its floats, and from which byte on, where it is not in memory.
+    pub(crate) fn file(&self) -> Option<(&Arc<Mapping>, usize)> {
+        match &self.data {
+            Data::Mapped(file, first) => Some((file, *first)),
+            Data::F32(_) | Data::U32(_) => None,
+        }
     }
 
     /// A float tensor of zeros.
@@ -74,15 +104,16 @@ impl Tensor {
     /// Element type.
     pub fn dtype(&self) -> DType {
         match self.data {
-            Data::F32(_) => DType::F32,
+            Data::F32(_) | Data::Mapped(..) => DType::F32,
             Data::U32(_) => DType::U32,
         }
     }
 
-    /// The floats, or an error for an unsigned tensor.
+    /// The floats, or an error for an unsigned tensor, or where the file that holds them is not what it was.
     pub fn f32s(&self) -> Result<&[f32]> {
         match &self.data {
             Data::F32(v) => Ok(v),
+            Data::Mapped(file, first) => file.floats(*first, self.len()),
             Data::U32(_) => Err(Error::shape("tensor: expected 32-bit floats, got unsigned integers")),
         }
     }
@@ -91,7 +122,7 @@ impl Tensor {
     pub fn u32s(&self) -> Result<&[u32]> {
         match &self.data {
             Data::U32(v) => Ok(v),
-            Data::F32(_) => Err(Error::shape("tensor: expected unsigned integers, got 32-bit floats")),
+            Data::F32(_) | Data::Mapped(..) => Err(Error::shape("tensor: expected unsigned integers, got 32-bit floats")),
         }
     }
 
@@ -99,6 +130,7 @@ impl Tensor {
     pub fn into_f32s(self) -> Result<Vec<f32>> {
         match self.data {
             Data::F32(v) => Ok(v),
+            Data::Mapped(..) => Ok(self.f32s()?.to_vec()),
             Data::U32(_) => Err(Error::shape("tensor: expected 32-bit floats, got unsigned integers")),
         }
     }

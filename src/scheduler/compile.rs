@@ -12,9 +12,11 @@ use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource,
 use super::recurrence::{Family, Kernels, Layer};
 use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target};
+use super::stream;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
 use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broadcast};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Compiles the live part of `graph` for `target`.
 pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Result<Program> {
@@ -22,17 +24,20 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
     compiler.live()?;
     compiler.fuse();
     compiler.alias()?;
+    let none = BTreeSet::new();
     if let Some(measures) = options.measures {
-        return compiler.finish(options, measures);
+        return compiler.finish(options, measures, &none);
     }
-    let whole = compiler.finish(options, Measures::default());
+    let whole = compiler.finish(options, Measures::default(), &none);
     let Some(budget) = options.budget.filter(|_| target.executor != Executor::Reference) else { return whole };
+    let streams = !compiler.candidates().is_empty();
     let mut least: Option<Program> = None;
-    for measures in std::iter::once(Measures::default()).chain(measures::all(&options.capacity, target.unified)) {
+    let every = measures::all(&options.capacity, target.unified).into_iter().filter(|m| streams || !m.stream);
+    for measures in std::iter::once(Measures::default()).chain(every) {
         // What a device cannot bind whole it may bind in parts.
-        let Ok(program) = compiler.finish(options, measures) else { continue };
+        let Ok(program) = compiler.finish(options, measures, &none) else { continue };
         if program.memory().bytes() <= budget {
-            return Ok(program);
+            return Ok(if measures.stream { compiler.resident(options, program, budget) } else { program });
         }
         if least.as_ref().is_none_or(|l| program.memory().bytes() < l.memory().bytes()) {
             least = Some(program);
@@ -130,6 +135,7 @@ impl<'a> Compiler<'a> {
                 recurrence: None,
                 product: None,
                 epilogue: None,
+                gone: Vec::new(),
             });
         }
         for &(_, value) in graph.outputs() {
@@ -226,8 +232,33 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The program under `measures`.
-    fn finish(&self, options: &CompileOptions, measures: Measures) -> Result<Program> {
+    /// Values that may wait away from the device, those that are read most often last.
+    fn candidates(&self) -> Vec<usize> {
+        // Sums are the host's memory too where the host computes them; files hold them there.
+        let mut all = stream::candidates(&self.draft(), &self.copies, self.target.executor == Executor::Cpu);
+        if self.target.executor == Executor::Gpu {
+            all.retain(|v| !self.updated.contains(v));
+        }
+        all
+    }
+
+    /// `streamed`, whose weights wait, with as many of those resident as `budget` allows, the most read first.
+    fn resident(&self, options: &CompileOptions, streamed: Program, budget: u64) -> Program {
+        let all = self.candidates();
+        let (mut best, mut few, mut many) = (streamed, 0, all.len());
+        while few < many {
+            let more = (few + many).div_ceil(2);
+            let here: BTreeSet<usize> = all.iter().rev().take(more).copied().collect();
+            match self.finish(options, best.measures, &here) {
+                Ok(program) if program.memory().bytes() <= budget => (best, few) = (program, more),
+                _ => many = more - 1,
+            }
+        }
+        best
+    }
+
+    /// The program under `measures`; where weights wait, all of them but those in `resident`.
+    fn finish(&self, options: &CompileOptions, measures: Measures, resident: &BTreeSet<usize>) -> Result<Program> {
         if measures.offload && self.target.executor != Executor::Gpu {
             return Err(Error::unsupported("memory: only a device with memory of its own can offload to the host's"));
         }
@@ -238,17 +269,27 @@ impl<'a> Compiler<'a> {
             )));
         }
         let kernels = options.kernels.clone().unwrap_or_default();
-        let program = self.finish_with(options, measures, &kernels)?;
+        let program = self.finish_with(options, measures, &kernels, resident)?;
         if program.inside_pieces() {
             // *Sequence* needs each value of a layer in one binding.
             let step = Kernels { family: Some(Family::Step), ..kernels };
-            return self.finish_with(options, measures, &step);
+            return self.finish_with(options, measures, &step, resident);
         }
         Ok(program)
     }
 
-    fn finish_with(&self, options: &CompileOptions, measures: Measures, kernels: &Kernels) -> Result<Program> {
+    fn finish_with(
+        &self,
+        options: &CompileOptions,
+        measures: Measures,
+        kernels: &Kernels,
+        resident: &BTreeSet<usize>,
+    ) -> Result<Program> {
         let mut draft = self.draft();
+        if measures.stream {
+            let away = self.candidates().into_iter().filter(|v| !resident.contains(v));
+            away.for_each(|v| draft.values[v].offloaded = true);
+        }
         for step in &mut draft.steps {
             if let Some(layer) = Layer::of(step, &draft.values, self.capacity) {
                 step.recurrence = kernels.choose(&layer, &self.target)?;
@@ -265,9 +306,13 @@ impl<'a> Compiler<'a> {
             Some((parts, keep)) => cut(&draft, parts, (keep, measures.offload), self.capacity)
                 .ok_or_else(|| Error::unsupported("memory: the program has operations that cannot run in parts"))?,
         };
-        let mut plan = Laid { target: self.target, capacity: self.capacity, values, stages };
+        let mut plan = Laid { target: self.target, capacity: self.capacity, values, stages, brought: BTreeMap::new() };
         plan.check_updates()?;
+        if self.target.executor == Executor::Gpu {
+            plan.brought = stream::bring(&mut plan.values, &mut plan.stages);
+        }
         plan.workspaces();
+        stream::expand(&mut plan.stages, &plan.brought);
         plan.lifetimes(&draft);
         let placement = memory::place(
             &plan.values,
@@ -283,8 +328,15 @@ impl<'a> Compiler<'a> {
         };
         let outputs = self.graph.outputs().iter().filter_map(|(n, v)| Some((n.clone(), self.at[v.index()]?))).collect();
         let packs = plan.packs(draft.steps.len())?;
+        // What is packed of weights that stay is kept; biases and the like are not packed.
+        let keeps = |v: &usize| {
+            let value = &draft.values[*v];
+            value.storage == Storage::Persistent && !value.offloaded && value.shape.0.len() > 1
+        };
+        let shares = draft.steps.iter().map(|s| measures.stream && !s.inputs.iter().flatten().any(keeps)).collect();
         Ok(Program {
             packs,
+            shares,
             inputs: named(Kind::Input).collect(),
             outputs,
             scalars: scalars(&self.steps),

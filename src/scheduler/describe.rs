@@ -35,7 +35,7 @@ impl Program {
             (memory.persistent, "parameters and states"),
             (memory.packs, "packed weights"),
             (memory.tables, "tables and parameters of dispatches"),
-            (memory.staging, "on the way to the host"),
+            (memory.staging, "on the way"),
         ]
         .into_iter()
         .filter(|(bytes, _)| *bytes > 0)
@@ -43,7 +43,13 @@ impl Program {
         .collect();
         let _ = writeln!(text, "memory    {}: {}", amount(memory.bytes()), parts.join(", "));
         if memory.offloaded > 0 {
-            let _ = writeln!(text, "host      {} states between segments", amount(memory.offloaded));
+            let weights = self.values.iter().filter(|v| v.offloaded && v.cut.is_none() && v.storage == Storage::Persistent);
+            let _ = writeln!(
+                text,
+                "host      {} away from the device, {} weights among them",
+                amount(memory.offloaded),
+                weights.count()
+            );
         }
         let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
         let _ = writeln!(text, "measures  {}{bits}", self.measures);
@@ -122,8 +128,12 @@ impl Program {
                     Side::Whole(v) => name(v).to_string(),
                     Side::Part(v) => format!("the part's rows of {}", name(v)),
                     Side::Slot(v) => format!("the part's slot of {}", name(v)),
+                    Side::Home(v) => format!("{}, which waits away from the device", name(v)),
                 };
                 format!("copy {} to {}", side(m.from), side(m.to))
+            }
+            Action::Pack(step, workspace) => {
+                format!("pack {} for {}", name(step.workspace[*workspace]), step.op.name())
             }
             Action::Step(step) => {
                 let list = |all: &[Option<usize>]| {
@@ -155,6 +165,7 @@ impl Program {
         let mut text = String::from("values\n");
         for (at, value) in self.values.iter().enumerate() {
             let place = match (value.storage, self.placement.places.get(&at)) {
+                (Storage::Persistent, _) if value.offloaded => "waits in the host's memory or its file".to_string(),
                 (Storage::Persistent, _) => "kept by the session".to_string(),
                 _ if value.offloaded => "in the host's memory".to_string(),
                 (Storage::Of(other), _) if self.has_place(other) => {

@@ -1,5 +1,6 @@
 //! What a program holds, to the byte: the same sums as at the places that allocate.
 
+use super::memory::ALIGNMENT;
 use super::program::{Program, ProgramValue, Storage};
 use super::strategy::{Executor, PARAMETER_SLOTS, RUN_SCALARS};
 use super::table::Layout;
@@ -22,9 +23,10 @@ pub struct Memory {
     pub packs: u64,
     /// What a GPU is told of a run: the batch's table, scalars, parameters of dispatches.
     pub tables: u64,
-    /// Values on their way from a GPU to the host.
+    /// Values on their way from a GPU to the host, or to a GPU that shares the host's memory.
     pub staging: u64,
-    /// States of segments in the host's memory, which is not the device's and not counted with it.
+    /// What waits in the host's memory or in files, which are not the device's and not counted with it: weights, states of
+    /// segments.
     pub offloaded: u64,
 }
 
@@ -49,16 +51,44 @@ impl Program {
     /// What the program holds on its device, with what the device's session holds for all its programs.
     pub fn memory(&self) -> Memory {
         let bytes = |v: &ProgramValue| self.bytes(v);
-        let persistent = self.values.iter().filter(|v| v.storage == Storage::Persistent).map(bytes).sum();
+        let held = |v: &&ProgramValue| v.storage == Storage::Persistent && !v.offloaded;
+        let persistent = self.values.iter().filter(held).map(bytes).sum();
+        let offloaded = self.values.iter().filter(|v| v.offloaded).map(bytes).sum();
         let arenas = self.placement.bytes();
-        let packs = 4 * self.packs.iter().flatten().sum::<usize>() as u64;
+        let own = self.packs.iter().zip(&self.shares).filter(|(_, shared)| !**shared).flat_map(|(packs, _)| packs);
+        let packs = 4 * own.chain(&self.shared_packs()).sum::<usize>() as u64;
         if self.target.executor != Executor::Gpu {
-            return Memory { arenas, persistent, packs, ..Memory::default() };
+            return Memory { arenas, persistent, packs, offloaded, ..Memory::default() };
         }
         let parameters = PARAMETER_SLOTS as u64 * self.target.limits.uniform;
         let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 3 * NOTHING;
-        let offloaded = self.values.iter().filter(|v| v.offloaded).map(bytes).sum();
-        Memory { arenas, persistent, packs, tables, staging: self.staging(), offloaded }
+        // What is on its way to a device is in the host's memory, which may be the device's.
+        let brought = if self.target.unified { self.on_the_way().1 } else { 0 };
+        Memory { arenas, persistent, packs, tables, staging: self.staging() + brought, offloaded }
+    }
+
+    /// Bytes of weights that are written at a time, and that may be on their way to a device: some, so that the host goes on
+    /// while the device computes. Where they wait in memory that is the device's too, they are few. Estimates.
+    pub fn on_the_way(&self) -> (u64, u64) {
+        const MIB: u64 = 1 << 20;
+        let away = self.values.iter().filter(|v| v.storage == Storage::Persistent && v.offloaded);
+        let largest = away.map(|v| self.bytes(v)).max().unwrap_or(0);
+        if self.target.unified {
+            let chunk = (largest / 4).next_multiple_of(ALIGNMENT).min(4 * MIB);
+            (chunk, 2 * chunk)
+        } else {
+            (largest.min(16 * MIB), (2 * largest).min(128 * MIB))
+        }
+    }
+
+    /// Values of each place where steps of the host's processor pack what others pack there too.
+    pub fn shared_packs(&self) -> Vec<usize> {
+        let mut most = Vec::new();
+        for (packs, _) in self.packs.iter().zip(&self.shares).filter(|(_, shared)| **shared) {
+            most.resize(most.len().max(packs.len()), 0);
+            most.iter_mut().zip(packs).for_each(|(most, &values)| *most = values.max(*most));
+        }
+        most
     }
 
     /// Bytes of its largest output.

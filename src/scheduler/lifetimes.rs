@@ -16,6 +16,8 @@ pub(super) struct Laid<'a> {
     pub capacity: &'a Capacity,
     pub values: Vec<ProgramValue>,
     pub stages: Vec<Stage>,
+    /// Places for what waits away from the device, and what each stands for.
+    pub brought: BTreeMap<usize, usize>,
 }
 
 impl Laid<'_> {
@@ -47,7 +49,8 @@ impl Laid<'_> {
                 let len = |s: &Shape| capacity.resolve(s).map_or(0, |s| s.iter().product());
                 let needs = strategy::workspace(step, &self.target, &shapes, &len);
                 for (at, need) in needs.into_iter().enumerate() {
-                    let kept = !need.packs.is_empty();
+                    let comes = |at: &usize| step.inputs[*at].is_some_and(|v| self.brought.contains_key(&v));
+                    let kept = !need.packs.is_empty() && !need.packs.iter().any(comes);
                     if let Some(&value) = packed.get(&(step.number, at)).filter(|_| kept) {
                         step.workspace.push(value);
                         step.packs.push(Vec::new());

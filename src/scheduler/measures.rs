@@ -21,6 +21,8 @@ pub struct Measures {
     pub sequences: Option<usize>,
     /// Whether the states between segments wait in the host's memory, away from the device.
     pub offload: bool,
+    /// Whether weights wait in the host's memory or in their file, and are brought to the device when they are needed.
+    pub stream: bool,
 }
 
 impl Measures {
@@ -56,6 +58,9 @@ impl std::fmt::Display for Measures {
         if self.offload {
             parts.push("states wait in the host's memory".to_string());
         }
+        if self.stream {
+            parts.push("weights wait in the host's memory or in their file, and are brought layer by layer".to_string());
+        }
         if parts.is_empty() {
             parts.push("everything is held at once".to_string());
         }
@@ -63,8 +68,8 @@ impl std::fmt::Display for Measures {
     }
 }
 
-/// Measures by how much they cost: gates again, segments again, micro-batches, and on a device with memory of its own the
-/// host's.
+/// Measures by how much they cost: those that keep the bits of gradients first, gates again, segments again, weights that wait;
+/// then micro-batches, with all of these; and on a device with memory of its own the host's.
 pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
     let longest = capacity.axes.first().map_or(0, |a| a.0);
     // Near √T, where what is kept for all segments and what one holds are about as much; then less.
@@ -75,19 +80,20 @@ pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
         steps.push((last / 2).next_multiple_of(GRADIENT_CHUNK));
     }
     steps.retain(|&k| k < longest);
-    let mut all = Vec::new();
-    for keep in [Keep::Outputs, Keep::Nothing] {
-        all.extend(steps.iter().map(|&k| Measures { segments: Some((keep, k)), ..Measures::default() }));
-    }
+    let segments = |keep| steps.iter().map(move |&k| Measures { segments: Some((keep, k)), ..Measures::default() });
+    let again: Vec<Measures> = [Keep::Outputs, Keep::Nothing].into_iter().flat_map(segments).collect();
+    let streamed = |m: &Measures| Measures { stream: true, ..*m };
+    let whole = Measures::default();
+    let mut all = again.clone();
+    all.extend(std::iter::once(&whole).chain(&again).map(streamed));
     let mut sequences = capacity.sequences;
     while sequences > 1 {
         sequences = sequences.div_ceil(2);
-        let segments = steps.iter().map(|&k| Some((Keep::Nothing, k)));
-        all.extend(std::iter::once(None).chain(segments).map(|segments| Measures {
-            segments,
-            sequences: Some(sequences),
-            offload: false,
-        }));
+        let parts: Vec<Measures> = std::iter::once(whole)
+            .chain(segments(Keep::Nothing))
+            .map(|m| Measures { sequences: Some(sequences), ..m })
+            .collect();
+        all.extend(parts.iter().copied().chain(parts.iter().map(streamed)));
     }
     if !unified {
         let segments = |m: &&Measures| matches!(m.segments, Some((Keep::Nothing, _)));

@@ -21,6 +21,7 @@ pub mod recurrence;
 pub mod sampler;
 pub mod stage;
 pub mod strategy;
+mod stream;
 pub mod table;
 mod ticks;
 

@@ -85,6 +85,15 @@ pub struct Step {
     pub product: Option<Product>,
     /// What becomes of each element of its product, input 0, where that is not the product itself.
     pub epilogue: Option<Expr>,
+    /// Positions of inputs that an earlier [`Action::Pack`](super::Action::Pack) has read for it.
+    pub gone: Vec<usize>,
+}
+
+impl Step {
+    /// Values that it reads.
+    pub fn reads(&self) -> impl Iterator<Item = usize> + '_ {
+        self.inputs.iter().enumerate().filter(|(at, _)| !self.gone.contains(at)).filter_map(|(_, v)| *v)
+    }
 }
 
 /// A scalar that a run gives.
@@ -162,6 +171,8 @@ pub struct Program {
     pub placement: Placement,
     /// Values that the host's processor packs, for each step.
     pub packs: Vec<Vec<usize>>,
+    /// Whether each step's are in one place with those of others, made again for each run.
+    pub shares: Vec<bool>,
 }
 
 /// How to compile.

@@ -64,13 +64,15 @@ pub enum Side {
     Part(usize),
     /// What a value keeps for this part.
     Slot(usize),
+    /// All of a value that waits in the host's memory or in a file, away from the device.
+    Home(usize),
 }
 
 impl Side {
     /// The value, if it is one of the program's memory.
     pub fn value(self) -> Option<usize> {
         match self {
-            Self::Zero | Self::Input(_) => None,
+            Self::Zero | Self::Input(_) | Self::Home(_) => None,
             Self::Whole(v) | Self::Part(v) | Self::Slot(v) => Some(v),
         }
     }
@@ -93,14 +95,17 @@ pub enum Action {
     Step(Step),
     /// Copies values.
     Move(Move),
+    /// Makes this workspace of a step that comes later from values that are gone by then.
+    Pack(Box<Step>, usize),
 }
 
 impl Action {
     /// Values that are read.
     pub fn reads(&self) -> Vec<usize> {
         match self {
-            Self::Step(step) => step.inputs.iter().flatten().copied().collect(),
+            Self::Step(step) => step.reads().collect(),
             Self::Move(m) => m.from.value().into_iter().collect(),
+            Self::Pack(step, workspace) => step.packs[*workspace].iter().filter_map(|&at| step.inputs[at]).collect(),
         }
     }
 
@@ -109,6 +114,7 @@ impl Action {
         match self {
             Self::Step(step) => step.outputs.iter().flatten().chain(&step.workspace).copied().collect(),
             Self::Move(m) => m.to.value().into_iter().collect(),
+            Self::Pack(step, workspace) => vec![step.workspace[*workspace]],
         }
     }
 }
@@ -133,7 +139,7 @@ impl Stage {
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.body.iter().filter_map(|action| match action {
             Action::Step(step) => Some(step),
-            Action::Move(_) => None,
+            Action::Move(_) | Action::Pack(..) => None,
         })
     }
 

@@ -1,0 +1,125 @@
+//! Models larger than a device's memory: their weights come layer by layer, and nothing is different but the memory.
+
+mod common;
+
+use common::devices;
+use mnemon::device::{Device, Session};
+#[allow(unused)]
+use mnemon::error::ErrorKind;
+use mnemon::graph::Graph;
+use mnemon::io;
+use mnemon::nn::{Dense, GraphOptions, Input, Lstm, Network};
+use mnemon::params::random::Random;
+use mnemon::params::{ParameterSpec, Tensor};
+use mnemon::scheduler::{Batch, Capacity, CompileOptions, Measures};
+#[allow(unused)]
+use mnemon::train::{Model, Named};
+use std::path::{Path, PathBuf};
+
+const FEATURES: usize = 64;
+const HIDDEN: usize = 192;
+const LAYERS: usize = 16;
+const LENGTHS: [usize; 5] = [7, 3, 0, 9, 7];
+
+/// Sixteen LSTMs, of which the last gives its last h, and a layer over it.
+fn network() -> Network {
+    let mut network = Network::default();
+    let mut h = vec![network.input("x", Input::Features(FEATURES))];
+    for layer in 0..LAYERS {
+        h = network.add(Lstm::new(HIDDEN).return_sequences(layer + 1 < LAYERS), &h).unwrap();
+    }
+    let y = network.add(Dense::new(5), &h).unwrap();
+    network.output("y", y[0]);
+    network
+}
+
+fn values(shape: &[usize], seed: u64) -> Tensor {
+    let mut random = Random::new(seed, 3);
+    Tensor::new(shape, (0..shape.iter().product()).map(|_| 0.2 * random.normal() as f32).collect()).unwrap()
+}
+
+fn parameters(network: &Network) -> Named {
+    let value = |(at, p): (usize, &ParameterSpec)| (p.name.clone(), values(&p.shape, at as u64));
+    network.parameters().unwrap().iter().enumerate().map(value).collect()
+}
+
+fn bytes(parameters: &Named) -> u64 {
+    parameters.values().map(|t| 4 * t.len() as u64).sum()
+}
+
+/// A file of its own for a test, removed with it.
+struct Weights(PathBuf);
+
+impl Weights {
+    fn new(name: &str, parameters: &Named) -> Self {
+        let path = std::env::temp_dir().join(format!("mnemon-weights-{}-{name}.safetensors", std::process::id()));
+        io::write_tensors(&path, parameters.clone()).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn read(&self) -> Named {
+        io::read_tensors(&self.0).unwrap()
+    }
+}
+
+impl Drop for Weights {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn graph(network: &Network) -> Graph {
+    let mut graph = Graph::new();
+    let built = network.build(&mut graph, GraphOptions::default()).unwrap();
+    graph.output("y", built.outputs[0].0).unwrap();
+    graph
+}
+
+fn session(device: &Device, parameters: &Named) -> Session {
+    let mut session = device.session().unwrap();
+    parameters.iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
+    session
+}
+
+fn packed_input(batch: &Batch) -> Tensor {
+    values(&[batch.axis(0).unwrap().rows(), FEATURES], 77)
+}
+
+/// The outputs of two runs of different batches.
+fn run(session: &mut Session, options: &CompileOptions) -> (Vec<Tensor>, Measures, u64) {
+    let mut executable = session.load_with(&graph(&network()), options).unwrap();
+    let batches = [Batch::ragged(&LENGTHS).unwrap(), Batch::dense(4, 3).unwrap(), Batch::ragged(&LENGTHS).unwrap()];
+    let outputs = batches.map(|batch| {
+        session.run(&mut executable, &batch, &[("x", &packed_input(&batch))]).unwrap();
+        session.output(&executable, "y").unwrap()
+    });
+    let program = executable.program();
+    (outputs.to_vec(), program.measures, program.memory().bytes())
+}
+
+/// A quarter of the model holds it, from a file or from memory, with the bits of a device that holds all, and not a byte more
+/// than it was given is ever allocated.
+#[test]
+fn a_model_four_times_as_large_as_the_budget_gives_the_same_bits() {
+    let parameters = parameters(&network());
+    let file = Weights::new("quarter", &parameters);
+    let budget = bytes(&parameters) / 4;
+    let capacity = Capacity::exactly(&Batch::ragged(&LENGTHS).unwrap());
+    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+        for parameters in [file.read(), parameters.clone()] {
+            let small = device.clone().reopen().unwrap().with_memory(budget);
+            let mut session = session(&small, &parameters);
+            let (outputs, measures, planned) = run(&mut session, &CompileOptions::new(&capacity));
+            assert!(measures.stream, "{device:?}: {measures}");
+            let most = session.allocated().1;
+            assert!(planned <= budget && most <= budget, "{device:?}: {planned} planned, {most} held of {budget}");
+            let whole = run(&mut self::session(&device, &parameters), &CompileOptions::new(&capacity));
+            assert!(!whole.1.stream && whole.2 > 2 * bytes(&parameters) / 2, "{device:?}");
+            assert_eq!(outputs, whole.0, "{device:?}");
+        }
+    }
+}
