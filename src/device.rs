@@ -191,6 +191,21 @@ impl Device {
         Ok(self)
     }
 
+    /// Where work goes on once this device has failed, the first that does not fail too: the same opened again, then the CPU.
+    pub fn elsewhere(&self) -> impl Iterator<Item = Result<Self>> + use<> {
+        let (this, is_cpu) = (self.clone(), self.kind() == DeviceKind::Cpu);
+        std::iter::once_with(move || this.reopen()).chain((!is_cpu).then(|| Ok(Self::cpu())))
+    }
+
+    /// Refuses allocations beyond `bytes` in all on a GPU, as a device does that has no more; for tests of what happens then.
+    pub fn refuse_beyond(&self, bytes: u64) {
+        let _ = bytes;
+        #[cfg(feature = "gpu")]
+        if let Choice::Gpu(context) = &self.choice {
+            context.buffers.meter().limit(bytes);
+        }
+    }
+
     /// Destroys a GPU's device, as if it had been lost, for everyone who shares it; for tests of what happens then.
     pub fn lose(&self) {
         #[cfg(feature = "gpu")]

@@ -50,6 +50,11 @@ impl Error {
         self.kind
     }
 
+    /// Whether it is the device's, or its memory's, and not that of what it was given: elsewhere it may go well.
+    pub fn is_of_the_device(&self) -> bool {
+        matches!(self.kind, ErrorKind::Device | ErrorKind::Memory)
+    }
+
     /// The same error, its message preceded by `context` (a layer, tensor or file name).
     #[must_use]
     pub fn within(mut self, context: impl fmt::Display) -> Self {

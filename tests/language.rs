@@ -74,6 +74,37 @@ fn the_loss_falls_on_every_device() {
     }
 }
 
+/// The device is lost in the middle of training, and again; what is opened again goes on, and nothing is different.
+#[test]
+fn a_lost_device_changes_nothing() {
+    for device in common::gpus() {
+        let mut whole = trainer(&device, OPTIONS);
+        let mut other = trainer(&device.clone().reopen().unwrap(), OPTIONS);
+        let lose = |trainer: &mut Trainer| trainer.model().model().device().lose();
+        while !whole.finished() {
+            let step = other.progress().step;
+            if step == 3 {
+                lose(&mut other);
+            }
+            whole.step().unwrap();
+            other.step().unwrap();
+            assert_eq!(other.progress(), whole.progress());
+            if step == 12 {
+                lose(&mut other);
+                assert_eq!(other.validate().unwrap(), whole.validate().unwrap());
+            }
+        }
+        assert_eq!(other.loss_so_far().unwrap(), whole.loss_so_far().unwrap());
+        assert_eq!(bits(&mut other), bits(&mut whole), "{device:?}");
+        // Lost again and again, without a snapshot between, it is gone for good.
+        lose(&mut other);
+        let (got, wanted) = (other.validate().unwrap().unwrap(), whole.validate().unwrap().unwrap());
+        assert!((got - wanted).abs() < 1e-4, "{got} {wanted}");
+        assert_eq!(other.model().model().device().label(), "cpu");
+        other.checkpoint(file("lost.safetensors")).unwrap();
+    }
+}
+
 #[test]
 fn training_resumes_bit_for_bit_in_the_middle_of_an_epoch() {
     let path = file("resume.safetensors");

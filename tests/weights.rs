@@ -4,16 +4,15 @@ mod common;
 
 use common::devices;
 use mnemon::device::{Device, Session};
-#[allow(unused)]
 use mnemon::error::ErrorKind;
 use mnemon::graph::Graph;
 use mnemon::io;
 use mnemon::nn::{Dense, GraphOptions, Input, Lstm, Network};
+use mnemon::optim::Adam;
 use mnemon::params::random::Random;
 use mnemon::params::{ParameterSpec, Tensor};
 use mnemon::scheduler::{Batch, Capacity, CompileOptions, Measures};
-#[allow(unused)]
-use mnemon::train::{Model, Named};
+use mnemon::train::{Fit, Loss, Model, Named};
 use std::path::{Path, PathBuf};
 
 const FEATURES: usize = 64;
@@ -122,4 +121,60 @@ fn a_model_four_times_as_large_as_the_budget_gives_the_same_bits() {
             assert_eq!(outputs, whole.0, "{device:?}");
         }
     }
+}
+
+/// The file of the weights is cut off and written anew while they are in use: what needs them says so, and goes on once it has
+/// them again.
+#[test]
+fn a_weight_file_that_cannot_be_read_fails_the_run_and_not_the_process() {
+    let parameters = parameters(&network());
+    let budget = bytes(&parameters) / 4;
+    let batch = Batch::ragged(&LENGTHS).unwrap();
+    let (graph, x) = (graph(&network()), packed_input(&batch));
+    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+        let file = Weights::new(&format!("cut-{}", device.label()), &parameters);
+        let mut session = session(&device.with_memory(budget), &file.read());
+        let mut executable = session.load(&graph, &Capacity::exactly(&batch)).unwrap();
+        session.run(&mut executable, &batch, &[("x", &x)]).unwrap();
+        let wanted = session.output(&executable, "y").unwrap();
+        std::fs::OpenOptions::new().write(true).open(file.path()).unwrap().set_len(1000).unwrap();
+        for _ in 0..2 {
+            let error = session.run(&mut executable, &batch, &[("x", &x)]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::File, "{error}");
+            for wanted in ["mnemon-weights-", "changed", "got 1000", "weight_"] {
+                assert!(error.to_string().contains(wanted), "{error}");
+            }
+        }
+        io::write_tensors(file.path(), parameters.clone()).unwrap();
+        file.read().iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
+        session.run(&mut executable, &batch, &[("x", &x)]).unwrap();
+        assert_eq!(session.output(&executable, "y").unwrap(), wanted);
+    }
+}
+
+/// Training of a model whose parameters, gradients and optimiser state do not fit gives what training in memory gives.
+#[test]
+fn a_model_larger_than_the_budget_trains() {
+    let network = network();
+    let parameters = parameters(&network);
+    let budget = bytes(&parameters) / 2;
+    let file = Weights::new("train", &parameters);
+    let (inputs, targets) = (
+        Named::from([("x".to_string(), values(&[12, 6, FEATURES], 5))]),
+        Named::from([("y".to_string(), values(&[12, 5], 6))]),
+    );
+    let fit = Fit { epochs: 2, batch_size: 4, ..Fit::default() };
+    let train = |device: &Device, parameters: &Named| {
+        let mut model = Model::new(device, &network, parameters).unwrap();
+        model.compile(Adam::default(), &[("y", Loss::MeanSquaredError)]).unwrap();
+        let history = model.fit(&inputs, &targets, &fit).unwrap();
+        (history.loss, model.parameters().unwrap())
+    };
+    let device = Device::cpu_with_threads(2).unwrap();
+    let (loss, trained) = train(&device.clone().with_memory(budget), &file.read());
+    let (wanted_loss, wanted) = train(&device, &parameters);
+    assert_eq!(loss, wanted_loss);
+    assert_eq!(trained, wanted);
+    assert_ne!(trained, parameters);
+    assert_eq!(file.read(), parameters, "the file is as it was");
 }

@@ -164,12 +164,19 @@ impl Cpu {
             )));
         }
         value.version = version;
+        // Where a file has changed, what is mapped of it cannot even be written to.
+        if value.file.is_some() && tensor.len() == value.data.len() {
+            (value.data, value.file) = storage::wait(tensor, false)?;
+            return Ok(());
+        }
+        value.file.as_ref().map_or(Ok(()), |file| file.check())?;
         storage::store(tensor, 0, &mut value.data)
     }
 
     /// The persistent value `name`, whole.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let value = &self.persistents[self.find(name)?];
+        value.file.as_ref().map_or(Ok(()), |file| file.check())?;
         storage::load(&value.data, &value.shape, value.dtype)
     }
 
@@ -224,7 +231,8 @@ impl Cpu {
         // One more for the steps that share a place.
         let mut packs: Vec<[Cached; PACKS]> = (0..=program.steps.len()).map(|_| Default::default()).collect();
         let shared = program.shared_packs();
-        let own = program.packs.iter().zip(&program.shares).map(|(sizes, shares)| if *shares { &[][..] } else { sizes });
+        let own =
+            program.packs.iter().zip(&program.shares).map(|(sizes, shares)| if *shares { &[][..] } else { sizes });
         for (packs, sizes) in packs.iter_mut().zip(own.chain([&shared[..]])) {
             for (pack, &len) in packs.iter_mut().zip(sizes).filter(|(_, len)| **len > 0) {
                 let (data, claim) = storage::allocate(&self.meter, "packed", len)?;

@@ -320,7 +320,9 @@ impl Session {
                 let entry = self.registry.get(name)?;
                 // One place is changed and the other read.
                 let (here, away) = (held(&entry.resident), held(&entry.brought));
-                if (changes && if waits { here } else { away }) || (held(&entry.changed) && if waits { here } else { away }) {
+                if (changes && if waits { here } else { away })
+                    || (held(&entry.changed) && if waits { here } else { away })
+                {
                     return Err(Error::memory(format!("session: another program needs `{name}` in another place")));
                 }
                 if !waits {

@@ -210,7 +210,8 @@ impl Gpu {
         let stages = program.stages.iter().map(|stage| prepare_stage(&mut preparer, stage));
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let on_the_way = program.memory().staging - program.staging();
-        let refused = || Error::memory(format!("device: {on_the_way} bytes of weights on their way are beyond the limit"));
+        let refused =
+            || Error::memory(format!("device: {on_the_way} bytes of weights on their way are beyond the limit"));
         let _brought = match on_the_way {
             0 => None,
             bytes => Some(self.context.buffers.meter().claim(bytes).ok_or_else(refused)?),

@@ -128,6 +128,15 @@ impl Sequential {
         self.built.as_mut().map(|b| &mut b.session).ok_or_else(not_built)
     }
 
+    /// Goes on with another session that holds the parameters, on its device.
+    pub(crate) fn replace_session(&mut self, session: Session) {
+        self.device = session.device().clone();
+        if let Some(built) = &mut self.built {
+            built.programs.clear();
+            built.session = session;
+        }
+    }
+
     /// The session, and the program kept under `key`, which `make` makes where there is none; where memory does not hold it
     /// beside the others, without them.
     pub(crate) fn program(

@@ -49,7 +49,10 @@ impl Mapping {
             return Ok(());
         }
         let (was, is) = (self.state.0, now.len());
-        Err(Error::file(&self.path, format!("it has changed while it was in use: expected {was} bytes as they were, got {is}")))
+        Err(Error::file(
+            &self.path,
+            format!("it has changed while it was in use: expected {was} bytes as they were, got {is}"),
+        ))
     }
 
     /// `len` floats from byte `first` on.

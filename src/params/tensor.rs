@@ -122,7 +122,9 @@ impl Tensor {
     pub fn u32s(&self) -> Result<&[u32]> {
         match &self.data {
             Data::U32(v) => Ok(v),
-            Data::F32(_) | Data::Mapped(..) => Err(Error::shape("tensor: expected unsigned integers, got 32-bit floats")),
+            Data::F32(_) | Data::Mapped(..) => {
+                Err(Error::shape("tensor: expected unsigned integers, got 32-bit floats"))
+            }
         }
     }
 

@@ -43,7 +43,8 @@ impl Program {
         .collect();
         let _ = writeln!(text, "memory    {}: {}", amount(memory.bytes()), parts.join(", "));
         if memory.offloaded > 0 {
-            let weights = self.values.iter().filter(|v| v.offloaded && v.cut.is_none() && v.storage == Storage::Persistent);
+            let weights =
+                self.values.iter().filter(|v| v.offloaded && v.cut.is_none() && v.storage == Storage::Persistent);
             let _ = writeln!(
                 text,
                 "host      {} away from the device, {} weights among them",

@@ -59,7 +59,8 @@ impl std::fmt::Display for Measures {
             parts.push("states wait in the host's memory".to_string());
         }
         if self.stream {
-            parts.push("weights wait in the host's memory or in their file, and are brought layer by layer".to_string());
+            parts
+                .push("weights wait in the host's memory or in their file, and are brought layer by layer".to_string());
         }
         if parts.is_empty() {
             parts.push("everything is held at once".to_string());

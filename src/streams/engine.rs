@@ -2,8 +2,8 @@
 
 use super::StreamOptions;
 use super::journal::{Event, Journal};
-use crate::device::{Device, DeviceKind, Executable, Session};
-use crate::error::{Error, ErrorKind, Result};
+use crate::device::{Device, Executable, Session};
+use crate::error::{Error, Result};
 use crate::graph::{B, Dim, Graph, Value};
 use crate::nn::{GraphOptions, Network, Slots};
 use crate::params::{DType, Tensor};
@@ -294,12 +294,10 @@ impl Engine {
 
     /// Where `error` says that the device has failed, opens it again, and then the CPU, makes the states anew and does `work` there.
     fn elsewhere<T>(&mut self, mut error: Error, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        if !may_recover(&error) {
+        if !error.is_of_the_device() {
             return Err(error);
         }
-        let again = std::iter::once(self.device.clone().reopen());
-        let elsewhere = (self.device.kind() != DeviceKind::Cpu).then(|| Ok(Device::cpu()));
-        for device in again.chain(elsewhere) {
+        for device in self.device.elsewhere() {
             // What is left of the old one makes room.
             self.live = None;
             let done = device.and_then(|device| {
@@ -310,7 +308,7 @@ impl Engine {
                 work(self)
             });
             match done {
-                Err(e) if may_recover(&e) => error = e,
+                Err(e) if e.is_of_the_device() => error = e,
                 other => return other,
             }
         }
@@ -329,9 +327,4 @@ impl Engine {
         self.journal.events = events;
         done
     }
-}
-
-/// Whether an error is the device's and not that of what it was given.
-fn may_recover(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Device | ErrorKind::Memory)
 }

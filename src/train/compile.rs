@@ -109,6 +109,10 @@ impl Learner for Model {
         Ok(&mut self.session)
     }
 
+    fn replace_session(&mut self, session: Session) {
+        Self::replace_session(self, session);
+    }
+
     fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
         self.kept_program(key, make)
     }

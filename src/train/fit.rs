@@ -261,6 +261,10 @@ impl Learner for Sequential {
         Self::session(self)
     }
 
+    fn replace_session(&mut self, session: Session) {
+        Self::replace_session(self, session);
+    }
+
     fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
         Self::program(self, key, |model| make(Self::session(model)?))
     }

@@ -5,6 +5,7 @@ use super::dataset::Dataset;
 use super::fit::{Compiled, Epoch, Fit, History, check_stateful};
 use super::monitor::{Monitor, not_finite};
 use super::prefetch::Prefetch;
+use super::recovery::Recovery;
 use super::step::{EVALUATE, TRAIN, evaluation_graph, is_scaled, training_graph, training_scalars, zero_slots};
 use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub(super) trait Learner {
     fn network(&self) -> Result<Network>;
     /// The session with its parameters.
     fn session(&mut self) -> Result<&mut Session>;
+    /// Goes on with another session that holds the parameters; programs are made anew.
+    fn replace_session(&mut self, session: Session);
     /// The session, and the program kept under `key`, made where there is none.
     fn program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)>;
     /// What `compile` chose.
@@ -64,19 +67,37 @@ pub(super) fn fit(
     lengths.truncate(cut);
     let sampler = Sampler::new(lengths, size, fit.batching, fit.shuffle.then_some(fit.seed))?;
     let left = fit.steps.unwrap_or(usize::MAX);
-    let mut run = TrainingRun { data, network, fit, sampler, size, left, monitor: Monitor::default() };
-    let mut history = History::default();
-    for _ in 0..fit.epochs {
+    let (monitor, recovery) = (Monitor::default(), Recovery::default());
+    let mut run = TrainingRun { data, network, fit, sampler, size, left, done: 0, monitor, recovery };
+    let (mut history, mut told) = (History::default(), 0);
+    while run.done < fit.epochs {
         let start = Instant::now();
-        let Some(Trained { loss, waited, cost }) = run.epoch(learner)? else { break };
-        let val_loss = (cut < data.samples).then(|| evaluate(learner, data, cut..data.samples, size)).transpose()?;
+        let mut whole = || -> Result<_> {
+            let Some(trained) = run.epoch(learner)? else { return Ok(None) };
+            let val_loss =
+                (cut < data.samples).then(|| evaluate(learner, data, cut..data.samples, size)).transpose()?;
+            Ok(Some((trained, val_loss)))
+        };
+        let (Trained { loss, waited, cost }, val_loss) = match whole() {
+            Ok(Some(trained)) => trained,
+            Ok(None) => break,
+            Err(error) => {
+                run.recover(learner, error)?;
+                history.loss.truncate(run.done);
+                history.val_loss.truncate(run.done);
+                continue;
+            }
+        };
+        run.done += 1;
         history.loss.push(loss);
         history.val_loss.extend(val_loss);
         let epoch = learner.compiled()?.epoch as usize;
         let epoch = Epoch { epoch, loss, val_loss, seconds: start.elapsed().as_secs_f64(), waited, cost };
-        if on_epoch(&epoch).is_break() {
+        // An epoch that a lost device has had done again was told of before.
+        if run.done > told && on_epoch(&epoch).is_break() {
             break;
         }
+        told = told.max(run.done);
     }
     Ok(history)
 }
@@ -119,7 +140,18 @@ struct TrainingRun<'a> {
     size: usize,
     /// Steps that may still be taken.
     left: usize,
+    /// Epochs so far.
+    done: usize,
     monitor: Monitor,
+    recovery: Recovery<Moment>,
+}
+
+/// Where a snapshot was taken: how far training had come, what was left, and the epochs that were done.
+#[derive(Clone, Copy)]
+struct Moment {
+    compiled: Compiled,
+    left: usize,
+    done: usize,
 }
 
 /// What an epoch came to.
@@ -130,6 +162,20 @@ struct Trained {
 }
 
 impl TrainingRun<'_> {
+    /// Goes on from the last snapshot on another device, where `error` is the device's.
+    fn recover(&mut self, learner: &mut dyn Learner, error: Error) -> Result<()> {
+        let device = learner.session()?.device().clone();
+        let (Self { left, done, monitor, recovery, .. }, mut session) = (self, None);
+        let moment = recovery.elsewhere(error, &device, |here, &moment| {
+            session = Some(here);
+            Ok(moment)
+        })?;
+        session.into_iter().for_each(|session| learner.replace_session(session));
+        learner.keep(moment.compiled);
+        (*left, *done, *monitor) = (moment.left, moment.done, Monitor::default());
+        Ok(())
+    }
+
     /// Trains to the end of the epoch; nothing where the steps that may be taken end before it.
     fn epoch(&mut self, learner: &mut dyn Learner) -> Result<Option<Trained>> {
         let mut compiled = learner.compiled()?;
@@ -142,7 +188,7 @@ impl TrainingRun<'_> {
         let Compiled { optimizer, step: first, epoch, batch: met, .. } = compiled;
         let order = self.sampler.epoch(epoch);
         let order = &order[(met as usize).min(order.len())..];
-        let (now, whole) = (order.len().min(self.left), order.len() <= self.left);
+        let (now, whole, left) = (order.len().min(self.left), order.len() <= self.left, self.left);
         self.left -= now;
         let (size, clip) = (self.size, self.fit.clip_norm);
         let objectives: Vec<Objective> = self.data.objectives();
@@ -156,6 +202,13 @@ impl TrainingRun<'_> {
         if met == 0 || !session.names().any(|name| TRAIN.names().contains(&name)) {
             TRAIN.zero(session)?;
         }
+        let done = self.done;
+        let moment = |step: u32| {
+            let taken = step - first;
+            Moment { compiled: Compiled { step, batch: met + taken, ..compiled }, left: left - taken as usize, done }
+        };
+        // Before a program takes of the memory what there is.
+        self.recovery.keep(session, &moment(first))?;
         let (session, program) = learner.program(&key, &|session| {
             let (prefix, scaled) = (format!("train.{size}."), is_scaled(session));
             let graph = training_graph(&self.network, &objectives, &optimizer, clip, &prefix, scaled)?;
@@ -179,6 +232,7 @@ impl TrainingRun<'_> {
                 if bad.is_some() {
                     break;
                 }
+                self.recovery.keep(session, &moment(step))?;
             }
             Ok::<_, Error>(batches.waited().as_secs_f64())
         });

@@ -13,6 +13,7 @@ mod monitor;
 mod pack;
 mod plan;
 mod prefetch;
+mod recovery;
 mod save;
 mod scaling;
 mod step;

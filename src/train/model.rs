@@ -73,6 +73,12 @@ impl Model {
         names.map(|name| Ok((name.clone(), self.session.get(&name)?))).collect()
     }
 
+    /// Goes on with another session that holds the parameters.
+    pub(super) fn replace_session(&mut self, session: Session) {
+        self.programs.clear();
+        self.session = session;
+    }
+
     pub(super) fn kept_program(&mut self, key: &str, make: Make<'_>) -> Result<(&mut Session, &mut Executable)> {
         let at = match self.programs.iter().position(|p| p.0 == key) {
             Some(at) => at,

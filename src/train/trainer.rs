@@ -6,6 +6,7 @@
 use super::language::LanguageModel;
 use super::monitor::{Monitor, not_finite};
 use super::prefetch::Prefetch;
+use super::recovery::Recovery;
 use super::save::check_shape;
 use super::scaling::LossScale;
 use super::step::{
@@ -13,9 +14,9 @@ use super::step::{
     zero_states,
 };
 use super::{Loss, Objective};
-use crate::device::{Device, Executable};
+use crate::device::{Device, Executable, Session};
 use crate::error::{Error, Result};
-use crate::io;
+use crate::io::{self, ModelFile};
 use crate::nn::{Input, Network};
 use crate::optim::{Adam, Optimizer};
 use crate::params::{Tensor, fingerprint};
@@ -138,6 +139,7 @@ pub struct Trainer {
     executable: Executable,
     validation: Option<Validation>,
     monitor: Monitor,
+    recovery: Recovery<u32>,
     step: u32,
     failed: Option<u32>,
     text: [u64; 2],
@@ -182,23 +184,15 @@ impl Trainer {
         }
         let text = [&train_tokens, &valid_tokens].map(|tokens| fingerprint(tokens.iter().map(|&t| u64::from(t))));
         let train = train_streams(train_tokens, &options)?;
-        let graph = training_graph(
-            &network(&model)?,
-            &[Objective::sole(Loss::CrossEntropy)],
-            &optimizer,
-            options.clip,
-            "train.",
-            is_scaled(model.model.session()?),
-        )?;
         let slots = optimizer.slots(&model.model.parameters());
         zero_slots(model.model.session()?, &slots)?;
         // Before the training step, which takes of the memory what it can use.
         let validation = Self::validation(&mut model, valid_tokens, &options)?;
         let session = model.model.session()?;
         TRAIN.zero(session)?;
-        let executable = session.load(&graph, &train.capacity()?)?;
-        zero_states(session, &executable)?;
-        let monitor = Monitor::default();
+        let executable = Self::program(&mut model, &options, &optimizer, &train)?;
+        zero_states(model.model.session()?, &executable)?;
+        let (monitor, recovery) = (Monitor::default(), Recovery::default());
         Ok(Self {
             model,
             options,
@@ -208,10 +202,29 @@ impl Trainer {
             executable,
             validation,
             monitor,
+            recovery,
             step: 0,
             failed: None,
             text,
         })
+    }
+
+    /// The program of a training step.
+    fn program(
+        model: &mut LanguageModel,
+        options: &TrainOptions,
+        optimizer: &Optimizer,
+        train: &Streams,
+    ) -> Result<Executable> {
+        let graph = training_graph(
+            &network(model)?,
+            &[Objective::sole(Loss::CrossEntropy)],
+            optimizer,
+            options.clip,
+            "train.",
+            is_scaled(model.model.session()?),
+        )?;
+        model.model.session()?.load(&graph, &train.capacity()?)
     }
 
     fn validation(model: &mut LanguageModel, tokens: Vec<u32>, options: &TrainOptions) -> Result<Option<Validation>> {
@@ -221,11 +234,47 @@ impl Trainer {
         let count = options.batch.min(tokens.len() - 1);
         let length = (tokens.len() - 1) / count;
         let streams = Streams { tokens, count, length, sequence: options.sequence };
+        Self::validating(model, streams).map(Some)
+    }
+
+    fn validating(model: &mut LanguageModel, streams: Streams) -> Result<Validation> {
         let graph = evaluation_graph(&network(model)?, &[Objective::sole(Loss::CrossEntropy)], "evaluate.")?;
         let session = model.model.session()?;
         EVALUATE.zero(session)?;
         let executable = session.load(&graph, &streams.capacity()?)?;
-        Ok(Some(Validation { streams, executable }))
+        Ok(Validation { streams, executable })
+    }
+
+    /// Does `work`, elsewhere if the device fails: training goes on from what was kept of it last, to where it stood, and then
+    /// does it.
+    fn lasting<R>(&mut self, mut work: impl FnMut(&mut Self) -> Result<R>) -> Result<R> {
+        let stood = self.step;
+        let error = match work(self) {
+            Err(error) if error.is_of_the_device() => error,
+            other => return other,
+        };
+        let device = self.model.model.device().clone();
+        let mut recovery = std::mem::take(&mut self.recovery);
+        let done = recovery.elsewhere(error, &device, |session, &step| {
+            self.go_on(session, step)?;
+            while self.step < stood {
+                self.advance()?;
+            }
+            work(self)
+        });
+        self.recovery = recovery;
+        done
+    }
+
+    /// Stands where a snapshot was taken, on another session.
+    fn go_on(&mut self, session: Session, step: u32) -> Result<()> {
+        self.model.model.replace_session(session);
+        self.executable = Self::program(&mut self.model, &self.options, &self.optimizer, &self.train)?;
+        if let Some(Validation { streams, .. }) = self.validation.take() {
+            self.validation = Some(Self::validating(&mut self.model, streams)?);
+        }
+        (self.windows, self.monitor, self.failed, self.step) = (None, Monitor::default(), None, step);
+        Ok(())
     }
 
     /// Training as a checkpoint left it, bit for bit, over the same text.
@@ -321,6 +370,10 @@ impl Trainer {
     /// Advances one window. A step whose loss or gradient is not finite changes nothing; this or one of the next steps
     /// says so, and the trainer stands where that step began.
     pub fn step(&mut self) -> Result<()> {
+        self.lasting(Self::advance)
+    }
+
+    fn advance(&mut self) -> Result<()> {
         self.healthy(false)?;
         let windows = self.train.windows() as u32;
         let (epoch, window) = (self.step / windows, self.step % windows);
@@ -331,6 +384,7 @@ impl Trainer {
             TRAIN.zero(session)?;
             zero_states(session, &self.executable)?;
         }
+        self.recovery.keep(self.model.model.session()?, &self.step)?;
         let (batch, x, y) = self.next_window()?;
         let mut batch = batch.at_step(self.options.seed, self.step);
         let rate = self.options.learning_rate * self.options.decay.powf(f64::from(epoch));
@@ -387,12 +441,18 @@ impl Trainer {
 
     /// The mean loss over this epoch so far, in nats a character. Waits for the device.
     pub fn loss_so_far(&mut self) -> Result<f32> {
-        self.healthy(true)?;
-        TRAIN.mean(self.model.model.session()?)
+        self.lasting(|trainer| {
+            trainer.healthy(true)?;
+            TRAIN.mean(trainer.model.model.session()?)
+        })
     }
 
     /// The loss over the validation text, read with a state of its own from zero, in nats a character.
     pub fn validate(&mut self) -> Result<Option<f32>> {
+        self.lasting(Self::validate_here)
+    }
+
+    fn validate_here(&mut self) -> Result<Option<f32>> {
         let Some(Validation { streams, executable }) = &mut self.validation else { return Ok(None) };
         let session = self.model.model.session()?;
         EVALUATE.zero(session)?;
@@ -410,6 +470,11 @@ impl Trainer {
 
     /// Writes all that [`Self::resume`] needs. After a step that was not finite it writes what was before that step.
     pub fn checkpoint(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let file = self.lasting(Self::file)?;
+        io::save(path.as_ref(), &file)
+    }
+
+    fn file(&mut self) -> Result<ModelFile> {
         match self.healthy(true) {
             Err(e) if self.failed.is_none() => return Err(e),
             _ => {}
@@ -421,6 +486,6 @@ impl Trainer {
             file.tensors.insert(name.clone(), self.model.model.session()?.get(&name)?);
         }
         debug_assert!(!file.tensors.contains_key(LATCH), "a resumed training begins healthy");
-        io::save(path.as_ref(), &file)
+        Ok(file)
     }
 }
