@@ -328,8 +328,12 @@ impl Session {
                 if !waits {
                     return self.on_device(name);
                 }
-                if entry.home.is_none() {
+                // What changes has to be in memory; the file stays as it is.
+                let moves = changes && entry.home.as_ref().is_some_and(|home| home.file().is_some());
+                if entry.home.is_none() || moves {
                     let tensor = self.get(name)?;
+                    let shape = tensor.shape().to_vec();
+                    let tensor = if moves { Tensor::new(&shape, tensor.into_f32s()?)? } else { tensor };
                     self.registry.get_mut(name)?.home = Some(tensor);
                 }
                 if let Backend::Gpu(b) = &mut self.backend
@@ -415,10 +419,10 @@ impl Session {
             (Backend::Reference(b), Prepared::Reference(p)) => b.run(p, batch, &ordered),
             #[cfg(feature = "gpu")]
             (Backend::Gpu(b), Prepared::Gpu(p)) => {
-                let mut pause = b.run(p, batch, &ordered, &self.registry, None)?;
+                let mut pause = b.run(p, batch, &ordered, &mut self.registry, None)?;
                 while let Some(gpu::Pause { place, submission }) = pause {
                     b.context().block(submission)?;
-                    pause = b.run(p, batch, &ordered, &self.registry, Some(place))?;
+                    pause = b.run(p, batch, &ordered, &mut self.registry, Some(place))?;
                 }
                 // The host keeps a few runs ahead and no more, so that what it has staged stays bounded.
                 while let Some(oldest) = b.crowded() {
@@ -583,6 +587,10 @@ impl Session {
 impl gpu::Homes for Registry {
     fn home(&self, name: &str) -> Option<&Tensor> {
         self.find(name)?.home.as_ref()
+    }
+
+    fn home_mut(&mut self, name: &str) -> Option<&mut Tensor> {
+        self.get_mut(name).ok()?.home.as_mut()
     }
 }
 

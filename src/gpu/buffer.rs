@@ -73,6 +73,12 @@ impl Buffers {
         self.counted(label, bytes, U::MAP_READ | U::COPY_DST, &Meter::default())
     }
 
+    /// A buffer that a device writes and the host reads, where they share memory.
+    pub(super) fn sent(&self, bytes: u64) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        self.create("sent", bytes, U::MAP_READ | U::COPY_DST)
+    }
+
     fn counted(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, meter: &Meter) -> Result<Buffer> {
         let size = bytes.max(4).next_multiple_of(4);
         let refuse =

@@ -1,6 +1,7 @@
 //! Persistent values on a GPU, and programs made ready over them.
 
 use super::adapter::Context;
+use super::away::{Away, Homes};
 use super::buffer::Buffer;
 use super::kernels::{self, Runner};
 use super::offload::Offloaded;
@@ -12,7 +13,7 @@ use super::upload::{Indices, bytes_of, take_rows};
 use super::values::{Preparer, Run, Values};
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::footprint::{Claim, NOTHING};
+use crate::scheduler::footprint::NOTHING;
 use crate::scheduler::profile::Profile;
 use crate::scheduler::program::Storage;
 use crate::scheduler::strategy::{PARAMETER_SLOTS, RUN_SCALARS, row_axis};
@@ -23,12 +24,6 @@ use std::sync::Arc;
 
 /// Runs that may be under way before the host waits for the oldest.
 const IN_FLIGHT: usize = 3;
-
-/// What waits away from the device, by name.
-pub trait Homes {
-    /// The value, if it waits.
-    fn home(&self, name: &str) -> Option<&Tensor>;
-}
 
 /// Where a run goes on once the device has done what it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,9 +83,8 @@ pub struct Prepared {
     /// Of each stage.
     indices: Vec<Indices>,
     offloaded: Offloaded,
+    away: RefCell<Away>,
     last: Option<Batch>,
-    /// Of what is on its way to a device that shares the host's memory.
-    _brought: Option<Claim>,
 }
 
 struct PreparedStep {
@@ -209,15 +203,8 @@ impl Gpu {
         };
         let stages = program.stages.iter().map(|stage| prepare_stage(&mut preparer, stage));
         let stages = stages.collect::<Result<Vec<_>>>()?;
-        let on_the_way = program.memory().staging - program.staging();
-        let refused =
-            || Error::memory(format!("device: {on_the_way} bytes of weights on their way are beyond the limit"));
-        let _brought = match on_the_way {
-            0 => None,
-            bytes => Some(self.context.buffers.meter().claim(bytes).ok_or_else(refused)?),
-        };
         Ok(Prepared {
-            _brought,
+            away: RefCell::new(Away::of(program, &self.context.buffers)?),
             indices: program.stages.iter().map(|stage| Indices::of(program, stage)).collect::<Result<_>>()?,
             offloaded: Offloaded::of(program, &self.context.buffers)?,
             program: Arc::clone(program),
@@ -255,7 +242,7 @@ impl Gpu {
         prepared: &mut Prepared,
         batch: &Batch,
         inputs: &[&Tensor],
-        homes: &dyn Homes,
+        homes: &mut dyn Homes,
         resume: Option<Place>,
     ) -> Result<Option<Pause>> {
         self.context.check()?;
@@ -263,9 +250,12 @@ impl Gpu {
         if resume.is_none() {
             self.upload(prepared, batch, inputs)?;
             prepared.offloaded.clear();
+            prepared.away.get_mut().clear();
         } else {
             prepared.offloaded.take()?;
+            prepared.away.get_mut().take(&program, homes)?;
         }
+        let homes: &dyn Homes = homes;
         let from = resume.unwrap_or_default();
         let versions: BTreeMap<&str, u64> = self.persistent.iter().map(|(n, p)| (n.as_str(), p.version)).collect();
         let mut recorder = Recorder::new(&self.context, &self.params, self.profiler.as_mut());
@@ -292,6 +282,11 @@ impl Gpu {
                 recorder.submit()?;
                 return Ok(pause);
             }
+        }
+        if let Some([_, last]) = prepared.away.borrow().under_way() {
+            recorder.submit()?;
+            let place = Place { stage: program.stages.len(), ..Place::default() };
+            return Ok(Some(Pause { place, submission: Some(last) }));
         }
         let run = Run { values: &prepared.values, batch, continues: false };
         for &(to, from) in &program.copies {
@@ -394,18 +389,23 @@ impl<'a> Recording<'a, '_> {
         }
         let actions = stage.body.iter().zip(&self.prepared.stages[begin.stage]).enumerate();
         for (number, (action, ready)) in actions.skip(begin.action) {
+            let first = if number == begin.action { begin.bytes } else { 0 };
+            let mut pause = None;
             match (action, ready) {
-                (Action::Move(Move { from: Side::Home(home), to }), _) => {
-                    let first = if number == begin.action { begin.bytes } else { 0 };
-                    if let Some((bytes, submission)) = self.bring(*home, *to, first)? {
-                        let place = Place { action: number, bytes, ..begin };
-                        return Ok(Some(Pause { place, submission: Some(submission) }));
-                    }
+                (Action::Move(Move { from: Side::Home(home), to: Side::Whole(value) }), _) => {
+                    pause = self.bring(*home, *value, first)?;
+                }
+                (Action::Move(Move { from: Side::Whole(value), to: Side::Home(home) }), _) => {
+                    pause = self.send(*value, *home, first)?;
                 }
                 (Action::Move(m), _) => self.transfer(m)?,
                 (Action::Step(step), Some(ready)) => self.step(step, ready)?,
                 (Action::Pack(step, _), Some(ready)) => self.step(step, ready)?,
                 (Action::Step(_) | Action::Pack(..), None) => {} // an earlier step ran it
+            }
+            if let Some((bytes, submission)) = pause {
+                let place = Place { action: number, bytes, ..begin };
+                return Ok(Some(Pause { place, submission: Some(submission) }));
             }
         }
         for m in stage.after.iter().filter(|_| self.part.ends) {
@@ -414,21 +414,20 @@ impl<'a> Recording<'a, '_> {
         Ok(None)
     }
 
-    /// Brings value `home` from byte `first` on; where as much is on its way as may be, how far it came and what has to arrive
-    /// before it goes on.
-    fn bring(&mut self, home: usize, to: Side, first: u64) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
-        let context = self.out.context();
-        let name = &self.prepared.program.values[home].name;
-        let missing = || Error::internal(format!("`{name}` waits nowhere"));
-        let tensor = self.homes.home(name).ok_or_else(missing)?;
-        let bytes = bytes_of(tensor).map_err(|e| e.within(name))?;
-        let views = self.prepared.values.side(to, self.part)?;
-        let [view] = views.as_slice() else { return Err(Error::internal(format!("`{name}` is brought in pieces"))) };
+    /// Brings `home` to the place of `value`, from byte `first` on; where as much is on its way as may be, or it is not there yet,
+    /// how far it came and what has to be done before it goes on.
+    fn bring(&mut self, home: usize, value: usize, first: u64) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
+        let (context, program) = (self.out.context(), &self.prepared.program);
+        let away = self.prepared.away.borrow();
+        if let Some(submission) = away.awaited(home) {
+            return Ok(Some((first, submission)));
+        }
+        let bytes = away.bytes(program, home, self.homes)?;
+        let view = self.prepared.values.view(value, 0)?;
         self.out.submit()?;
-        let (chunk, most) = self.prepared.program.on_the_way();
-        let mut at = first;
-        while at < view.bytes {
-            let next = chunk.min(view.bytes - at);
+        let ((chunk, most), end) = (program.on_the_way(), bytes.len() as u64);
+        for at in (first..end).step_by(chunk as usize) {
+            let next = chunk.min(end - at);
             if self.brought.iter().map(|b| b.0).sum::<u64>() + next > most
                 && let Some((_, oldest)) = self.brought.pop_front()
             {
@@ -436,7 +435,27 @@ impl<'a> Recording<'a, '_> {
             }
             context.queue.write_buffer(&view.buffer, view.offset + at, &bytes[at as usize..(at + next) as usize]);
             self.brought.push_back((next, context.queue.submit([])));
-            at += next;
+        }
+        Ok(None)
+    }
+
+    /// Sends what the place of `value` holds to `home`, as [`Self::bring`] brings it.
+    fn send(&mut self, value: usize, home: usize, first: u64) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
+        let program = &self.prepared.program;
+        let mut away = self.prepared.away.borrow_mut();
+        let view = self.prepared.values.view(value, 0)?;
+        let ((chunk, _), end) = (program.on_the_way(), program.bytes(&program.values[home]));
+        for at in (first..end).step_by(chunk as usize) {
+            let bytes = chunk.min(end - at);
+            let Some(buffer) = away.room() else {
+                let [oldest, _] = away.under_way().ok_or_else(|| Error::internal("no room for what is sent"))?;
+                return Ok(Some((at, oldest)));
+            };
+            let whole = View { buffer: buffer.clone(), offset: 0, bytes };
+            self.out.copy(View { buffer: view.buffer.clone(), offset: view.offset + at, bytes }, whole);
+            self.out.submit()?;
+            let submission = self.out.submitted().0.ok_or_else(|| Error::internal("nothing was submitted"))?;
+            away.send(home, [at, bytes], buffer, submission);
         }
         Ok(None)
     }

@@ -5,6 +5,7 @@
 //! here blocks but [`Context::block`], which `device.rs` alone calls.
 
 mod adapter;
+mod away;
 mod buffer;
 mod executor;
 mod kernels;
@@ -18,7 +19,8 @@ mod upload;
 mod values;
 
 pub use adapter::{Context, Wanted, adapters};
-pub use executor::{Gpu, Homes, Pause, Place, Prepared};
+pub use away::Homes;
+pub use executor::{Gpu, Pause, Place, Prepared};
 pub use kernels::{KERNELS, Variant, shaders, variants};
 pub use pipeline::{Binding, Kernel};
 pub use reading::Reading;

@@ -31,7 +31,11 @@ pub(super) struct Offloaded(BTreeMap<usize, Slots>);
 impl Offloaded {
     pub fn of(program: &Program, buffers: &Buffers) -> Result<Self> {
         let mut all = BTreeMap::new();
-        for (at, value) in program.values.iter().enumerate().filter(|(_, v)| v.offloaded) {
+        let slot = |m: &Move, at: usize| m.from == Side::Slot(at) || m.to == Side::Slot(at);
+        let slots = |at: usize| {
+            program.stages.iter().flat_map(|s| &s.body).any(|a| matches!(a, Action::Move(m) if slot(m, at)))
+        };
+        for (at, value) in program.values.iter().enumerate().filter(|(at, v)| v.offloaded && slots(*at)) {
             let sizes = value.sizes(&program.capacity)?;
             let bytes = |from: usize| 4 * sizes[from..].iter().product::<usize>() as u64;
             let buffer = buffers.on_host(&value.name, bytes(0))?;

@@ -118,6 +118,15 @@ impl Tensor {
         }
     }
 
+    /// The floats, to change: those in memory.
+    pub(crate) fn f32s_mut(&mut self) -> Result<&mut [f32]> {
+        match &mut self.data {
+            Data::F32(v) => Ok(v),
+            Data::Mapped(..) => Err(Error::internal("tensor: floats in a file do not change")),
+            Data::U32(_) => Err(Error::shape("tensor: expected 32-bit floats, got unsigned integers")),
+        }
+    }
+
     /// The unsigned integers, or an error for a float tensor.
     pub fn u32s(&self) -> Result<&[u32]> {
         match &self.data {

@@ -12,11 +12,11 @@ use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource,
 use super::recurrence::{Family, Kernels, Layer};
 use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target};
-use super::stream;
+use super::stream::{self, Brought};
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
 use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broadcast};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Compiles the live part of `graph` for `target`.
 pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Result<Program> {
@@ -234,12 +234,7 @@ impl<'a> Compiler<'a> {
 
     /// Values that may wait away from the device, those that are read most often last.
     fn candidates(&self) -> Vec<usize> {
-        // Sums are the host's memory too where the host computes them; files hold them there.
-        let mut all = stream::candidates(&self.draft(), &self.copies, self.target.executor == Executor::Cpu);
-        if self.target.executor == Executor::Gpu {
-            all.retain(|v| !self.updated.contains(v));
-        }
-        all
+        stream::candidates(&self.draft(), &self.copies)
     }
 
     /// `streamed`, whose weights wait, with as many of those resident as `budget` allows, the most read first.
@@ -289,6 +284,9 @@ impl<'a> Compiler<'a> {
         if measures.stream {
             let away = self.candidates().into_iter().filter(|v| !resident.contains(v));
             away.for_each(|v| draft.values[v].offloaded = true);
+            if self.target.executor == Executor::Gpu {
+                stream::split_sums(&mut draft);
+            }
         }
         for step in &mut draft.steps {
             if let Some(layer) = Layer::of(step, &draft.values, self.capacity) {
@@ -306,7 +304,8 @@ impl<'a> Compiler<'a> {
             Some((parts, keep)) => cut(&draft, parts, (keep, measures.offload), self.capacity)
                 .ok_or_else(|| Error::unsupported("memory: the program has operations that cannot run in parts"))?,
         };
-        let mut plan = Laid { target: self.target, capacity: self.capacity, values, stages, brought: BTreeMap::new() };
+        let mut plan =
+            Laid { target: self.target, capacity: self.capacity, values, stages, brought: Brought::default() };
         plan.check_updates()?;
         if self.target.executor == Executor::Gpu {
             plan.brought = stream::bring(&mut plan.values, &mut plan.stages);

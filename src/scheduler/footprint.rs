@@ -2,6 +2,7 @@
 
 use super::memory::ALIGNMENT;
 use super::program::{Program, ProgramValue, Storage};
+use super::stage::{Action, Move, Side};
 use super::strategy::{Executor, PARAMETER_SLOTS, RUN_SCALARS};
 use super::table::Layout;
 use std::sync::Arc;
@@ -62,16 +63,26 @@ impl Program {
         }
         let parameters = PARAMETER_SLOTS as u64 * self.target.limits.uniform;
         let tables = 4 * (self.table().words() + RUN_SCALARS) as u64 + parameters + 3 * NOTHING;
-        // What is on its way to a device is in the host's memory, which may be the device's.
-        let brought = if self.target.unified { self.on_the_way().1 } else { 0 };
-        Memory { arenas, persistent, packs, tables, staging: self.staging() + brought, offloaded }
+        Memory { arenas, persistent, packs, tables, staging: self.staging() + self.moved(), offloaded }
     }
 
-    /// Bytes of weights that are written at a time, and that may be on their way to a device: some, so that the host goes on
+    /// Bytes of the device's memory that are for what is brought and sent: where it is the host's.
+    pub fn moved(&self) -> u64 {
+        let ways = 1 + u64::from(self.sends());
+        if self.target.unified { ways * self.on_the_way().1 } else { 0 }
+    }
+
+    /// Whether the device changes what waits away from it.
+    pub fn sends(&self) -> bool {
+        let sends = |action: &Action| matches!(action, Action::Move(Move { to: Side::Home(_), .. }));
+        self.stages.iter().any(|stage| stage.body.iter().any(sends))
+    }
+
+    /// Bytes of weights that are moved at a time, and that may be on their way in either direction: some, so that the host goes on
     /// while the device computes. Where they wait in memory that is the device's too, they are few. Estimates.
     pub fn on_the_way(&self) -> (u64, u64) {
         const MIB: u64 = 1 << 20;
-        let away = self.values.iter().filter(|v| v.storage == Storage::Persistent && v.offloaded);
+        let away = self.values.iter().filter(|v| v.offloaded && self.measures.stream);
         let largest = away.map(|v| self.bytes(v)).max().unwrap_or(0);
         if self.target.unified {
             let chunk = (largest / 4).next_multiple_of(ALIGNMENT).min(4 * MIB);

@@ -6,6 +6,7 @@ use super::cut::Draft;
 use super::program::{ProgramValue, Storage, root};
 use super::stage::{Action, Side, Stage};
 use super::strategy::{self, Target};
+use super::stream::Brought;
 use crate::error::{Error, Result};
 use crate::graph::Shape;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +17,8 @@ pub(super) struct Laid<'a> {
     pub capacity: &'a Capacity,
     pub values: Vec<ProgramValue>,
     pub stages: Vec<Stage>,
-    /// Places for what waits away from the device, and what each stands for.
-    pub brought: BTreeMap<usize, usize>,
+    /// Where the device has what waits away from it.
+    pub brought: Brought,
 }
 
 impl Laid<'_> {
@@ -49,7 +50,7 @@ impl Laid<'_> {
                 let len = |s: &Shape| capacity.resolve(s).map_or(0, |s| s.iter().product());
                 let needs = strategy::workspace(step, &self.target, &shapes, &len);
                 for (at, need) in needs.into_iter().enumerate() {
-                    let comes = |at: &usize| step.inputs[*at].is_some_and(|v| self.brought.contains_key(&v));
+                    let comes = |at: &usize| step.inputs[*at].is_some_and(|v| self.brought.places.contains_key(&v));
                     let kept = !need.packs.is_empty() && !need.packs.iter().any(comes);
                     if let Some(&value) = packed.get(&(step.number, at)).filter(|_| kept) {
                         step.workspace.push(value);
@@ -115,7 +116,9 @@ impl Laid<'_> {
                 let writes: Vec<usize> = action.writes().iter().map(|&v| root(&self.values, v)).collect();
                 match action {
                     Action::Step(step) if step.accumulates => {
-                        carried.extend(step.outputs.iter().flatten().map(|&v| root(&self.values, v)));
+                        // What is brought for each part goes away after it.
+                        let stays = step.outputs.iter().flatten().map(|&v| root(&self.values, v));
+                        carried.extend(stays.filter(|v| !self.brought.places.contains_key(v)));
                     }
                     Action::Move(m) if !matches!(m.to, Side::Whole(_)) => carried.extend(writes.iter().copied()),
                     _ => {}

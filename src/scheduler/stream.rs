@@ -6,18 +6,18 @@
 
 use super::compile::changes_in_place;
 use super::cut::Draft;
-use super::program::{ProgramValue, Storage, root};
+use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Move, Side, Stage};
-use crate::graph::Op;
+use crate::graph::{Op, Over, ReduceKind, Shape};
 use crate::params::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Values from which on a value is worth being brought.
 const LEAST: usize = 16 * 1024;
 
-/// Values that may wait, those that are read most often last: of fixed sizes, kept by the session or, with `own`, sums over a
+/// Values that may wait, those that are read most often last: of fixed sizes, kept by the session or sums over a
 /// run's rows, and read by nobody but steps, or changed by one in their place.
-pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)], own: bool) -> Vec<usize> {
+pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)]) -> Vec<usize> {
     let values = &draft.values;
     let given = draft.inputs.iter().chain(&draft.ends);
     let mut barred: BTreeSet<usize> = given.map(|&v| root(values, v)).collect();
@@ -31,8 +31,9 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)], own: bool) ->
         }
     }
     let fits = |v: &ProgramValue| {
-        let kind = v.storage == Storage::Persistent || own && v.storage == Storage::Own;
-        kind && v.dtype == DType::F32 && v.shape.fixed_len().is_some_and(|len| len >= LEAST)
+        matches!(v.storage, Storage::Persistent | Storage::Own)
+            && v.dtype == DType::F32
+            && v.shape.fixed_len().is_some_and(|len| len >= LEAST)
     };
     let mut all: Vec<usize> = (0..values.len()).filter(|v| !barred.contains(v) && fits(&values[*v])).collect();
     let uses = |v: &usize| draft.steps.iter().filter(|s| s.inputs.contains(&Some(*v))).count();
@@ -40,33 +41,95 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)], own: bool) ->
     all
 }
 
-/// Gives every step of a device that reads what waits a place of its own for it; which value each such place stands for.
-pub(super) fn bring(values: &mut Vec<ProgramValue>, stages: &mut [Stage]) -> BTreeMap<usize, usize> {
-    let mut brought = BTreeMap::new();
+/// Sums over several values that wait become a sum of each, as soon as it is there, and of these: none has to wait for another.
+/// Values are added up in another order.
+pub(super) fn split_sums(draft: &mut Draft) {
+    let mut at = 0;
+    while at < draft.steps.len() {
+        let step = &draft.steps[at];
+        let Op::Reduce { over: Over::All, .. } = step.op else {
+            at += 1;
+            continue;
+        };
+        let waits = |v: &usize| draft.values[*v].offloaded;
+        let (away, here): (Vec<usize>, Vec<usize>) = step.inputs.iter().flatten().copied().partition(waits);
+        if away.is_empty() || away.len() + here.len() < 2 {
+            at += 1;
+            continue;
+        }
+        let whole = step.clone();
+        let groups = away.iter().map(|&v| vec![v]).chain((!here.is_empty()).then_some(here));
+        let mut parts = Vec::new();
+        for inputs in groups.collect::<Vec<_>>() {
+            draft.values.push(ProgramValue::own(format!("{} (part)", draft.values[inputs[0]].name), Shape::from([1])));
+            parts.push(Some(draft.values.len() - 1));
+            let ready = |s: &Step| inputs.iter().any(|v| s.outputs.contains(&Some(*v)));
+            let after = draft.steps[..at].iter().rposition(ready).map_or(0, |producer| producer + 1);
+            let inputs = inputs.into_iter().map(Some).collect();
+            let outputs = vec![draft.values.len().checked_sub(1)];
+            draft.steps.insert(after, Step { inputs, outputs, ..whole.clone() });
+            at += 1;
+        }
+        let op = Op::Reduce { kind: ReduceKind::Sum, over: Over::All };
+        draft.steps[at] = Step { op, inputs: parts, ..whole };
+        at += 1;
+    }
+    draft.steps.iter_mut().enumerate().for_each(|(number, step)| step.number = number);
+}
+
+/// Where a device has what waits away from it, and what it sends there.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    /// What each place stands for.
+    pub places: BTreeMap<usize, usize>,
+    /// Of values that steps write: the place, and what it stands for.
+    sent: BTreeMap<usize, (usize, usize)>,
+}
+
+/// Gives every step of a device that reads or writes what waits a place of its own for it.
+pub(super) fn bring(values: &mut Vec<ProgramValue>, stages: &mut [Stage]) -> Brought {
+    let mut all = Brought::default();
     for action in stages.iter_mut().flat_map(|s| &mut s.body) {
         let Action::Step(step) = action else { continue };
         let mut here: BTreeMap<usize, usize> = BTreeMap::new();
-        for input in step.inputs.iter_mut().flatten() {
-            let home = *input;
-            if !values[home].offloaded || values[home].cut.is_some() {
-                continue;
-            }
-            *input = *here.entry(home).or_insert_with(|| {
+        let mut place = |values: &mut Vec<ProgramValue>, home: usize| {
+            *here.entry(home).or_insert_with(|| {
                 let name = format!("{} (here)", values[home].name);
                 values.push(ProgramValue::own(name, values[home].shape.clone()));
-                brought.insert(values.len() - 1, home);
+                all.places.insert(values.len() - 1, home);
                 values.len() - 1
-            });
+            })
+        };
+        let waits = |values: &[ProgramValue], v: usize| values[v].offloaded && values[v].cut.is_none();
+        for input in step.inputs.iter_mut().flatten() {
+            if waits(values, *input) {
+                *input = place(values, *input);
+            }
+        }
+        for output in step.outputs.iter_mut().flatten() {
+            let home = root(values, *output);
+            if !waits(values, home) {
+                continue;
+            }
+            let at = place(values, home);
+            if *output == home {
+                *output = at;
+            } else {
+                // In the place of what it was; who reads it reads it there.
+                values[*output].storage = Storage::Of(at);
+            }
+            all.sent.insert(*output, (at, home));
         }
     }
-    brought
+    all
 }
 
-/// Has what each step reads brought before it, and packed where it reads it packed.
-pub(super) fn expand(stages: &mut [Stage], brought: &BTreeMap<usize, usize>) {
-    if brought.is_empty() {
+/// Has what each step reads brought before it, and packed where it reads it packed; and what it writes sent away after it.
+pub(super) fn expand(stages: &mut [Stage], brought: &Brought) {
+    if brought.places.is_empty() {
         return;
     }
+    let comes = |value: usize| Action::Move(Move { from: Side::Home(brought.places[&value]), to: Side::Whole(value) });
     for stage in stages {
         for action in std::mem::take(&mut stage.body) {
             let Action::Step(mut step) = action else {
@@ -76,25 +139,26 @@ pub(super) fn expand(stages: &mut [Stage], brought: &BTreeMap<usize, usize>) {
             let mut here = BTreeSet::new();
             for number in 0..step.packs.len() {
                 let sources: Vec<usize> = step.packs[number].clone();
-                let values = |at: &usize| step.inputs[*at].filter(|v| brought.contains_key(v));
+                let values = |at: &usize| step.inputs[*at].filter(|v| brought.places.contains_key(v));
                 let from: Vec<usize> = sources.iter().filter_map(values).collect();
                 if from.is_empty() {
                     continue;
                 }
-                for value in from.into_iter().filter(|v| here.insert(*v)) {
-                    stage.body.push(comes(brought, value));
-                }
+                stage.body.extend(from.into_iter().filter(|v| here.insert(*v)).map(comes));
                 stage.body.push(Action::Pack(Box::new(step.clone()), number));
                 step.gone.extend(sources.iter().filter(|at| step.inputs[**at].is_some_and(|v| here.contains(&v))));
                 step.packs[number].clear();
             }
-            let left: BTreeSet<usize> = step.reads().filter(|v| brought.contains_key(v) && !here.contains(v)).collect();
-            stage.body.extend(left.into_iter().map(|value| comes(brought, value)));
+            let mut left: BTreeSet<usize> = step.reads().collect();
+            // What goes on from part to part is read too.
+            left.extend(step.outputs.iter().flatten().filter(|_| step.accumulates));
+            let left = left.into_iter().filter(|v| brought.places.contains_key(v) && !here.contains(v));
+            stage.body.extend(left.map(comes));
+            let goes = step.outputs.iter().flatten().filter_map(|v| brought.sent.get(v));
+            let goes: Vec<Move> =
+                goes.map(|&(at, home)| Move { from: Side::Whole(at), to: Side::Home(home) }).collect();
             stage.body.push(Action::Step(step));
+            stage.body.extend(goes.into_iter().map(Action::Move));
         }
     }
-}
-
-fn comes(brought: &BTreeMap<usize, usize>, value: usize) -> Action {
-    Action::Move(Move { from: Side::Home(brought[&value]), to: Side::Whole(value) })
 }
