@@ -407,16 +407,24 @@ mod interrupted {
         assert!(err(&resumed).contains("nothing is left to do"), "{}", err(&resumed));
     }
 
+    /// A killed process leaves a whole file, from which training goes on to the bits of training that was never killed.
     #[test]
-    fn a_kill_leaves_a_whole_file() {
+    fn a_kill_loses_nothing_that_was_saved() {
+        const EPOCHS: &str = "60";
         let story = story("killed");
-        let model = story.with_file_name("model.safetensors");
+        let whole = story.with_file_name("whole.safetensors");
+        assert_eq!(code(&run(&train(&story, &whole, &["--epochs", EPOCHS]))), 0);
         for epochs in [2, 3, 5] {
+            let model = story.with_file_name(format!("killed-{epochs}.safetensors"));
             let (mut child, _log) = training(&story, &model, epochs);
             child.kill().unwrap();
             child.wait().unwrap();
             let output = mnemon(&["generate", "--model", text(&model), "--device", "cpu", "--length", "5"]);
             assert_eq!(code(&output), 0, "{}", err(&output));
+            let again = ["train", text(&story), "--resume", text(&model), "--epochs", EPOCHS, "--device", "cpu"];
+            let resumed = mnemon(&again);
+            assert_eq!(code(&resumed), 0, "{}", err(&resumed));
+            assert!(std::fs::read(&model).unwrap() == std::fs::read(&whole).unwrap(), "after {epochs} epochs");
         }
     }
 }

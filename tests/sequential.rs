@@ -41,6 +41,26 @@ fn file(name: &str) -> PathBuf {
     folder.join(name)
 }
 
+/// In the middle of training the device has no memory left for another program: it is opened again, and nothing is different.
+#[test]
+fn a_refused_allocation_in_the_middle_of_training_changes_nothing() {
+    let (x, y) = waves(40);
+    for device in common::gpus() {
+        let train = |refuses: bool| {
+            let device = device.clone().reopen().unwrap();
+            let mut model = regression(&device);
+            let mut history = model.fit(&x, &y, &Fit { epochs: 1, batch_size: 8, ..Fit::default() }).unwrap();
+            if refuses {
+                device.refuse_beyond(model.session().unwrap().allocated().0 + 8192);
+            }
+            let other = Fit { epochs: 2, batch_size: 13, validation_split: 0.2, ..Fit::default() };
+            history.loss.extend(model.fit(&x, &y, &other).unwrap().loss);
+            (history, values(&mut model))
+        };
+        assert_eq!(train(true), train(false), "{device:?}");
+    }
+}
+
 #[test]
 fn the_keras_program_learns_on_every_device() {
     let (x_train, y_train) = waves(70);

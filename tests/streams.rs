@@ -208,6 +208,29 @@ fn a_lost_device_loses_and_repeats_no_step() {
     }
 }
 
+/// The device has no memory left: streams need none, and what is kept for a lost device goes on growing until there is some.
+#[test]
+fn a_refused_allocation_stops_no_stream() {
+    for device in common::gpus() {
+        let device = device.reopen().unwrap();
+        let options = StreamOptions { streams: 4, steps: 4, sequences: 4, ..StreamOptions::default() };
+        let streams = open(&device, options);
+        let x = values(&[160, FEATURES], &mut Random::new(3, 3));
+        let wanted = streams.stream().unwrap().run(&x).unwrap();
+        let stream = streams.stream().unwrap();
+        device.refuse_beyond(0);
+        let mut got = Vec::new();
+        for first in (0..160).step_by(8) {
+            if first == 120 {
+                device.lose();
+            }
+            got.extend_from_slice(stream.run(&rows(&x, first, 8)).unwrap().f32s().unwrap());
+        }
+        assert_eq!(bits(&got), bits(wanted.f32s().unwrap()));
+        assert_eq!(streams.stats().recoveries, 1);
+    }
+}
+
 #[test]
 fn who_pushes_too_much_waits_and_who_does_not_receive_stops_only_itself() {
     let options = StreamOptions { streams: 2, queued: 8, outputs: 6, ..StreamOptions::default() };

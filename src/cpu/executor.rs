@@ -193,11 +193,10 @@ impl Cpu {
         }
         let mut places = Vec::with_capacity(program.values.len());
         let mut away = HashMap::new();
-        let kept: Vec<usize> = program.outputs.iter().map(|o| program.root(o.1)).collect();
         for at in 0..program.values.len() {
             let root = program.root(at);
-            let input = program.inputs.iter().position(|i| i.1 == root).filter(|_| !kept.contains(&root));
-            if let (Some(input), true) = (input, program.placement.places.contains_key(&root)) {
+            let input = program.inputs.iter().position(|i| i.1 == root).filter(|_| program.given.contains(&root));
+            if let Some(input) = input.filter(|_| program.values[root].first != usize::MAX) {
                 places.push(Some((Buffer::Input(input), 0)));
                 continue;
             }

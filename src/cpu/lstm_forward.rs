@@ -23,7 +23,7 @@ use super::team::Shared;
 use super::threads;
 use super::tile::{load, store};
 use crate::config::{GATE_F, GATE_G, GATE_I, GATE_O, GATES};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::lstm::forward;
 use crate::graph::{LstmOp, Parameter};
 use pulp::Simd;
@@ -274,7 +274,7 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let directions = op.directions();
     let axis = call.batch.axis(call.operand(forward::X)?.axis.unwrap_or(0))?;
     let (h0, c0) = (call.maybe_input(forward::H0)?, call.maybe_input(forward::C0)?);
-    let (gates, y) = (call.output(forward::GATES)?, call.output(forward::Y)?);
+    let (gates, y) = (call.maybe_output(forward::GATES), call.output(forward::Y)?);
     let (h, c) = (call.output(forward::H_N)?, call.output(forward::C_N)?);
     let [cells, hiddens, products] =
         [forward::CELLS, forward::HIDDEN, forward::PRODUCT].map(|at| call.maybe_output(at));
@@ -288,11 +288,12 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
     if layer.plain(0) {
         let cells = cells.map(Shared::new);
-        let gates = call.saves.then(|| Shared::new(gates));
+        let gates = gates.filter(|_| call.saves).map(Shared::new);
         let (y, h, c) = (Shared::new(y), Shared::new(h), Shared::new(c));
         Plain { layer: &layer, x, bias: &bias, gates, y, cells, h, c }.run(&shares);
         return Ok(());
     }
+    let gates = gates.ok_or_else(|| Error::internal("a layer that is not plain has no room for its gates"))?;
     project(&layer, x, &bias, gates);
     let mut gates = Rows::cut(gates, directions * GATES * hidden, axis, &shares).into_iter();
     let mut y = Rows::cut(y, directions * r, axis, &shares).into_iter();

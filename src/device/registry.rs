@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor, admit};
+use crate::scheduler::Pin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -74,6 +75,15 @@ impl Registry {
         self.0.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
+    /// Where programs have values, that have them in one place.
+    pub fn pins(&self) -> BTreeMap<String, Pin> {
+        let pin = |(name, entry): (&String, &Entry)| {
+            let (here, away) = (held(&entry.resident), held(&entry.brought));
+            (here != away).then(|| (name.clone(), Pin { away, changed: held(&entry.changed) }))
+        };
+        self.0.iter().filter_map(pin).collect()
+    }
+
     pub fn find(&self, name: &str) -> Option<&Entry> {
         self.0.get(name)
     }
@@ -91,7 +101,8 @@ impl Registry {
         if tensor.file().is_none() {
             admit(name, tensor.shape())?;
         }
-        self.0.insert(name.to_string(), Entry::new(&tensor.shape().to_vec(), tensor.dtype(), Some(tensor), None));
+        let (shape, dtype) = (tensor.shape().to_vec(), tensor.dtype());
+        self.0.insert(name.to_string(), Entry::new(&shape, dtype, Some(tensor), None));
         Ok(())
     }
 

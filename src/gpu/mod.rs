@@ -1,7 +1,8 @@
 //! The wgpu executor: the only place that names wgpu, besides the signature of `Device::from_wgpu`.
 //!
 //! `adapter` opens a device, `buffer` is where all memory is made, `pipeline` turns a kernel of the table into a
-//! pipeline, `executor` keeps persistent values and runs programs, and `kernels` holds one launcher a shader. Nothing
+//! pipeline, `executor` keeps persistent values and runs programs, `recording` records their parts, and `kernels` holds one
+//! launcher a shader. Nothing
 //! here blocks but [`Context::block`], which `device.rs` alone calls.
 
 mod adapter;
@@ -12,15 +13,19 @@ mod kernels;
 mod meeting;
 mod offload;
 mod pipeline;
+mod prepared;
 mod profile;
 mod reading;
 mod record;
+mod recording;
 mod upload;
 mod values;
 
 pub use adapter::{Context, Wanted, adapters};
 pub use away::Homes;
-pub use executor::{Gpu, Pause, Place, Prepared};
+pub use executor::Gpu;
 pub use kernels::{KERNELS, Variant, shaders, variants};
 pub use pipeline::{Binding, Kernel};
+pub use prepared::Prepared;
 pub use reading::Reading;
+pub use recording::{Pause, Place};

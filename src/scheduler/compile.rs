@@ -13,6 +13,7 @@ use super::recurrence::{Family, Kernels, Layer};
 use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target};
 use super::stream::{self, Brought};
+use crate::config::Cell;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
 use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broadcast};
@@ -30,10 +31,11 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
     }
     let whole = compiler.finish(options, Measures::default(), &none);
     let Some(budget) = options.budget.filter(|_| target.executor != Executor::Reference) else { return whole };
-    let streams = !compiler.candidates().is_empty();
+    let streams = !compiler.candidates(options).is_empty();
     let mut least: Option<Program> = None;
     let every = measures::all(&options.capacity, target.unified).into_iter().filter(|m| streams || !m.stream);
-    for measures in std::iter::once(Measures::default()).chain(every) {
+    let pinned = (0..compiler.values.len()).any(|v| compiler.pin(options, v) == Some(true));
+    for measures in std::iter::once(Measures::default()).chain(every).filter(|m| m.stream || !pinned) {
         // What a device cannot bind whole it may bind in parts.
         let Ok(program) = compiler.finish(options, measures, &none) else { continue };
         if program.memory().bytes() <= budget {
@@ -118,11 +120,13 @@ impl<'a> Compiler<'a> {
             let inputs = node.inputs.iter().map(|v| v.map(|v| self.value(v))).collect();
             let mut outputs = Vec::new();
             for (position, &output) in node.outputs.iter().enumerate() {
-                outputs.push(if wanted[output.index()] || always(&node.op, position, &node.inputs) {
-                    Some(self.value(output))
-                } else {
-                    None
-                });
+                outputs.push(
+                    if wanted[output.index()] || always(&node.op, position, &node.inputs, self.target.executor) {
+                        Some(self.value(output))
+                    } else {
+                        None
+                    },
+                );
             }
             self.steps.push(Step {
                 op: node.op.clone(),
@@ -225,6 +229,7 @@ impl<'a> Compiler<'a> {
         let inputs = self.graph.values().iter().zip(&self.at).filter(|(v, _)| v.kind == Kind::Input);
         let outputs = self.graph.outputs().iter().filter_map(|o| self.at[o.1.index()]);
         Draft {
+            executor: self.target.executor,
             values: self.values.clone(),
             steps: self.steps.clone(),
             inputs: inputs.filter_map(|(_, at)| *at).collect(),
@@ -233,13 +238,22 @@ impl<'a> Compiler<'a> {
     }
 
     /// Values that may wait away from the device, those that are read most often last.
-    fn candidates(&self) -> Vec<usize> {
-        stream::candidates(&self.draft(), &self.copies)
+    fn candidates(&self, options: &CompileOptions) -> Vec<usize> {
+        let mut all = stream::candidates(&self.draft(), &self.copies);
+        all.retain(|&v| self.pin(options, v) != Some(false));
+        all
+    }
+
+    /// Whether value `v` has to be away from the device, or on it, for the sake of other programs.
+    fn pin(&self, options: &CompileOptions, v: usize) -> Option<bool> {
+        let pin = options.pins.get(&self.values[v].name).filter(|_| self.values[v].storage == Storage::Persistent);
+        pin.filter(|pin| pin.changed || self.updated.contains(&v)).map(|pin| pin.away)
     }
 
     /// `streamed`, whose weights wait, with as many of those resident as `budget` allows, the most read first.
     fn resident(&self, options: &CompileOptions, streamed: Program, budget: u64) -> Program {
-        let all = self.candidates();
+        let mut all = self.candidates(options);
+        all.retain(|&v| self.pin(options, v).is_none());
         let (mut best, mut few, mut many) = (streamed, 0, all.len());
         while few < many {
             let more = (few + many).div_ceil(2);
@@ -282,7 +296,7 @@ impl<'a> Compiler<'a> {
     ) -> Result<Program> {
         let mut draft = self.draft();
         if measures.stream {
-            let away = self.candidates().into_iter().filter(|v| !resident.contains(v));
+            let away = self.candidates(options).into_iter().filter(|v| !resident.contains(v));
             away.for_each(|v| draft.values[v].offloaded = true);
             if self.target.executor == Executor::Gpu {
                 stream::split_sums(&mut draft);
@@ -313,13 +327,17 @@ impl<'a> Compiler<'a> {
         plan.workspaces();
         stream::expand(&mut plan.stages, &plan.brought);
         plan.lifetimes(&draft);
+        // The host's processor reads inputs where they are, unless they are read after the run too.
+        let end = |v: &usize| draft.ends.iter().any(|&e| root(&plan.values, e) == *v);
+        let given = draft.inputs.iter().filter(|_| self.target.executor == Executor::Cpu);
+        let given: BTreeSet<usize> = given.copied().filter(|v| !end(v)).collect();
         let placement = memory::place(
             &plan.values,
             &plan.stages,
             self.capacity,
             &self.target,
             options.fresh,
-            measures.cut().is_some(),
+            (measures.cut().is_some(), &given),
         )?;
         let named = |kind: Kind| {
             let all = self.graph.values().iter().zip(&self.at);
@@ -344,6 +362,7 @@ impl<'a> Compiler<'a> {
             updated: self.updated.clone(),
             capacity: options.capacity.clone(),
             target: self.target,
+            given,
             placement,
             values: plan.values,
             steps: draft.steps,
@@ -380,7 +399,7 @@ pub fn changes_in_place(op: &Op) -> bool {
 }
 
 /// Outputs that the kernels fill on the way to others, wanted or not.
-pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>]) -> bool {
+pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>], executor: Executor) -> bool {
     let projects = |at: usize| inputs.get(at).is_some_and(Option::is_some);
     let normed = |op: &LstmOp| op.cell.layer_norm.is_some();
     match op {
@@ -388,6 +407,10 @@ pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>]) -> bool 
             forward::HIDDEN => projects(forward::parameter(0, Parameter::WeightHr)),
             forward::CELLS => false,
             forward::PRODUCT => normed(op),
+            // The host's processor has those of a plain cell in its cache.
+            forward::GATES if executor == Executor::Cpu => {
+                op.cell != Cell::default() || projects(forward::parameter(0, Parameter::WeightHr))
+            }
             _ => true,
         },
         Op::LstmBackward(op) => match position {

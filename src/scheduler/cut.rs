@@ -9,6 +9,7 @@ use super::compile::always;
 use super::measures::Keep;
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
+use super::strategy::Executor;
 use crate::config::Direction;
 use crate::graph::lstm::{backward, forward};
 use crate::graph::{Dim, Gather, LstmPart, Op, Over, Shape, Symbol};
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A program before it has places: values, steps, and what is wanted of them.
 #[derive(Clone)]
 pub(super) struct Draft {
+    pub executor: Executor,
     pub values: Vec<ProgramValue>,
     pub steps: Vec<Step>,
     /// Values that are inputs, in order.
@@ -319,7 +321,8 @@ impl Writer<'_> {
             // What is saved for the gradient is of no use here where it is computed again there.
             let row = |v: &usize| self.draft.values[*v].shape.axis().is_some();
             let unread = |v: &usize| row(v) && !open.reads.contains(v) && !self.stored.contains(v);
-            if step.outputs[at].as_ref().is_some_and(unread) && !always(&step.op, at, &self.draft.steps[n].inputs) {
+            let always = always(&step.op, at, &self.draft.steps[n].inputs, self.draft.executor);
+            if step.outputs[at].as_ref().is_some_and(unread) && !always {
                 step.outputs[at] = None;
             }
             if let Some(v) = step.outputs[at] {

@@ -1,7 +1,7 @@
 //! A program as text for people: what it holds, what is done for that, what runs, and where values live and for how long.
 
 use super::footprint::amount;
-use super::program::{Program, Step, Storage};
+use super::program::{Program, ProgramValue, Step, Storage};
 use super::stage::{Action, Move, Side, Stage};
 use super::strategy::{Executor, KERNEL_TABLE};
 use crate::graph::Op;
@@ -43,14 +43,19 @@ impl Program {
         .collect();
         let _ = writeln!(text, "memory    {}: {}", amount(memory.bytes()), parts.join(", "));
         if memory.offloaded > 0 {
-            let weights =
-                self.values.iter().filter(|v| v.offloaded && v.cut.is_none() && v.storage == Storage::Persistent);
+            let kept = |v: &&ProgramValue| v.storage == Storage::Persistent;
+            let away = self.values.iter().filter(kept).filter(|v| v.offloaded).count();
+            let here = self.values.iter().filter(kept).count() - away;
             let _ = writeln!(
                 text,
-                "host      {} away from the device, {} weights among them",
-                amount(memory.offloaded),
-                weights.count()
+                "host      {} away from the device, {away} weights among them; {here} are resident",
+                amount(memory.offloaded)
             );
+            let [brought, sent] = self.traffic().map(amount);
+            let _ = match self.target.executor {
+                Executor::Gpu => writeln!(text, "moves     {brought} brought to the device a run, {sent} sent back"),
+                _ => writeln!(text, "moves     none: what waits is read where it is"),
+            };
         }
         let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
         let _ = writeln!(text, "measures  {}{bits}", self.measures);
@@ -169,6 +174,7 @@ impl Program {
                 (Storage::Persistent, _) if value.offloaded => "waits in the host's memory or its file".to_string(),
                 (Storage::Persistent, _) => "kept by the session".to_string(),
                 _ if value.offloaded => "in the host's memory".to_string(),
+                _ if self.given.contains(&at) => "read where the caller has it".to_string(),
                 (Storage::Of(other), _) if self.has_place(other) => {
                     format!("in the place of {}", self.values[other].name)
                 }

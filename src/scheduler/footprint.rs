@@ -66,6 +66,22 @@ impl Program {
         Memory { arenas, persistent, packs, tables, staging: self.staging() + self.moved(), offloaded }
     }
 
+    /// Bytes that are brought to the device, and sent from there, in a run of the largest batch.
+    pub fn traffic(&self) -> [u64; 2] {
+        let mut all = [0, 0];
+        for stage in &self.stages {
+            let parts = stage.cut.map_or(1, |cut| cut.slots(&self.capacity)) as u64;
+            for action in &stage.body {
+                match action {
+                    Action::Move(Move { from: Side::Home(v), .. }) => all[0] += parts * self.bytes(&self.values[*v]),
+                    Action::Move(Move { to: Side::Home(v), .. }) => all[1] += parts * self.bytes(&self.values[*v]),
+                    _ => {}
+                }
+            }
+        }
+        all
+    }
+
     /// Bytes of the device's memory that are for what is brought and sent: where it is the host's.
     pub fn moved(&self) -> u64 {
         let ways = 1 + u64::from(self.sends());

@@ -71,14 +71,14 @@ fn too_large(name: &str, bytes: u64, limit: u64, what: &str) -> Error {
 }
 
 /// Places all values, sharing memory between those that are never alive at once; with `fresh` every value has its own, with
-/// `whole` none may be in pieces.
+/// `whole` none may be in pieces; those `given` are elsewhere.
 pub(super) fn place(
     values: &[ProgramValue],
     stages: &[Stage],
     capacity: &Capacity,
     target: &Target,
     fresh: bool,
-    whole: bool,
+    (whole, given): (bool, &BTreeSet<usize>),
 ) -> Result<Placement> {
     let mut axis_rows = BTreeMap::new();
     for axis in values.iter().filter_map(|v| row_axis(&v.shape)) {
@@ -95,7 +95,7 @@ pub(super) fn place(
     }
     let mut items = Vec::new();
     for (at, value) in values.iter().enumerate() {
-        if value.storage != Storage::Own || value.first == usize::MAX || value.offloaded {
+        if value.storage != Storage::Own || value.first == usize::MAX || value.offloaded || given.contains(&at) {
             continue;
         }
         let sizes = value.sizes(capacity)?;

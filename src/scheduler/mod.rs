@@ -33,7 +33,7 @@ pub use measures::{Keep, Measures};
 pub use memory::{Place, Placement};
 pub use precision::Precision;
 pub use products::Product;
-pub use program::{CompileOptions, Program, ProgramValue, ScalarSource, Step};
+pub use program::{CompileOptions, Pin, Program, ProgramValue, ScalarSource, Step};
 pub use recurrence::{Family, Kernels, Recurrence};
 pub use sampler::{Batching, Cost, Sampler};
 pub use stage::{Action, Cut, Move, Part, Side, Stage};

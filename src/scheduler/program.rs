@@ -11,6 +11,7 @@ use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Layout, Op, Shape, Symbol};
 use crate::params::{DType, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a value's storage comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,10 +170,21 @@ pub struct Program {
     pub target: Target,
     /// Where values live.
     pub placement: Placement,
+    /// Inputs that are read where the caller has them.
+    pub given: BTreeSet<usize>,
     /// Values that the host's processor packs, for each step.
     pub packs: Vec<Vec<usize>>,
     /// Whether each step's are in one place with those of others, made again for each run.
     pub shares: Vec<bool>,
+}
+
+/// Where other programs have a persistent value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pin {
+    /// Whether away from the device rather than on it.
+    pub away: bool,
+    /// Whether one of them changes it.
+    pub changed: bool,
 }
 
 /// How to compile.
@@ -188,12 +200,21 @@ pub struct CompileOptions {
     pub measures: Option<Measures>,
     /// Which strategies layers run by; where none are given, the device's or the fixed table's.
     pub kernels: Option<Kernels>,
+    /// Where other programs of the session have persistent values, by name: one that any of them changes has to be in one place.
+    pub pins: BTreeMap<String, Pin>,
 }
 
 impl CompileOptions {
     /// Of programs for batches up to `capacity`, with no bound on memory.
     pub fn new(capacity: &Capacity) -> Self {
-        Self { capacity: capacity.clone(), fresh: false, budget: None, measures: None, kernels: None }
+        Self {
+            capacity: capacity.clone(),
+            fresh: false,
+            budget: None,
+            measures: None,
+            kernels: None,
+            pins: BTreeMap::new(),
+        }
     }
 }
 

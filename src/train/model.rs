@@ -62,6 +62,11 @@ impl Model {
         Ok(Self { network: network.clone(), specs, session, programs, compiled: None, losses })
     }
 
+    /// Bytes that its device holds, and the most that it ever did: see [`Session::allocated`].
+    pub fn allocated(&self) -> (u64, u64) {
+        self.session.allocated()
+    }
+
     /// Its layers.
     pub fn network(&self) -> &Network {
         &self.network

@@ -15,7 +15,7 @@ use super::step::{
 };
 use super::{Loss, Objective};
 use crate::device::{Device, Executable, Session};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, ModelFile};
 use crate::nn::{Input, Network};
 use crate::optim::{Adam, Optimizer};
@@ -186,11 +186,9 @@ impl Trainer {
         let train = train_streams(train_tokens, &options)?;
         let slots = optimizer.slots(&model.model.parameters());
         zero_slots(model.model.session()?, &slots)?;
-        // Before the training step, which takes of the memory what it can use.
-        let validation = Self::validation(&mut model, valid_tokens, &options)?;
-        let session = model.model.session()?;
-        TRAIN.zero(session)?;
-        let executable = Self::program(&mut model, &options, &optimizer, &train)?;
+        TRAIN.zero(model.model.session()?)?;
+        let valid = Self::valid_streams(valid_tokens, &options);
+        let (executable, validation) = Self::programs(&mut model, &options, &optimizer, &train, valid)?;
         zero_states(model.model.session()?, &executable)?;
         let (monitor, recovery) = (Monitor::default(), Recovery::default());
         Ok(Self {
@@ -227,14 +225,31 @@ impl Trainer {
         model.model.session()?.load(&graph, &train.capacity()?)
     }
 
-    fn validation(model: &mut LanguageModel, tokens: Vec<u32>, options: &TrainOptions) -> Result<Option<Validation>> {
-        if tokens.len() < 2 {
-            return Ok(None);
+    /// The programs of a training step and of validation.
+    fn programs(
+        model: &mut LanguageModel,
+        options: &TrainOptions,
+        optimizer: &Optimizer,
+        train: &Streams,
+        valid: Option<Streams>,
+    ) -> Result<(Executable, Option<Validation>)> {
+        // Before the training step, which takes of the memory what it can use.
+        let validation = valid.map(|streams| Self::validating(model, streams)).transpose()?;
+        match (Self::program(model, options, optimizer, train), validation) {
+            // Where one program needs weights on the device and the other away from it, training has its way.
+            (Err(e), Some(Validation { streams, executable })) if e.kind() == ErrorKind::Memory => {
+                drop(executable);
+                let program = Self::program(model, options, optimizer, train)?;
+                Ok((program, Some(Self::validating(model, streams)?)))
+            }
+            (program, validation) => Ok((program?, validation)),
         }
-        let count = options.batch.min(tokens.len() - 1);
-        let length = (tokens.len() - 1) / count;
-        let streams = Streams { tokens, count, length, sequence: options.sequence };
-        Self::validating(model, streams).map(Some)
+    }
+
+    fn valid_streams(tokens: Vec<u32>, options: &TrainOptions) -> Option<Streams> {
+        let count = options.batch.min(tokens.len().checked_sub(1)?);
+        let length = (tokens.len() - 1).checked_div(count)?;
+        Some(Streams { tokens, count, length, sequence: options.sequence })
     }
 
     fn validating(model: &mut LanguageModel, streams: Streams) -> Result<Validation> {
@@ -269,10 +284,9 @@ impl Trainer {
     /// Stands where a snapshot was taken, on another session.
     fn go_on(&mut self, session: Session, step: u32) -> Result<()> {
         self.model.model.replace_session(session);
-        self.executable = Self::program(&mut self.model, &self.options, &self.optimizer, &self.train)?;
-        if let Some(Validation { streams, .. }) = self.validation.take() {
-            self.validation = Some(Self::validating(&mut self.model, streams)?);
-        }
+        let valid = self.validation.take().map(|v| v.streams);
+        let Self { model, options, optimizer, train, .. } = self;
+        (self.executable, self.validation) = Self::programs(model, options, optimizer, train, valid)?;
         (self.windows, self.monitor, self.failed, self.step) = (None, Monitor::default(), None, step);
         Ok(())
     }

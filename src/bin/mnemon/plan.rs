@@ -3,14 +3,18 @@
 use crate::configs::{ConfigOptions, Mode};
 use crate::options::DeviceOptions;
 use crate::output::emit;
+use crate::profile::rates;
 use clap::{Args, ValueEnum};
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::graph::{Expr, Graph};
 use mnemon::io;
-use mnemon::scheduler::{Capacity, CompileOptions, Program, compile};
+use mnemon::params::Tensor;
+use mnemon::scheduler::{Batch, Capacity, CompileOptions, Program, compile};
 use mnemon::train::{self, Loss};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,9 +22,10 @@ Examples:
   mnemon plan model.safetensors --lengths 300,12,7 --memory 64MiB --device cpu
   mnemon plan --configs benches/long.json --only long --mode train --memory 256MiB --device cpu
 
-Nothing is allocated. What is printed is what runs: the memory in all and of what, what is done to hold no more than
+Nothing of the model is allocated. What is printed is what runs: the memory in all and of what, what is done to hold no more than
 --memory, the bytes that live over the program's actions, every action, and every value with its place and lifetime.
-Without a budget that can be kept the command fails and names the least that would do.";
+Where weights wait away from a GPU, its speed and that of the way to it are measured, for a second, and the part of its
+speed is told that is left. Without a budget that can be kept the command fails and names the least that would do.";
 
 /// Print what would run for a model, a batch and a budget of memory
 #[derive(Debug, Args)]
@@ -77,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let capacity = Capacity::exactly(&config.batch()?);
             let options = CompileOptions { budget: Some(device.budget().bytes), ..CompileOptions::new(&capacity) };
             let program = compile(&graph, device.target(), &options).map_err(|e| e.within(&config.name))?;
-            print(&config.name, &device, &program, arguments.brief);
+            print(&config.name, &device, &program, &config.batch()?, arguments.brief)?;
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -99,19 +104,63 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let budget = Some(device.budget().bytes);
     let program = train::plan(&imported.network, &lengths, loss, device.target(), budget)?;
-    print(&path.display().to_string(), &device, &program, arguments.brief);
+    print(&path.display().to_string(), &device, &program, &Batch::ragged(&lengths)?, arguments.brief)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(name: &str, device: &Device, program: &Program, brief: bool) {
+fn print(name: &str, device: &Device, program: &Program, batch: &Batch, brief: bool) -> Result<()> {
     emit(format_args!(
-        "{name} on {}, {}\n{}\n{}\n",
+        "{name} on {}, {}\n{}{}\n{}\n",
         device.name(),
         device.budget(),
         program.summary(),
+        bound(device, program, batch)?,
         program.chart()
     ));
     if !brief {
         emit(format_args!("{}\n{}\n", program.stage_list(), program.value_list()));
     }
+    Ok(())
+}
+
+/// What a run can reach of its speed with all weights on the device, where some are brought: they come between what is computed.
+fn bound(device: &Device, program: &Program, batch: &Batch) -> Result<String> {
+    let moved = program.traffic().iter().sum::<u64>() as f64;
+    if moved == 0.0 {
+        return Ok(String::new());
+    }
+    let (gflops, _) = rates(device)?;
+    let bus = bus_rate(device)?;
+    let work = program.whole_work(batch)?.flops as f64 / 1e9;
+    let (compute, copy) = (work / gflops, moved / 1e9 / bus);
+    Ok(format!(
+        "bound     compute / (compute + copy) = {:.3}: {work:.1} GFLOP at {gflops:.1} GFLOP/s, {:.3} GB at {bus:.2} GB/s, as \
+         measured\n",
+        compute / (compute + copy),
+        moved / 1e9
+    ))
+}
+
+/// GB/s to the device: the best of a few values that are written one after the other.
+fn bus_rate(device: &Device) -> Result<f64> {
+    let values = 1 << 22;
+    let tensor = Tensor::zeros(&[values]);
+    let mut graph = Graph::new();
+    let x = graph.persistent("x", [values])?;
+    let y = graph.elementwise(Expr::Input(0) + Expr::Const(1.0), &[x])?;
+    graph.output("y", y)?;
+    let mut session = device.session()?;
+    session.set("x", &tensor)?;
+    // Nothing is on the device before a program needs it there.
+    let _program = session.load(&graph, &Capacity::exactly(&Batch::dense(0, 1)?))?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        session.wait()?;
+        let begin = Instant::now();
+        session.set("x", &tensor)?;
+        session.flush();
+        session.wait()?;
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    Ok(4.0 * values as f64 / best / 1e9)
 }

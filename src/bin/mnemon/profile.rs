@@ -211,7 +211,7 @@ fn trace(profile: &Profile, executable: &Executable) -> Value {
 }
 
 /// What a large product, and a large pass over values, reach: GFLOP/s and GB/s.
-fn rates(device: &Device) -> Result<(f64, f64)> {
+pub fn rates(device: &Device) -> Result<(f64, f64)> {
     let (n, values) = (1024, 1 << 24);
     let mut product = Graph::new();
     let (x, w) = (product.persistent("x", [N, n.into()])?, product.persistent("w", [n, n])?);
