@@ -32,6 +32,8 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    /// Whether it was known before anything was asked of a device.
+    planned: bool,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -42,7 +44,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` with a message.
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), source: None }
+        Self { kind, message: message.to_string(), planned: false, source: None }
     }
 
     /// What went wrong, coarsely.
@@ -50,9 +52,9 @@ impl Error {
         self.kind
     }
 
-    /// Whether it is the device's, or its memory's, and not that of what it was given: elsewhere it may go well.
+    /// Whether it is the device's, or its memory's, and not that of what it was given, nor of a budget: elsewhere it may go well.
     pub fn is_of_the_device(&self) -> bool {
-        matches!(self.kind, ErrorKind::Device | ErrorKind::Memory)
+        self.kind == ErrorKind::Device || self.kind == ErrorKind::Memory && !self.planned
     }
 
     /// The same error, its message preceded by `context` (a layer, tensor or file name).
@@ -87,6 +89,11 @@ impl Error {
 
     pub(crate) fn device(message: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Device, message)
+    }
+
+    /// Memory that a plan would need and a budget or a device does not have.
+    pub(crate) fn budget(message: impl fmt::Display) -> Self {
+        Self { planned: true, ..Self::new(ErrorKind::Memory, message) }
     }
 
     pub(crate) fn memory(message: impl fmt::Display) -> Self {

@@ -46,7 +46,7 @@ pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Resul
         }
     }
     match least {
-        Some(least) => Err(Error::memory(format!(
+        Some(least) => Err(Error::budget(format!(
             "memory: the program needs at least {} bytes ({}), the budget is {budget} ({})",
             least.memory().bytes(),
             amount(least.memory().bytes()),
@@ -305,6 +305,9 @@ impl<'a> Compiler<'a> {
         for step in &mut draft.steps {
             if let Some(layer) = Layer::of(step, &draft.values, self.capacity) {
                 step.recurrence = kernels.choose(&layer, &self.target)?;
+            }
+            if self.target.executor != Executor::Gpu {
+                continue;
             }
             if let Some(shape) = ProductShape::of(step, &draft.values, self.capacity)? {
                 step.product = kernels.choose_product(&shape, &self.target);

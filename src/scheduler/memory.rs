@@ -67,7 +67,7 @@ fn piece_rows(values: &[ProgramValue], capacity: &Capacity, target: &Target, axi
 }
 
 fn too_large(name: &str, bytes: u64, limit: u64, what: &str) -> Error {
-    Error::memory(format!("`{name}`: {what} take {bytes} bytes, the device allows {limit} in one binding"))
+    Error::budget(format!("`{name}`: {what} take {bytes} bytes, the device allows {limit} in one binding"))
 }
 
 /// Places all values, sharing memory between those that are never alive at once; with `fresh` every value has its own, with
@@ -85,7 +85,7 @@ pub(super) fn place(
         if let std::collections::btree_map::Entry::Vacant(entry) = axis_rows.entry(axis) {
             let rows = piece_rows(values, capacity, target, axis)?;
             if whole && rows != usize::MAX {
-                return Err(Error::memory(format!(
+                return Err(Error::budget(format!(
                     "memory: a part exceeds the {} bytes of a binding",
                     target.limits.binding
                 )));

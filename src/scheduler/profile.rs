@@ -109,7 +109,8 @@ impl Program {
                 flops = 2 * rows * (m / d) * if *part == LstmPart::InputWeights { n } else { n / d };
             }
             Op::Lstm(op) => {
-                let ((rows, inner), (_, gates)) = (input(forward::X)?, output(forward::GATES)?);
+                let (rows, inner) = input(forward::X)?;
+                let gates = op.directions() as u64 * input(forward::parameter(0, Parameter::WeightHh))?.0;
                 let given = step.inputs[forward::parameter(0, Parameter::WeightIh)].is_none();
                 let (recurrence, again) = recurrent(forward::parameter, op.directions(), rows)?;
                 flops = recurrence + if given { 0 } else { 2 * rows * inner * gates };

@@ -307,6 +307,7 @@ fn refused_allocations_are_errors() {
         let mut g = Graph::new();
         let x = g.persistent("kept", [2]).unwrap();
         let vast = g.input("x", [B, (1 << 20).into()], DType::F32).unwrap();
+        let vast = g.tanh(vast).unwrap();
         let sum = g.sum(&[vast, x]).unwrap();
         g.output("sum", sum).unwrap();
         let capacity = Capacity { sequences: 1 << 30, axes: vec![(1, 1 << 30)] };

@@ -135,7 +135,7 @@ impl Session {
                 // One place would be changed and the other read.
                 let elsewhere = if waits { here } else { away };
                 if elsewhere && (changes || held(&entry.changed)) {
-                    return Err(Error::memory(format!("session: another program needs `{name}` in another place")));
+                    return Err(Error::budget(format!("session: another program needs `{name}` in another place")));
                 }
                 if !waits {
                     return self.on_device(name);
