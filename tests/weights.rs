@@ -5,13 +5,14 @@ mod common;
 use common::devices;
 use mnemon::device::{Device, Session};
 use mnemon::error::ErrorKind;
-use mnemon::graph::Graph;
+use mnemon::graph::builder::LstmWeights;
+use mnemon::graph::{Expr, Graph, LstmOp, N};
 use mnemon::io;
 use mnemon::nn::{Dense, GraphOptions, Input, Lstm, Network};
 use mnemon::optim::Adam;
 use mnemon::params::random::Random;
-use mnemon::params::{ParameterSpec, Tensor};
-use mnemon::scheduler::{Batch, Capacity, CompileOptions, Measures};
+use mnemon::params::{DType, ParameterSpec, Tensor};
+use mnemon::scheduler::{Batch, Capacity, CompileOptions, Keep, Measures};
 use mnemon::train::{self, Fit, Loss, Model, Named};
 use std::path::{Path, PathBuf};
 
@@ -182,5 +183,71 @@ fn a_model_larger_than_the_budget_trains() {
         assert_eq!(trained, wanted, "{device:?}");
         assert_ne!(trained, parameters);
         assert_eq!(file.read(), parameters, "the file is as it was");
+    }
+}
+
+/// A step of gradient descent on two layers and one over them, in parts of timesteps and of sequences: weights that wait change
+/// neither parameters nor outputs.
+#[test]
+fn weights_wait_under_every_other_measure() {
+    const WIDE: usize = 80;
+    let batch = Batch::ragged(&[150, 70, 0, 129, 3]).unwrap();
+    let rows = batch.axis(0).unwrap().rows();
+    let mut g = Graph::new();
+    let x = g.input("x", [N, WIDE.into()], DType::F32).unwrap();
+    let target = g.input("target", [N, 210.into()], DType::F32).unwrap();
+    let (mut named, mut all) = (Named::new(), Vec::new());
+    let mut parameter = |g: &mut Graph, name: String, shape: &[usize]| {
+        let value = g.persistent(&name, shape).unwrap();
+        named.insert(name, values(shape, 50 + all.len() as u64));
+        all.push(value);
+        value
+    };
+    let mut y = x;
+    for layer in 0..2 {
+        let weight = |name: &str| format!("{layer}.{name}");
+        let ih = parameter(&mut g, weight("ih"), &[4 * WIDE, WIDE]);
+        let hh = parameter(&mut g, weight("hh"), &[4 * WIDE, WIDE]);
+        let bias = parameter(&mut g, weight("bias"), &[4 * WIDE]);
+        let weights = LstmWeights::new(ih, hh).bias(Some(bias), None);
+        y = g.lstm_layer(y, None, &LstmOp::plain(), &[weights]).unwrap().y;
+    }
+    let weight = parameter(&mut g, "weight".to_string(), &[210, WIDE]);
+    let y = g.linear(y, weight, None).unwrap();
+    let loss = g.mean_squared_error(y, target).unwrap();
+    g.output("loss", loss.mean).unwrap();
+    let gradients = g.gradients(loss.mean, &all).unwrap();
+    let squares = g.sum_of_squares(&gradients).unwrap();
+    g.output("squares", squares).unwrap();
+    for (&p, d) in all.iter().zip(gradients) {
+        let new = g.elementwise(Expr::Input(0) - Expr::Const(0.5) * Expr::Input(1), &[p, d]).unwrap();
+        g.update(p, new).unwrap();
+    }
+    let given = [("x", values(&[rows, WIDE], 1)), ("target", values(&[rows, 210], 2))];
+    let inputs: Vec<(&str, &Tensor)> = given.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let run = |device: &Device, measures: Measures| {
+        let mut session = session(device, &named);
+        let options = CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+        let mut executable = session.load_with(&g, &options).unwrap();
+        for _ in 0..2 {
+            session.run(&mut executable, &batch, &inputs).unwrap();
+        }
+        let outputs = ["loss", "squares"].map(|name| session.output(&executable, name).unwrap().f32s().unwrap()[0]);
+        let after: Vec<Tensor> = named.keys().map(|name| session.get(name).unwrap()).collect();
+        let waits = executable.program().memory();
+        (outputs, after, waits.persistent, waits.offloaded)
+    };
+    let segments = [Keep::Outputs, Keep::Nothing].map(|keep| Some((keep, 64)));
+    let measures = [None, segments[0], segments[1]].map(|segments| Measures { segments, ..Measures::default() });
+    let cut = [2, 3].map(|sequences| Measures { sequences: Some(sequences), ..measures[2] });
+    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+        for measures in measures.into_iter().chain(cut) {
+            let ([loss, squares], after, resident, _) = run(&device, measures);
+            let waiting = run(&device, Measures { stream: true, ..measures });
+            assert_eq!((waiting.0[0], &waiting.1), (loss, &after), "{device:?}: {measures}");
+            // The norm is added up in another order on a GPU.
+            assert!((waiting.0[1] - squares).abs() <= 1e-5 * squares, "{device:?}: {measures}");
+            assert!(waiting.2 < resident / 20 && waiting.3 > resident, "{device:?}: {measures}");
+        }
     }
 }
