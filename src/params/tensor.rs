@@ -119,6 +119,7 @@ impl Tensor {
     }
 
     /// The floats, to change: those in memory.
+    #[cfg(feature = "gpu")]
     pub(crate) fn f32s_mut(&mut self) -> Result<&mut [f32]> {
         match &mut self.data {
             Data::F32(v) => Ok(v),

@@ -4,6 +4,7 @@ use super::super::registry::{Kept, held};
 use super::{Backend, Executable, Prepared, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Graph;
+#[cfg(feature = "gpu")]
 use crate::params::Tensor;
 use crate::scheduler::program::Storage;
 use crate::scheduler::{Capacity, CompileOptions, Executor, Measures, Program, compile};
