@@ -47,6 +47,11 @@ fn bytes(parameters: &Named) -> u64 {
     parameters.values().map(|t| 4 * t.len() as u64).sum()
 }
 
+/// The CPU and the GPU under test, the latter with all its limits alone.
+fn two_devices() -> impl Iterator<Item = Device> {
+    devices().into_iter().filter(|d| d.label() != "reference").take(2)
+}
+
 /// A file of its own for a test, removed with it.
 struct Weights(PathBuf);
 
@@ -132,7 +137,7 @@ fn a_weight_file_that_cannot_be_read_fails_the_run_and_not_the_process() {
     let budget = bytes(&parameters) / 4;
     let batch = Batch::ragged(&LENGTHS).unwrap();
     let (graph, x) = (graph(&network()), packed_input(&batch));
-    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+    for device in two_devices() {
         let file = Weights::new(&format!("cut-{}", device.label()), &parameters);
         let mut session = session(&device.with_memory(budget), &file.read());
         let mut executable = session.load(&graph, &Capacity::exactly(&batch)).unwrap();
@@ -172,7 +177,7 @@ fn a_model_larger_than_the_budget_trains() {
         let history = model.fit(&inputs, &targets, &fit).unwrap();
         (history.loss, model.parameters().unwrap(), model.allocated().1)
     };
-    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+    for device in two_devices() {
         let small = device.clone().reopen().unwrap().with_memory(budget);
         let plan = train::plan(&network, &[6; 4], Some(Loss::MeanSquaredError), small.target(), Some(budget)).unwrap();
         assert!(plan.measures.stream && plan.measures.sequences.is_none(), "{device:?}: {}", plan.measures);
@@ -240,7 +245,7 @@ fn weights_wait_under_every_other_measure() {
     let segments = [Keep::Outputs, Keep::Nothing].map(|keep| Some((keep, 64)));
     let measures = [None, segments[0], segments[1]].map(|segments| Measures { segments, ..Measures::default() });
     let cut = [2, 3].map(|sequences| Measures { sequences: Some(sequences), ..measures[2] });
-    for device in devices().into_iter().filter(|d| d.label() != "reference") {
+    for device in two_devices() {
         for measures in measures.into_iter().chain(cut) {
             let ([loss, squares], after, resident, _) = run(&device, measures);
             let waiting = run(&device, Measures { stream: true, ..measures });

@@ -80,7 +80,7 @@ impl Gpu {
         let bytes = 4 * shape.iter().product::<usize>() as u64;
         let limits = self.context.target().limits;
         if bytes > limits.binding.min(limits.buffer) {
-            return Err(Error::memory(format!(
+            return Err(Error::budget(format!(
                 "session: `{name}` takes {bytes} bytes, the device allows {} in one binding",
                 limits.binding.min(limits.buffer)
             )));
