@@ -129,8 +129,9 @@ fn bound(device: &Device, program: &Program, batch: &Batch) -> Result<String> {
     if moved == 0.0 {
         return Ok(String::new());
     }
-    let (gflops, _) = rates(device)?;
-    let bus = bus_rate(device)?;
+    // The budget is the model's, not that of what is measured.
+    let free = device.clone().with_memory(u64::MAX);
+    let ((gflops, _), bus) = (rates(&free)?, bus_rate(&free)?);
     let work = program.whole_work(batch)?.flops as f64 / 1e9;
     let (compute, copy) = (work / gflops, moved / 1e9 / bus);
     Ok(format!(
