@@ -194,7 +194,9 @@ impl Device {
     /// Where work goes on once this device has failed, the first that does not fail too: the same opened again, then the CPU.
     pub fn elsewhere(&self) -> impl Iterator<Item = Result<Self>> + use<> {
         let (this, is_cpu) = (self.clone(), self.kind() == DeviceKind::Cpu);
-        std::iter::once_with(move || this.reopen()).chain((!is_cpu).then(|| Ok(Self::cpu())))
+        // A budget is a promise wherever the work is done.
+        let cpu = Self { memory: self.memory, ..Self::cpu() };
+        std::iter::once_with(move || this.reopen()).chain((!is_cpu).then_some(Ok(cpu)))
     }
 
     /// Refuses allocations beyond `bytes` in all on a GPU, as a device does that has no more; for tests of what happens then.

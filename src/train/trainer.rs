@@ -125,7 +125,7 @@ struct Training {
 }
 
 struct Validation {
-    streams: Streams,
+    streams: Arc<Streams>,
     executable: Executable,
 }
 
@@ -231,7 +231,7 @@ impl Trainer {
         options: &TrainOptions,
         optimizer: &Optimizer,
         train: &Streams,
-        valid: Option<Streams>,
+        valid: Option<Arc<Streams>>,
     ) -> Result<(Executable, Option<Validation>)> {
         // Before the training step, which takes of the memory what it can use.
         let validation = valid.map(|streams| Self::validating(model, streams)).transpose()?;
@@ -246,13 +246,13 @@ impl Trainer {
         }
     }
 
-    fn valid_streams(tokens: Vec<u32>, options: &TrainOptions) -> Option<Streams> {
+    fn valid_streams(tokens: Vec<u32>, options: &TrainOptions) -> Option<Arc<Streams>> {
         let count = options.batch.min(tokens.len().checked_sub(1)?);
         let length = (tokens.len() - 1).checked_div(count)?;
-        Some(Streams { tokens, count, length, sequence: options.sequence })
+        Some(Arc::new(Streams { tokens, count, length, sequence: options.sequence }))
     }
 
-    fn validating(model: &mut LanguageModel, streams: Streams) -> Result<Validation> {
+    fn validating(model: &mut LanguageModel, streams: Arc<Streams>) -> Result<Validation> {
         let graph = evaluation_graph(&network(model)?, &[Objective::sole(Loss::CrossEntropy)], "evaluate.")?;
         let session = model.model.session()?;
         EVALUATE.zero(session)?;
@@ -284,7 +284,8 @@ impl Trainer {
     /// Stands where a snapshot was taken, on another session.
     fn go_on(&mut self, session: Session, step: u32) -> Result<()> {
         self.model.model.replace_session(session);
-        let valid = self.validation.take().map(|v| v.streams);
+        // Kept until there are programs, so that the next device has it where this one fails too.
+        let valid = self.validation.as_ref().map(|v| Arc::clone(&v.streams));
         let Self { model, options, optimizer, train, .. } = self;
         (self.executable, self.validation) = Self::programs(model, options, optimizer, train, valid)?;
         (self.windows, self.monitor, self.failed, self.step) = (None, Monitor::default(), None, step);

@@ -104,7 +104,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let budget = Some(device.budget().bytes);
     let program = train::plan(&imported.network, &lengths, loss, device.target(), budget)?;
-    print(&path.display().to_string(), &device, &program, &Batch::ragged(&lengths)?, arguments.brief)?;
+    let axes = 1..program.capacity.axes.len();
+    let batch = axes.into_iter().try_fold(Batch::ragged(&lengths)?, |batch, _| batch.with_axis(&lengths))?;
+    print(&path.display().to_string(), &device, &program, &batch, arguments.brief)?;
     Ok(ExitCode::SUCCESS)
 }
 
