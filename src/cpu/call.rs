@@ -74,8 +74,6 @@ pub(super) struct Call<'a> {
     pub(super) continues: bool,
     /// Room for what is needed besides.
     pub(super) room: &'a Room,
-    /// Whether a step reads what a layer saves of its gates.
-    pub(super) saves: bool,
 }
 
 impl<'a> Call<'a> {

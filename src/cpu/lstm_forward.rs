@@ -288,8 +288,7 @@ pub(super) fn lstm_forward(call: &mut Call<'_>, op: &LstmOp) -> Result<()> {
     let shares = shares(axis, &lengths, directions * GATES * hidden * r);
     if layer.plain(0) {
         let cells = cells.map(Shared::new);
-        let gates = gates.filter(|_| call.saves).map(Shared::new);
-        let (y, h, c) = (Shared::new(y), Shared::new(h), Shared::new(c));
+        let (gates, y, h, c) = (gates.map(Shared::new), Shared::new(y), Shared::new(h), Shared::new(c));
         Plain { layer: &layer, x, bias: &bias, gates, y, cells, h, c }.run(&shares);
         return Ok(());
     }

@@ -12,7 +12,6 @@ use super::tape::Tape;
 use super::watch::Watch;
 use super::{attention, columns, gather, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
-use crate::graph::lstm::forward;
 use crate::graph::{Dim, Op, Symbol};
 use crate::params::Tensor;
 use crate::scheduler::program::root;
@@ -196,18 +195,8 @@ impl Run<'_> {
             let inputs = step.inputs.iter().map(|i| i.map(|i| self.operand(i, step)).transpose());
             let inputs = inputs.collect::<Result<Vec<_>>>()?;
             let continues = step.accumulates && part.continues;
-            let gates = if matches!(step.op, Op::Lstm(_)) { step.outputs[forward::GATES] } else { None };
-            let saves = gates.is_some() && self.program.stage_steps().any(|s| s.inputs.contains(&gates));
-            let mut call = Call {
-                inputs,
-                outputs,
-                batch: part.batch,
-                scalars: &self.scalars,
-                packs,
-                continues,
-                room: self.room,
-                saves,
-            };
+            let mut call =
+                Call { inputs, outputs, batch: part.batch, scalars: &self.scalars, packs, continues, room: self.room };
             self.dispatch(step, tape, &mut call)
         });
         self.memory.put(taken);
