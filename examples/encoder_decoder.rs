@@ -9,7 +9,7 @@ use mnemon::device::Session;
 use mnemon::error::Result;
 use mnemon::graph::builder::{LstmOutputs, LstmWeights};
 use mnemon::graph::{B, Dim, Expr, Graph, N, Symbol, Value};
-use mnemon::optim::{Adam, Gate, Optimizer, clip_factor};
+use mnemon::optim::{Adam, Clipping, Course, Gate, Optimizer, Schedule};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, Initializer, ParameterSpec, Rules, Tensor, lstm_parameters};
 use mnemon::scheduler::{Batch, Capacity};
@@ -74,9 +74,8 @@ fn training_graph(optimizer: &Optimizer) -> Result<Graph> {
     let values = specs.iter().map(|spec| g.persistent(&spec.name, &spec.shape)).collect::<Result<Vec<Value>>>()?;
     let gradients = g.gradients(loss.mean, &values)?;
     let squares = g.sum_of_squares(&gradients)?;
-    let scale = Some(clip_factor(g, squares, 1.0)?);
     let alive = g.elementwise(Expr::Input(0).is_finite(), &[squares])?;
-    optimizer.apply(g, &specs, &gradients, Gate { scale, alive })?;
+    optimizer.apply(g, &specs, &gradients, Gate { scale: None, squares: Some(squares), alive })?;
     g.output("loss", loss.mean)?;
     Ok(graph)
 }
@@ -129,13 +128,16 @@ fn reversed(strings: &[u32]) -> Vec<u32> {
 }
 
 fn train(session: &mut Session, random: &mut Random) -> Result<()> {
-    let optimizer = Optimizer::from(Adam::pytorch());
+    let falling = Schedule::Linear { steps: STEPS, least: 0.0 };
+    let adam = Adam::pytorch().learning_rate(LEARNING_RATE);
+    let optimizer = Optimizer::from(adam).clip(Clipping::GlobalNorm(1.0)).schedule(falling);
     for (stream, spec) in parameters().iter().enumerate() {
         let values = spec.initializer.values(&spec.shape, 1, stream as u64)?;
         session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
     }
-    for (slot, shape) in optimizer.slots(&parameters()) {
-        session.zero(&slot, &shape, DType::F32)?;
+    for slot in optimizer.slots(&parameters()) {
+        let first = slot.begin(|name| session.get(name))?;
+        session.set(&slot.name, &first)?;
     }
     let shape = Batch::dense(LENGTH, BATCH)?.with_axis(&[LENGTH; BATCH])?;
     let mut program = session.load(&training_graph(&optimizer)?, &Capacity::exactly(&shape))?;
@@ -146,8 +148,7 @@ fn train(session: &mut Session, random: &mut Random) -> Result<()> {
         let mut read = vec![START; BATCH];
         read.extend(&written[..(LENGTH - 1) * BATCH]);
         let mut batch = shape.clone().at_step(0, step);
-        let rate = LEARNING_RATE * (1.0 - f64::from(step) / f64::from(STEPS));
-        optimizer.scalars(step, rate).into_iter().for_each(|(name, value)| batch.set_scalar(name, value));
+        optimizer.scalars(&Course::at(step)).into_iter().for_each(|(name, value)| batch.set_scalar(name, value));
         let inputs = [("source", &tensor(source)?), ("read", &tensor(read)?), ("written", &tensor(written)?)];
         session.run(&mut program, &batch, &inputs)?;
         if (step + 1) % 250 == 0 {

@@ -4,7 +4,7 @@ use mnemon::device::Device;
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
 use mnemon::graph::{Expr, Graph, N, Value};
-use mnemon::optim::{Adam, Gate, Optimizer};
+use mnemon::optim::{Adam, Course, Gate, Optimizer};
 use mnemon::params::{DType, Initializer, ParameterSpec, Rules, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use safetensors::SafeTensors;
@@ -65,7 +65,7 @@ impl Model {
         let gradients = self.graph.gradients(loss, &by)?;
         let alive = self.graph.elementwise(Expr::Const(1.0), &[loss])?;
         let specs: Vec<ParameterSpec> = self.parameters.iter().map(|p| p.0.clone()).collect();
-        adam.apply(&mut self.graph, &specs, &gradients, Gate { scale: None, alive })
+        adam.apply(&mut self.graph, &specs, &gradients, Gate { scale: None, squares: None, alive })
     }
 }
 
@@ -92,7 +92,7 @@ fn losses(device: &Device, steps: usize) -> Result<Vec<f32>> {
     let mut executable = session.load(&model.graph, &Capacity::exactly(&batch))?;
     let mut losses = Vec::new();
     for step in 0..steps {
-        for (name, value) in adam.scalars(step as u32, LEARNING_RATE) {
+        for (name, value) in adam.scalars(&Course::at(step as u32)) {
             batch.set_scalar(name, value);
         }
         session.run(&mut executable, &batch, &[("x", &x), ("target", &target)])?;

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&str; 9] = ["devices", "train", "generate", "summary", "run", "compare", "verify", "bench", "plan"];
+const SUBCOMMANDS: [&str; 12] = [
+    "devices", "train", "evaluate", "generate", "plot", "classify", "summary", "run", "compare", "verify", "bench",
+    "plan",
+];
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models");
 const CONFORMANCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/conformance");
 
@@ -338,7 +341,7 @@ fn bad_training_input_is_refused() {
     with(Path::new("no/such/text.txt"), &[], &[1], &["no/such/text.txt"]);
     with(&beside("empty.txt", b""), &[], &[1], &["at least one character"]);
     with(&beside("binary", &[0xff, 0xfe, 0]), &[], &[1], &["1 other files skipped"]);
-    with(&beside("short.txt", b"abc abc"), &[], &[1], &["8 characters", "33", "got 7"]);
+    with(&beside("short.txt", b"abc abc"), &[], &[1], &["8 tokens", "33", "got 7"]);
     with(&story, &["--hidden", "0"], &[1, 2], &["got 0"]);
     with(&story, &["--layers", "0"], &[2], &["layers"]);
     with(&story, &["--dropout", "1.5"], &[2], &["1.5"]);

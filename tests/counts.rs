@@ -5,7 +5,7 @@
 mod common;
 
 use mnemon::graph::Graph;
-use mnemon::optim::{Adam, Gate, Optimizer, clip_factor};
+use mnemon::optim::{Adam, Course, Gate, Kept, Optimizer, clip_factor};
 use mnemon::params::{DType, Initializer, ParameterSpec, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
@@ -86,12 +86,12 @@ fn an_optimiser_is_a_few_dispatches() {
         let squares = g.sum_of_squares(&gradients).unwrap();
         let scale = Some(clip_factor(&mut g, squares, 1.0).unwrap());
         let optimizer = Optimizer::from(Adam::default());
-        optimizer.apply(&mut g, &specs, &gradients, Gate { scale, alive }).unwrap();
-        for (name, shape) in optimizer.slots(&specs) {
+        optimizer.apply(&mut g, &specs, &gradients, Gate { scale, squares: None, alive }).unwrap();
+        for Kept { name, shape, .. } in optimizer.slots(&specs) {
             session.zero(&name, &shape, DType::F32).unwrap();
         }
         let mut batch = Batch::dense(1, 1).unwrap();
-        for (name, value) in optimizer.scalars(0, 1e-3) {
+        for (name, value) in optimizer.scalars(&Course::at(0)) {
             batch.set_scalar(name, value);
         }
         let mut executable = session.load(&g, &Capacity::exactly(&batch)).unwrap();

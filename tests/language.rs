@@ -5,6 +5,7 @@ mod common;
 use mnemon::data::Vocabulary;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
+use mnemon::optim::{Adam, Clipping, Optimizer, Schedule};
 use mnemon::params::random::Random;
 use mnemon::train::{Generator, LanguageConfig, LanguageModel, TrainOptions, Trainer};
 use std::path::PathBuf;
@@ -25,19 +26,18 @@ fn tokens() -> (Vec<u32>, Vec<u32>) {
 }
 
 /// 4 streams of 124 characters: 7 windows an epoch, the last of 4 characters.
-const OPTIONS: TrainOptions = TrainOptions {
-    batch: 4,
-    sequence: 20,
-    epochs: 3,
-    steps: None,
-    learning_rate: 1e-2,
-    decay: 0.9,
-    clip: Some(1.0),
-    seed: 7,
-};
+fn adam(learning_rate: f64, decay: f64, clip: f32) -> Optimizer {
+    let falling = Schedule::PerEpoch(Box::new(Schedule::Step { every: 1, factor: decay }));
+    Optimizer::from(Adam::pytorch().learning_rate(learning_rate)).clip(Clipping::GlobalNorm(clip)).schedule(falling)
+}
+
+fn options() -> TrainOptions {
+    TrainOptions { batch: 4, sequence: 20, epochs: 3, steps: None, optimizer: adam(1e-2, 0.9, 1.0), seed: 7 }
+}
 
 fn model(device: &Device) -> LanguageModel {
-    let config = LanguageConfig { layers: 2, hidden: 17, embedding: 6, dropout: 0.3, seed: 1 };
+    let config =
+        LanguageConfig { layers: 2, hidden: 17, embedding: 6, dropout: 0.3, seed: 1, ..LanguageConfig::default() };
     LanguageModel::new(device, &config, Vocabulary::of(&text()).unwrap()).unwrap()
 }
 
@@ -56,7 +56,7 @@ fn bits(trainer: &mut Trainer) -> Vec<u32> {
 #[test]
 fn the_loss_falls_on_every_device() {
     for device in common::devices() {
-        let mut trainer = trainer(&device, TrainOptions { epochs: 12, decay: 1.0, clip: Some(5.0), ..OPTIONS });
+        let mut trainer = trainer(&device, TrainOptions { epochs: 12, optimizer: adam(1e-2, 1.0, 5.0), ..options() });
         let before = trainer.validate().unwrap().unwrap();
         let mut losses = Vec::new();
         while !trainer.finished() {
@@ -68,7 +68,7 @@ fn the_loss_falls_on_every_device() {
         assert_eq!(losses.len(), 12);
         let progress = trainer.progress();
         assert_eq!((progress.step, progress.epoch, progress.window, progress.windows), (84, 12, 7, 7));
-        assert_eq!(progress.characters, 12 * 4 * 124);
+        assert_eq!(progress.tokens, 12 * 4 * 124);
         let after = trainer.validate().unwrap().unwrap();
         assert!(after < 0.7 * before && losses[11] < 0.8 * losses[0], "{device:?}: {before} {after} {losses:?}");
     }
@@ -78,8 +78,8 @@ fn the_loss_falls_on_every_device() {
 #[test]
 fn a_lost_device_changes_nothing() {
     for device in common::gpus() {
-        let mut whole = trainer(&device, OPTIONS);
-        let mut other = trainer(&device.clone().reopen().unwrap(), OPTIONS);
+        let mut whole = trainer(&device, options());
+        let mut other = trainer(&device.clone().reopen().unwrap(), options());
         let lose = |trainer: &mut Trainer| trainer.model().model().device().lose();
         while !whole.finished() {
             let step = other.progress().step;
@@ -110,12 +110,12 @@ fn training_resumes_bit_for_bit_in_the_middle_of_an_epoch() {
     let path = file("resume.safetensors");
     let (train, valid) = tokens();
     for device in common::devices() {
-        let mut whole = trainer(&device, OPTIONS);
+        let mut whole = trainer(&device, options());
         while !whole.finished() {
             whole.step().unwrap();
         }
         for cut in [0, 3, 7, 9] {
-            let mut first = trainer(&device, OPTIONS);
+            let mut first = trainer(&device, options());
             (0..cut).for_each(|_| first.step().unwrap());
             // Neither validating nor generating may disturb what is carried.
             first.validate().unwrap();
@@ -135,7 +135,7 @@ fn training_resumes_bit_for_bit_in_the_middle_of_an_epoch() {
 
 #[test]
 fn limits_count_steps() {
-    let mut trainer = trainer(&Device::cpu(), TrainOptions { steps: Some(2), ..OPTIONS });
+    let mut trainer = trainer(&Device::cpu(), TrainOptions { steps: Some(2), ..options() });
     trainer.step().unwrap();
     assert!(!trainer.finished());
     trainer.step().unwrap();
@@ -148,8 +148,8 @@ fn limits_count_steps() {
 fn a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state() {
     let path = file("diverged.safetensors");
     for device in common::devices() {
-        let mut diverging = trainer(&device, TrainOptions { learning_rate: 1e38, ..OPTIONS });
-        let mut once = trainer(&device, TrainOptions { learning_rate: 1e38, ..OPTIONS });
+        let mut diverging = trainer(&device, TrainOptions { optimizer: adam(1e38, 0.9, 1.0), ..options() });
+        let mut once = trainer(&device, TrainOptions { optimizer: adam(1e38, 0.9, 1.0), ..options() });
         once.step().unwrap();
         let error = (0..100).find_map(|_| diverging.step().err()).unwrap();
         assert!(error.kind() == ErrorKind::NotFinite && error.to_string().contains("at step 2;"), "{error}");
@@ -170,7 +170,8 @@ fn generation_streams_known_characters_and_repeats_with_its_seed() {
         let mut random = Random::new(3, 1 << 33);
         let mut generator = Generator::new(&mut model).unwrap();
         generator.feed("the ").unwrap();
-        (0..40).map(|_| generator.next(temperature, top_k, &mut random).unwrap()).collect()
+        let tokens: Vec<u32> = (0..40).map(|_| generator.next(temperature, top_k, &mut random).unwrap()).collect();
+        model.vocabulary().decode(&tokens).unwrap()
     };
     let text = generate(1.0, 0);
     assert_eq!(text, generate(1.0, 0));
@@ -185,7 +186,7 @@ fn generation_streams_known_characters_and_repeats_with_its_seed() {
 #[test]
 fn texts_that_are_too_short_say_what_is_needed() {
     let (train, _) = tokens();
-    let new = |train: Vec<u32>| Trainer::new(model(&Device::cpu()), train, Vec::new(), OPTIONS);
+    let new = |train: Vec<u32>| Trainer::new(model(&Device::cpu()), train, Vec::new(), options());
     for short in [vec![], vec![0; 1], train[..80].to_vec()] {
         let error = new(short).err().unwrap();
         assert!(error.kind() == ErrorKind::Data && error.to_string().contains("at least 81"), "{error}");
@@ -193,9 +194,9 @@ fn texts_that_are_too_short_say_what_is_needed() {
     let mut trainer = new(train[..81].to_vec()).unwrap();
     trainer.step().unwrap();
     assert!(trainer.end_of_epoch() && trainer.validate().unwrap().is_none());
-    let options = TrainOptions { batch: 0, ..OPTIONS };
+    let options = TrainOptions { batch: 0, ..options() };
     assert!(Trainer::new(model(&Device::cpu()), train.clone(), vec![], options).is_err());
-    let options = TrainOptions { clip: Some(-1.0), ..OPTIONS };
+    let options = TrainOptions { optimizer: adam(1e-2, 0.9, -1.0), ..self::options() };
     assert!(Trainer::new(model(&Device::cpu()), train, vec![], options).is_err());
 }
 
@@ -204,7 +205,7 @@ fn files_that_do_not_fit_are_refused_and_a_failing_save_harms_nothing() {
     let device = Device::cpu();
     let path = file("fit.safetensors");
     let (train, valid) = tokens();
-    let mut trainer = trainer(&device, OPTIONS);
+    let mut trainer = trainer(&device, options());
     trainer.step().unwrap();
     trainer.checkpoint(&path).unwrap();
     let saved = std::fs::read(&path).unwrap();

@@ -30,7 +30,7 @@ fn regularisers_pull_and_are_part_of_the_loss() {
         let kernel =
             Rules::default().initializer(Initializer::Constant(0.5)).regularizer(Regularizer { l1: 0.25, l2: 0.125 });
         model.add(Pooling::average()).add(Dense::new(3).kernel(kernel).bias(false).activity(Regularizer::l2(0.5)));
-        model.compile(Sgd { learning_rate: 0.1, momentum: 0.0 }, Loss::MeanSquaredError).unwrap();
+        model.compile(Sgd { learning_rate: 0.1, ..Sgd::default() }, Loss::MeanSquaredError).unwrap();
         // x is zero, so y is zero whatever W is.
         let (x, y) = (Array3::<f32>::zeros((4, 2, 2)), Array2::<f32>::zeros((4, 3)));
         let history = model.fit(&x, &y, &whole()).unwrap();

@@ -9,7 +9,7 @@ use mnemon::nn::{
     Activation, Attention, Conv1D, Dense, Direction, Dropout, Embedding, Flatten, Input, Lstm, Merge, MergeKind,
     Network, Padding, Pooling, Regularizer, Rules,
 };
-use mnemon::optim::{Adam, Sgd};
+use mnemon::optim::{Adam, Clipping, Optimizer, Sgd};
 use mnemon::params::Tensor;
 use mnemon::params::random::Random;
 use mnemon::train::{Fit, Loss, Model, Named};
@@ -69,8 +69,9 @@ fn train(device: &Device, epochs: usize) -> (Vec<f32>, f32, Named) {
     let (inputs, targets) = sentences();
     let mut model = Model::initialized(device, &translator(), 3).unwrap();
     let losses = [("said", Loss::CrossEntropy), ("half", Loss::BinaryCrossEntropy { from_logits: false })];
-    model.compile(Adam::default().learning_rate(0.02), &losses).unwrap();
-    let fit = Fit { epochs, batch_size: 7, seed: 2, validation_split: 0.25, clip_norm: Some(1.0), ..Fit::default() };
+    let adam = Optimizer::from(Adam::default().learning_rate(0.02));
+    model.compile(adam.clip(Clipping::GlobalNorm(1.0)), &losses).unwrap();
+    let fit = Fit { epochs, batch_size: 7, seed: 2, validation_split: 0.25, ..Fit::default() };
     let history = model.fit(&inputs, &targets, &fit).unwrap();
     assert_eq!(history.val_loss.len(), epochs);
     let loss = model.evaluate(&inputs, &targets).unwrap();
@@ -128,7 +129,9 @@ fn ragged_sequences_are_trained_by_their_lengths() {
             y[b * 7 + length as usize..(b + 1) * 7].fill(past);
         }
         let mut model = Model::initialized(device, &network, 1).unwrap();
-        model.compile(Sgd { learning_rate: 0.1, momentum: 0.9 }, &[("y", Loss::MeanSquaredError)]).unwrap();
+        model
+            .compile(Sgd { learning_rate: 0.1, momentum: 0.9, ..Sgd::default() }, &[("y", Loss::MeanSquaredError)])
+            .unwrap();
         let inputs = Named::from([
             ("x".to_string(), Tensor::new(&[5, 7, 2], x).unwrap()),
             ("lengths".to_string(), lengths.clone()),

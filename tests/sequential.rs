@@ -7,7 +7,7 @@ use mnemon::config::Bias;
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
 use mnemon::nn::{Activation, Dense, Dropout, Embedding, Init, Input, Lstm, Sequential};
-use mnemon::optim::{Adam, Epsilon, Optimizer, Sgd};
+use mnemon::optim::{Adam, Clipping, Convention, Optimizer, Sgd};
 use mnemon::params::Tensor;
 use mnemon::train::{Fit, Loss};
 use ndarray::{Array, Array2, Array3};
@@ -84,9 +84,11 @@ fn the_keras_program_learns_on_every_device() {
 #[test]
 fn the_executors_agree_and_each_repeats_its_bits() {
     let (x, y) = waves(21);
-    let fit = Fit { epochs: 3, batch_size: 8, seed: 5, clip_norm: Some(0.5), ..Fit::default() };
+    let fit = Fit { epochs: 3, batch_size: 8, seed: 5, ..Fit::default() };
     let run = |device: &Device| {
         let mut model = regression(device);
+        let adam = Optimizer::from(Adam::default().learning_rate(1e-2)).clip(Clipping::GlobalNorm(0.5));
+        model.compile(adam, Loss::MeanSquaredError).unwrap();
         let history = model.fit(&x, &y, &fit).unwrap();
         (history, values(&mut model))
     };
@@ -342,13 +344,14 @@ fn a_callback_ends_training_and_stateful_layers_carry_their_state() {
 #[test]
 fn optimisers_follow_their_formulas() {
     let (x, y, steps) = (2e-4f64, 1e-3f64, 6);
-    let train = |optimizer: Optimizer, clip_norm: Option<f32>| -> f64 {
+    let train = |mut optimizer: Optimizer, clip_norm: Option<f32>| -> f64 {
+        optimizer.clipping = clip_norm.map(Clipping::GlobalNorm);
         let mut model = Sequential::new(&Device::reference());
         model.add(Dense::new(1).bias(false));
         model.build(Input::Features(1)).unwrap();
         model.set_parameter("dense.weight", &Tensor::new(&[1, 1], vec![0.5]).unwrap()).unwrap();
         model.compile(optimizer, Loss::MeanSquaredError).unwrap();
-        let fit = Fit { epochs: steps, batch_size: 1, clip_norm, ..Fit::default() };
+        let fit = Fit { epochs: steps, batch_size: 1, ..Fit::default() };
         let full = |v: f64| Array3::from_elem((1, 1, 1), v as f32);
         model.fit(&full(x), &full(y), &fit).unwrap();
         f64::from(model.parameter("dense.weight").unwrap().f32s().unwrap()[0])
@@ -364,7 +367,7 @@ fn optimisers_follow_their_formulas() {
             m = mu * m + clip.map_or(g, |c| g * (f64::from(c) / (g.abs() + 1e-6)).min(1.0));
             w -= lr * m;
         }
-        check(train(Sgd { learning_rate: lr, momentum: mu }.into(), clip), w);
+        check(train(Sgd { learning_rate: lr, momentum: mu, ..Sgd::default() }.into(), clip), w);
     }
     for adam in [Adam::default(), Adam::pytorch(), Adam { epsilon: 1e-7, ..Adam::pytorch() }] {
         let adam = adam.learning_rate(0.1);
@@ -375,8 +378,8 @@ fn optimisers_follow_their_formulas() {
             v = 0.999 * v + 0.001 * g * g;
             let (first, second): (f64, f64) = (1.0 - 0.9f64.powi(t), (1.0 - 0.999f64.powi(t)).sqrt());
             w -= match adam.convention {
-                Epsilon::Keras => 0.1 * second / first * m / (v.sqrt() + adam.epsilon),
-                Epsilon::PyTorch => 0.1 / first * m / (v.sqrt() / second + adam.epsilon),
+                Convention::Keras => 0.1 * second / first * m / (v.sqrt() + adam.epsilon),
+                Convention::PyTorch => 0.1 / first * m / (v.sqrt() / second + adam.epsilon),
             };
         }
         check(train(adam.into(), None), w);

@@ -1,8 +1,12 @@
 //! Text and series, made ready for training.
 
+pub mod labelled;
 pub mod series;
 pub mod text;
+pub mod vocabulary;
 
 pub use crate::scheduler::sampler::{Batching, Cost, Sampler};
+pub use labelled::{Columns, Labelled};
 pub use series::{AIR_PASSENGERS, Scaler, windows};
-pub use text::{Corpus, Vocabulary, read_corpus, split};
+pub use text::{Corpus, read_corpus, split};
+pub use vocabulary::{Decoder, Level, Vocabulary};

@@ -1,91 +1,7 @@
-//! Text: reading it from files and folders, and its characters as numbers.
+//! Text, read from files and folders.
 
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-
-/// The characters of a text, sorted; a character's token is its place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<char>", into = "Vec<char>")]
-pub struct Vocabulary {
-    characters: Vec<char>,
-    tokens: HashMap<char, u32>,
-}
-
-impl From<Vocabulary> for Vec<char> {
-    fn from(vocabulary: Vocabulary) -> Self {
-        vocabulary.characters
-    }
-}
-
-impl TryFrom<Vec<char>> for Vocabulary {
-    type Error = Error;
-
-    fn try_from(characters: Vec<char>) -> Result<Self> {
-        if characters.is_empty() {
-            return Err(Error::data("vocabulary: there is no character"));
-        }
-        let tokens: HashMap<char, u32> = characters.iter().enumerate().map(|(i, &c)| (c, i as u32)).collect();
-        if tokens.len() != characters.len() {
-            return Err(Error::data("vocabulary: a character is there twice"));
-        }
-        Ok(Self { characters, tokens })
-    }
-}
-
-impl Vocabulary {
-    /// The characters of `text`.
-    pub fn of(text: &str) -> Result<Self> {
-        text.chars().collect::<BTreeSet<char>>().into_iter().collect::<Vec<char>>().try_into()
-    }
-
-    /// All characters, sorted.
-    pub fn characters(&self) -> &[char] {
-        &self.characters
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.characters.len()
-    }
-
-    /// Never: a vocabulary has at least one character.
-    pub fn is_empty(&self) -> bool {
-        self.characters.is_empty()
-    }
-
-    /// The token of a character.
-    pub fn token(&self, character: char) -> Option<u32> {
-        self.tokens.get(&character).copied()
-    }
-
-    /// The tokens of `text`.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let token = |(at, c): (usize, char)| {
-            self.token(c).ok_or_else(|| {
-                Error::data(format!(
-                    "vocabulary: the character {c:?} (U+{:04X}) at position {at} is not among the {} that the model was \
-                     trained on",
-                    c as u32,
-                    self.len()
-                ))
-            })
-        };
-        text.chars().enumerate().map(token).collect()
-    }
-
-    /// The text of `tokens`.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        let character = |&t: &u32| {
-            self.characters
-                .get(t as usize)
-                .copied()
-                .ok_or_else(|| Error::data(format!("vocabulary: expected tokens below {}, got {t}", self.len())))
-        };
-        tokens.iter().map(character).collect()
-    }
-}
 
 /// Text from files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,20 +65,6 @@ pub fn split(length: usize, share: f64) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_goes_to_tokens_and_back_and_unseen_characters_are_named() {
-        let vocabulary = Vocabulary::of("hello wörld").unwrap();
-        let tokens = vocabulary.encode("wörld").unwrap();
-        assert_eq!(vocabulary.decode(&tokens).unwrap(), "wörld");
-        let error = vocabulary.encode("hex").unwrap_err().to_string();
-        assert!(error.contains("'x'") && error.contains("position 2"), "{error}");
-        assert!(vocabulary.decode(&[99]).is_err());
-        assert!(Vocabulary::of("").is_err());
-        let json = serde_json::to_string(&vocabulary).unwrap();
-        assert_eq!(serde_json::from_str::<Vocabulary>(&json).unwrap(), vocabulary);
-        assert!(serde_json::from_str::<Vocabulary>(r#"["a","a"]"#).is_err());
-    }
 
     #[test]
     fn folders_are_read_in_order_and_what_is_not_text_is_counted() {

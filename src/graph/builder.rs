@@ -344,8 +344,23 @@ impl Graph {
 
     /// Cross entropy of softmax(logits `[R, C]`) and targets `[R]`; rows whose target is `ignore` do not count.
     pub fn cross_entropy(&mut self, logits: Value, targets: Value, ignore: Option<u32>) -> Result<RowLoss> {
+        self.weighted_cross_entropy(logits, targets, ignore, None)
+    }
+
+    /// [`Self::cross_entropy`] of rows times their weights `[R]`; what the mean divides by counts rows, not weights.
+    pub fn weighted_cross_entropy(
+        &mut self,
+        logits: Value,
+        targets: Value,
+        ignore: Option<u32>,
+        weights: Option<Value>,
+    ) -> Result<RowLoss> {
         let out = self.push(Op::CrossEntropy { ignore }, vec![Some(logits), Some(targets)])?;
-        let sum = self.sum(&[out[0]])?;
+        let losses = match weights {
+            Some(weights) => self.elementwise(Expr::Input(0) * Expr::Input(1), &[out[0], weights])?,
+            None => out[0],
+        };
+        let sum = self.sum(&[losses])?;
         let count = self.sum(&[out[1]])?;
         let mean = self.elementwise(Expr::Input(0) / Expr::Input(1).max(Expr::Const(1.0)), &[sum, count])?;
         Ok(RowLoss { sum, count, mean })
@@ -359,9 +374,19 @@ impl Graph {
     }
 
     /// The sum of `expr` of a prediction, input 0, and a target, input 1, of one shape `[R, F]`, and its mean over R·F, or
-    /// over R where a row is one case.
-    pub fn pointwise_loss(&mut self, expr: Expr, prediction: Value, target: Value, each: bool) -> Result<RowLoss> {
-        let losses = self.pointwise(expr, prediction, target)?;
+    /// over R where a row is one case. Rows count times their weights `[R, 1]`, in the sum alone.
+    pub fn pointwise_loss(
+        &mut self,
+        expr: Expr,
+        prediction: Value,
+        target: Value,
+        each: bool,
+        weights: Option<Value>,
+    ) -> Result<RowLoss> {
+        let mut losses = self.pointwise(expr, prediction, target)?;
+        if let Some(weights) = weights {
+            losses = self.elementwise(Expr::Input(0) * Expr::Input(1), &[losses, weights])?;
+        }
         let sum = self.sum(&[losses])?;
         self.mean_loss(sum, prediction, each)
     }

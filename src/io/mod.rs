@@ -6,4 +6,6 @@ pub mod pytorch;
 pub mod safetensors;
 
 pub use model::{Imported, read_model};
-pub use safetensors::{ModelFile, load, read_tensors, save, tensors_from_bytes, tensors_to_bytes, write_tensors};
+pub use safetensors::{
+    ModelFile, load, read_tensors, replace, save, tensors_from_bytes, tensors_to_bytes, write_tensors,
+};

@@ -52,8 +52,8 @@ pub fn save(path: &Path, file: &ModelFile) -> Result<()> {
     replace(path, &encode(path, &file.tensors, Some(HashMap::from([(KEY.to_string(), metadata.to_string())])))?)
 }
 
-/// Puts a file of these bytes in the place of an old one.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Puts a file of these bytes in the place of an old one, so that a kill at any moment leaves one of both whole.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary(path)?;
     let written = write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {

@@ -1,171 +1,308 @@
-//! Optimisers as graph updates, and clipping by global norm.
+//! Optimisers as graph updates: a rule, a schedule of its learning rate, clipping, weight decay, averages, accumulation.
 //!
 //! An optimiser adds to a training graph one elementwise operation a parameter, which writes the parameter and its slots
 //! in place and leaves both alone where the step is not finite. What depends on the step (bias corrections) or changes
 //! between runs (learning rate) is a scalar that the host computes in f64.
 
+mod average;
+mod clipping;
+mod constraint;
+mod rules;
+mod schedule;
+
+pub use average::Average;
+pub use clipping::{Clipping, clip_factor};
+pub use rules::{Adadelta, Adagrad, Adam, AdamW, Adamax, AveragedSgd, Convention, Lion, Nadam, RmsProp, Rule, Sgd};
+pub use schedule::{Plateau, Schedule, Waiting};
+
 use crate::error::{Error, Result};
-use crate::graph::{Expr, Graph, Over, ReduceKind, Value};
-use crate::params::{Constraint, ParameterSpec};
+use crate::graph::{Expr, Graph, Value};
+use crate::params::{ParameterSpec, Tensor};
+use average::AVERAGE;
+use rules::{Slot, not_negative, positive};
 use serde::{Deserialize, Serialize};
 
-/// Where Adam adds its epsilon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Epsilon {
-    /// To the uncorrected root: w -= lr √(1-β₂ᵗ)/(1-β₁ᵗ) m/(√v + ε).
-    Keras,
-    /// To the corrected root: w -= lr/(1-β₁ᵗ) m/(√v/√(1-β₂ᵗ) + ε).
-    #[serde(rename = "pytorch")]
-    PyTorch,
+/// A pull of parameters to zero. Parameters whose names contain one of `exclude` are spared.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct WeightDecay {
+    /// At least 0.
+    pub rate: f64,
+    /// Whether each step does w -= lr · rate · w (AdamW's, and Keras's everywhere), rather than adding rate · w to the
+    /// gradient after it was clipped (PyTorch's, for all but AdamW).
+    pub decoupled: bool,
+    /// For example `bias`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
-/// Adam (Kingma and Ba 2015), by default with Keras's settings.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Adam {
-    /// Above 0.
-    pub learning_rate: f64,
-    /// Decay of the mean of gradients, in [0, 1).
-    pub beta_1: f64,
-    /// Decay of the mean of their squares, in [0, 1).
-    pub beta_2: f64,
-    /// Above 0.
-    pub epsilon: f64,
-    /// Where epsilon is added.
-    pub convention: Epsilon,
-}
+impl WeightDecay {
+    /// That of AdamW and Keras.
+    pub fn decoupled(rate: f64) -> Self {
+        Self { rate, decoupled: true, exclude: Vec::new() }
+    }
 
-impl Default for Adam {
-    fn default() -> Self {
-        Self { learning_rate: 1e-3, beta_1: 0.9, beta_2: 0.999, epsilon: 1e-7, convention: Epsilon::Keras }
+    /// A penalty of rate/2 Σ w², as PyTorch's optimisers have it.
+    pub fn l2(rate: f64) -> Self {
+        Self { rate, decoupled: false, exclude: Vec::new() }
+    }
+
+    fn of(&self, parameter: &str) -> Option<&Self> {
+        (self.rate > 0.0 && !self.exclude.iter().any(|part| parameter.contains(part.as_str()))).then_some(self)
     }
 }
 
-impl Adam {
-    /// Adam with PyTorch's settings.
-    pub fn pytorch() -> Self {
-        Self { epsilon: 1e-8, convention: Epsilon::PyTorch, ..Self::default() }
+/// How parameters change by their gradients: a [`Rule`] such as [`Adam`], and what is done around it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Optimizer {
+    /// What is done with a gradient.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Factors of the rule's learning rate.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Lowers the learning rate where training stands still.
+    #[serde(default)]
+    pub plateau: Option<Plateau>,
+    /// The largest gradient.
+    #[serde(default)]
+    pub clipping: Option<Clipping>,
+    /// The pull to zero.
+    #[serde(default)]
+    pub weight_decay: WeightDecay,
+    /// The average that is evaluated in place of the parameters.
+    #[serde(default)]
+    pub average: Option<Average>,
+    /// Batches whose mean gradient makes one step, at least 1.
+    #[serde(default = "one")]
+    pub accumulation: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl From<Rule> for Optimizer {
+    fn from(rule: Rule) -> Self {
+        let average = match rule {
+            Rule::AveragedSgd(rule) => Some(Average::Mean { after: rule.t0 }),
+            _ => None,
+        };
+        Self {
+            rule,
+            schedule: Schedule::Constant,
+            plateau: None,
+            clipping: None,
+            weight_decay: WeightDecay::default(),
+            average,
+            accumulation: 1,
+        }
     }
+}
 
-    /// Sets the learning rate.
-    #[must_use]
-    pub fn learning_rate(mut self, learning_rate: f64) -> Self {
-        self.learning_rate = learning_rate;
-        self
+macro_rules! from_rules {
+    ($($rule:ident)*) => {$(
+        impl From<$rule> for Optimizer {
+            fn from(rule: $rule) -> Self {
+                Rule::$rule(rule).into()
+            }
+        }
+    )*};
+}
+from_rules!(Sgd AveragedSgd Adam Nadam Adamax Lion RmsProp Adagrad Adadelta);
+
+impl From<AdamW> for Optimizer {
+    fn from(AdamW { adam, weight_decay }: AdamW) -> Self {
+        Self { weight_decay: WeightDecay::decoupled(weight_decay), ..adam.into() }
     }
 }
 
-/// Stochastic gradient descent with momentum: m = μ m + g, w -= lr m, as PyTorch has it. Keras keeps lr m instead, which
-/// is the same while the learning rate is constant.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Sgd {
-    /// Above 0.
-    pub learning_rate: f64,
-    /// μ, in [0, 1).
-    pub momentum: f64,
+/// Where training stands: what scalars and schedules follow from, kept with an optimiser's slots.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Course {
+    /// Batches trained on.
+    pub step: u32,
+    /// Epochs done.
+    #[serde(default)]
+    pub epoch: u32,
+    /// Of a [`Plateau`].
+    #[serde(default)]
+    pub waiting: Waiting,
+    /// When a triggered average began, in steps of the optimiser.
+    #[serde(default)]
+    pub averaged_since: Option<u32>,
+    /// Losses of validation that a trigger looks back to.
+    #[serde(default)]
+    losses: Vec<f32>,
 }
 
-impl Default for Sgd {
-    fn default() -> Self {
-        Self { learning_rate: 1e-2, momentum: 0.0 }
+impl Course {
+    /// After `step` batches of the first epoch.
+    pub fn at(step: u32) -> Self {
+        Self { step, ..Self::default() }
     }
 }
 
-/// Any optimiser.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "class", rename_all = "snake_case")]
-pub enum Optimizer {
-    /// Gradient descent.
-    Sgd(Sgd),
-    /// Adam.
-    Adam(Adam),
+/// A value that an optimiser keeps beside a parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// The parameter's.
+    pub shape: Vec<usize>,
+    /// What it is at first.
+    pub initial: Initial,
 }
 
-impl From<Sgd> for Optimizer {
-    fn from(sgd: Sgd) -> Self {
-        Self::Sgd(sgd)
-    }
+/// What a value of an optimiser is at first.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Initial {
+    /// This, all of it.
+    Value(f32),
+    /// As the parameter of this name.
+    Parameter(String),
 }
 
-impl From<Adam> for Optimizer {
-    fn from(adam: Adam) -> Self {
-        Self::Adam(adam)
+impl Kept {
+    /// What it is at first, where `parameter` reads one.
+    pub fn begin(&self, parameter: impl FnOnce(&str) -> Result<Tensor>) -> Result<Tensor> {
+        match &self.initial {
+            Initial::Value(value) => Tensor::new(&self.shape, vec![*value; self.shape.iter().product()]),
+            Initial::Parameter(name) => parameter(name),
+        }
     }
 }
 
 /// What an optimiser's operations read besides parameters and gradients, each `[1]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Gate {
-    /// A factor of all gradients, from [`clip_factor`].
+    /// A factor of all gradients.
     pub scale: Option<Value>,
+    /// The sum of squares of all gradients times that factor, where it is known.
+    pub squares: Option<Value>,
     /// 1 where the step counts, 0 where it changes nothing.
     pub alive: Value,
 }
 
-const M: &str = "optimizer.m.";
-const V: &str = "optimizer.v.";
-const LEARNING_RATE: &str = "learning_rate";
-const STEP_SIZE: &str = "adam.step_size";
-const ROOT_CORRECTION: &str = "adam.root_correction";
+const ACCUMULATED: Slot = Slot::zero("optimizer.accumulated.");
+/// 1 at the last batch of those that make a step, else 0.
+const COMPLETE: &str = "optimizer.complete";
+const DECAY: &str = "optimizer.decay";
 
 impl Optimizer {
-    /// The learning rate it was made with.
-    pub fn learning_rate(&self) -> f64 {
-        match self {
-            Self::Sgd(s) => s.learning_rate,
-            Self::Adam(a) => a.learning_rate,
-        }
+    /// Sets the schedule of its learning rate.
+    #[must_use]
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Lowers the learning rate where training stands still.
+    #[must_use]
+    pub fn plateau(mut self, plateau: Plateau) -> Self {
+        self.plateau = Some(plateau);
+        self
+    }
+
+    /// Sets how large a gradient may be.
+    #[must_use]
+    pub fn clip(mut self, clipping: Clipping) -> Self {
+        self.clipping = Some(clipping);
+        self
+    }
+
+    /// Sets the pull to zero.
+    #[must_use]
+    pub fn weight_decay(mut self, decay: WeightDecay) -> Self {
+        self.weight_decay = decay;
+        self
+    }
+
+    /// Keeps an average, which is evaluated in place of the parameters.
+    #[must_use]
+    pub fn average(mut self, average: Average) -> Self {
+        self.average = Some(average);
+        self
+    }
+
+    /// Makes a step of the mean gradient of so many batches.
+    #[must_use]
+    pub fn accumulate(mut self, batches: u32) -> Self {
+        self.accumulation = batches;
+        self
+    }
+
+    /// The learning rate at a moment of training.
+    pub fn learning_rate(&self, course: &Course) -> f64 {
+        let factor = self.schedule.factor(course.step / self.accumulation, course.epoch);
+        let least = if self.plateau.is_some() { course.waiting.factor } else { 1.0 };
+        self.rule.update().learning_rate() * factor * least
     }
 
     /// Refuses settings outside their ranges.
     pub fn validate(&self) -> Result<()> {
-        let share = |name: &str, x: f64| match (0.0..1.0).contains(&x) {
-            true => Ok(()),
-            false => Err(Error::argument(format!("optimizer: {name} must be in [0, 1), got {x}"))),
-        };
-        let positive = |name: &str, x: f64| match x > 0.0 && x.is_finite() {
-            true => Ok(()),
-            false => Err(Error::argument(format!("optimizer: {name} must be above 0, got {x}"))),
-        };
-        positive(LEARNING_RATE, self.learning_rate())?;
-        match self {
-            Self::Sgd(s) => share("momentum", s.momentum),
-            Self::Adam(a) => {
-                positive("epsilon", a.epsilon).and(share("beta_1", a.beta_1)).and(share("beta_2", a.beta_2))
+        let rule = self.rule.update();
+        positive("learning_rate", rule.learning_rate())?;
+        rule.validate()?;
+        self.schedule.validate()?;
+        not_negative("weight decay", self.weight_decay.rate)?;
+        self.plateau.as_ref().map_or(Ok(()), Plateau::validate)?;
+        self.clipping.map_or(Ok(()), Clipping::validate)?;
+        self.average.as_ref().map_or(Ok(()), Average::validate)?;
+        match self.accumulation {
+            0 => Err(Error::argument("optimizer: gradients of at least 1 batch make a step, got 0")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the schedule how an epoch ended; of validation, where there is any. `course` counts that epoch as done.
+    pub fn observe(&self, course: &mut Course, loss: f32) {
+        if let Some(plateau) = &self.plateau {
+            plateau.observe(&mut course.waiting, loss);
+        }
+        if let Some(Average::Triggered { interval }) = self.average {
+            let before = course.losses.len().saturating_sub(interval as usize);
+            let best = course.losses[..before].iter().copied().reduce(f32::min);
+            if course.averaged_since.is_none() && best.is_some_and(|best| loss > best) {
+                course.averaged_since = Some(course.step / self.accumulation);
             }
+            course.losses.push(loss);
         }
     }
 
-    fn prefixes(&self) -> &'static [&'static str] {
-        match self {
-            Self::Sgd(s) if s.momentum == 0.0 => &[],
-            Self::Sgd(_) => &[M],
-            Self::Adam(_) => &[M, V],
-        }
+    /// What is kept of each parameter: by the rule, to be averaged, to be accumulated.
+    fn kinds(&self) -> Vec<Slot> {
+        let mut slots = self.rule.update().slots();
+        slots.extend(self.average.map(|_| AVERAGE));
+        slots.extend((self.accumulation > 1).then_some(ACCUMULATED));
+        slots
     }
 
-    /// The persistent values that it keeps beside `parameters`, all zero at first.
-    pub fn slots(&self, parameters: &[ParameterSpec]) -> Vec<(String, Vec<usize>)> {
-        let of =
-            |prefix: &'static str| parameters.iter().map(move |p| (format!("{prefix}{}", p.name), p.shape.clone()));
-        self.prefixes().iter().copied().flat_map(of).collect()
+    /// The persistent values that it keeps beside `parameters`.
+    pub fn slots(&self, parameters: &[ParameterSpec]) -> Vec<Kept> {
+        let one = |slot: Slot, p: &ParameterSpec| {
+            let name = format!("{}{}", slot.prefix, p.name);
+            let averages = slot == AVERAGE;
+            let initial = if averages { Initial::Parameter(p.name.clone()) } else { Initial::Value(slot.initial) };
+            Kept { name, shape: p.shape.clone(), initial }
+        };
+        let of = |slot: Slot| parameters.iter().map(move |p| one(slot, p));
+        self.kinds().into_iter().flat_map(of).collect()
     }
 
-    /// The scalars of step `step`, counted from 0.
-    pub fn scalars(&self, step: u32, learning_rate: f64) -> Vec<(&'static str, f32)> {
-        match self {
-            Self::Sgd(_) => vec![(LEARNING_RATE, learning_rate as f32)],
-            Self::Adam(a) => {
-                let t = f64::from(step) + 1.0;
-                let (first, root) = (1.0 - a.beta_1.powf(t), (1.0 - a.beta_2.powf(t)).sqrt());
-                match a.convention {
-                    Epsilon::Keras => vec![(STEP_SIZE, (learning_rate * root / first) as f32)],
-                    Epsilon::PyTorch => {
-                        vec![(STEP_SIZE, (learning_rate / first) as f32), (ROOT_CORRECTION, root as f32)]
-                    }
-                }
-            }
+    /// The scalars of the next batch.
+    pub fn scalars(&self, course: &Course) -> Vec<(&'static str, f32)> {
+        let t = f64::from(course.step / self.accumulation) + 1.0;
+        let rate = self.learning_rate(course);
+        let mut scalars = self.rule.update().scalars(t, rate);
+        scalars.extend(self.average.map(|average| average.rate(t, course.averaged_since)));
+        if self.accumulation > 1 {
+            let last = (course.step + 1).is_multiple_of(self.accumulation);
+            scalars.push((COMPLETE, f64::from(u8::from(last))));
         }
+        if self.weight_decay.rate > 0.0 && self.weight_decay.decoupled {
+            scalars.push((DECAY, rate * self.weight_decay.rate));
+        }
+        scalars.into_iter().map(|(name, x)| (name, x as f32)).collect()
     }
 
     /// Adds the updates of `parameters`, which the graph keeps by their names, and of their slots by `gradients`; each
@@ -180,99 +317,149 @@ impl Optimizer {
         if parameters.len() != gradients.len() {
             return Err(Error::internal("optimizer: parameters and gradients differ in number"));
         }
+        let accumulated = self.accumulated(graph, parameters, gradients, gate)?;
+        let (gradients, mut gate) = match &accumulated {
+            Some((gradients, gate)) => (gradients.as_slice(), *gate),
+            None => (gradients, gate),
+        };
+        if let Some(Clipping::GlobalNorm(most)) = self.clipping {
+            let squares = match gate.squares {
+                Some(squares) => squares,
+                None => scaled_squares(graph, gradients, gate.scale)?,
+            };
+            let factor = clip_factor(graph, squares, most)?;
+            gate.scale = Some(times(graph, gate.scale, factor)?);
+        }
         for (spec, &gradient) in parameters.iter().zip(gradients) {
-            let parameter = graph.persistent(&spec.name, &spec.shape)?;
-            let mut targets = vec![parameter];
-            for prefix in self.prefixes() {
-                targets.push(graph.persistent(&format!("{prefix}{}", spec.name), &spec.shape)?);
-            }
-            // Operands: the values that change, the gradient, alive, scale.
-            let at = targets.len();
-            let mut operands = targets.clone();
-            operands.extend([gradient, gate.alive]);
-            let mut g = Expr::Input(at);
-            if let Some(scale) = gate.scale {
-                operands.push(scale);
-                g = g * Expr::Input(at + 2);
-            }
-            let exprs = self.step(g).into_iter().enumerate();
-            let guarded = exprs.map(|(i, new)| Expr::Input(at + 1).select(new, Expr::Input(i))).collect();
-            let mut updated = graph.elementwise_many(guarded, &operands)?;
-            if let Some(constraint) = spec.constraint {
-                let kept = constrained(graph, constraint, updated[0])?;
-                let guarded = Expr::Input(2).select(Expr::Input(0), Expr::Input(1));
-                updated[0] = graph.elementwise(guarded, &[kept, parameter, gate.alive])?;
-            }
-            for (target, value) in targets.into_iter().zip(updated) {
-                graph.update(target, value)?;
-            }
+            self.apply_one(graph, spec, gradient, gate)?;
         }
         Ok(())
     }
 
-    /// The new parameter and slots, from input 0 the parameter, inputs 1.. the slots, and the gradient.
-    fn step(&self, g: Expr) -> Vec<Expr> {
-        let number = |x: f64| Expr::Const(x as f32);
-        let w = Expr::Input(0);
-        match self {
-            Self::Sgd(s) if s.momentum == 0.0 => vec![w - Expr::scalar(LEARNING_RATE) * g],
-            Self::Sgd(s) => {
-                let m = number(s.momentum) * Expr::Input(1) + g;
-                vec![w - Expr::scalar(LEARNING_RATE) * m.clone(), m]
-            }
-            Self::Adam(a) => {
-                let m = number(a.beta_1) * Expr::Input(1) + number(1.0 - a.beta_1) * g.clone();
-                let v = number(a.beta_2) * Expr::Input(2) + number(1.0 - a.beta_2) * (g.clone() * g);
-                let root = match a.convention {
-                    Epsilon::Keras => v.clone().sqrt(),
-                    Epsilon::PyTorch => v.clone().sqrt() / Expr::scalar(ROOT_CORRECTION),
-                };
-                vec![w - Expr::scalar(STEP_SIZE) * m.clone() / (root + number(a.epsilon)), m, v]
-            }
+    /// The mean gradients of several batches, where they make a step together, and when they do.
+    fn accumulated(
+        &self,
+        graph: &mut Graph,
+        parameters: &[ParameterSpec],
+        gradients: &[Value],
+        gate: Gate,
+    ) -> Result<Option<(Vec<Value>, Gate)>> {
+        if self.accumulation == 1 {
+            return Ok(None);
         }
+        let mut means = Vec::with_capacity(gradients.len());
+        let share = Expr::Const((1.0 / f64::from(self.accumulation)) as f32);
+        for (spec, &gradient) in parameters.iter().zip(gradients) {
+            let sum = graph.persistent(&format!("{}{}", ACCUMULATED.prefix, spec.name), &spec.shape)?;
+            let mut operands = vec![sum, gradient, gate.alive];
+            operands.extend(gate.scale);
+            let [old, g, alive, scale] = [0, 1, 2, 3].map(Expr::Input);
+            let g = if gate.scale.is_some() { g * scale } else { g };
+            let new = old.clone() + g;
+            let kept = Expr::scalar(COMPLETE).select(Expr::Const(0.0), new.clone());
+            let made = graph.elementwise_many(vec![alive.select(kept, old), new * share.clone()], &operands)?;
+            graph.update(sum, made[0])?;
+            means.push(made[1]);
+        }
+        let alive = graph.elementwise(Expr::Input(0) * Expr::scalar(COMPLETE), &[gate.alive])?;
+        Ok(Some((means, Gate { scale: None, squares: None, alive })))
+    }
+
+    fn apply_one(&self, graph: &mut Graph, spec: &ParameterSpec, gradient: Value, gate: Gate) -> Result<()> {
+        let rule = self.rule.update();
+        let parameter = graph.persistent(&spec.name, &spec.shape)?;
+        let mut targets = vec![parameter];
+        for slot in rule.slots() {
+            targets.push(graph.persistent(&format!("{}{}", slot.prefix, spec.name), &spec.shape)?);
+        }
+        let (kept, averages) = (targets.len(), self.average.is_some());
+        if averages {
+            targets.push(graph.persistent(&format!("{}{}", AVERAGE.prefix, spec.name), &spec.shape)?);
+        }
+        let mut scale = gate.scale;
+        if let Some(Clipping::Norm(most)) = self.clipping {
+            let squares = scaled_squares(graph, &[gradient], scale)?;
+            let factor = Expr::Const(most) / Expr::Input(0).sqrt().max(Expr::Const(most));
+            let factor = graph.elementwise(factor, &[squares])?;
+            scale = Some(times(graph, scale, factor)?);
+        }
+        // Operands: the values that change, the gradient, alive, scale.
+        let at = targets.len();
+        let mut operands = targets.clone();
+        operands.extend([gradient, gate.alive]);
+        operands.extend(scale);
+        let (mut w, mut g) = (Expr::Input(0), Expr::Input(at));
+        if scale.is_some() {
+            g = g * Expr::Input(at + 2);
+        }
+        if let Some(Clipping::Value(most)) = self.clipping {
+            g = g.max(Expr::Const(-most)).min(Expr::Const(most));
+        }
+        match self.weight_decay.of(&spec.name) {
+            Some(decay) if decay.decoupled => w = w.clone() - Expr::scalar(DECAY) * w,
+            Some(decay) => g = g + Expr::Const(decay.rate as f32) * w.clone(),
+            None => {}
+        }
+        let slots: Vec<Expr> = (1..kept).map(Expr::Input).collect();
+        let mut new = rule.step(w, g, &slots);
+        if averages && spec.constraint.is_none() {
+            new.push(Average::step(Expr::Input(kept), new[0].clone()));
+        }
+        let guarded = new.into_iter().enumerate().map(|(i, new)| Expr::Input(at + 1).select(new, Expr::Input(i)));
+        let mut updated = graph.elementwise_many(guarded.collect(), &operands)?;
+        if let Some(constraint) = spec.constraint {
+            let held = constraint::constrained(graph, constraint, updated[0])?;
+            let [new, old, alive, average] = [0, 1, 2, 3].map(Expr::Input);
+            let mut exprs = vec![alive.clone().select(new.clone(), old)];
+            let mut operands = vec![held, parameter, gate.alive];
+            if averages {
+                exprs.push(alive.select(Average::step(average.clone(), new), average));
+                operands.push(targets[kept]);
+            }
+            let held = graph.elementwise_many(exprs, &operands)?;
+            updated[0] = held[0];
+            updated.extend(held.get(1));
+        }
+        for (target, value) in targets.into_iter().zip(updated) {
+            graph.update(target, value)?;
+        }
+        Ok(())
+    }
+
+    /// A graph that exchanges `parameters` and their averages; none where no average is kept.
+    pub fn exchange(&self, parameters: &[ParameterSpec]) -> Result<Option<Graph>> {
+        if self.average.is_none() {
+            return Ok(None);
+        }
+        let mut graph = Graph::new();
+        for spec in parameters {
+            let parameter = graph.persistent(&spec.name, &spec.shape)?;
+            let average = graph.persistent(&format!("{}{}", AVERAGE.prefix, spec.name), &spec.shape)?;
+            let exchanged = graph.elementwise_many(vec![Expr::Input(1), Expr::Input(0)], &[parameter, average])?;
+            graph.update(parameter, exchanged[0])?;
+            graph.update(average, exchanged[1])?;
+        }
+        Ok(Some(graph))
     }
 }
 
-/// What a norm is divided by besides itself, as Keras has it.
-const NORM_EPSILON: f32 = 1e-7;
-
-/// w where the constraint leaves it: norms are of rows, or of the whole of a vector.
-fn constrained(graph: &mut Graph, constraint: Constraint, w: Value) -> Result<Value> {
-    let (value, norm, number) = (Expr::Input(0), Expr::Input(1).sqrt(), Expr::Const);
-    if constraint == Constraint::NonNegative {
-        return graph.elementwise(value.max(number(0.0)), &[w]);
+/// The sum of squares of gradients times `scale`.
+fn scaled_squares(graph: &mut Graph, gradients: &[Value], scale: Option<Value>) -> Result<Value> {
+    let squares = graph.sum_of_squares(gradients)?;
+    match scale {
+        Some(scale) => {
+            let [squares_of, by] = [0, 1].map(Expr::Input);
+            graph.elementwise(squares_of * (by.clone() * by), &[squares, scale])
+        }
+        None => Ok(squares),
     }
-    let shape = graph.shape(w).clone();
-    let (rows, squares) = match (shape.rank(), shape.rows(), shape.row_len()) {
-        (0 | 1, ..) => (w, graph.sum_of_squares(&[w])?),
-        (2, ..) => (w, graph.reduce(ReduceKind::SumOfSquares, Over::Columns, w)?),
-        (_, Some(rows), Some(columns)) => {
-            let rows = graph.view(w, [rows.clone(), columns.into()])?;
-            (rows, graph.reduce(ReduceKind::SumOfSquares, Over::Columns, rows)?)
-        }
-        _ => return Err(Error::internal("a parameter of unknown size")),
-    };
-    let divided = |wanted: Expr| value.clone() * wanted / (norm.clone() + number(NORM_EPSILON));
-    let within = |min: f32, max: f32| norm.clone().max(number(min)).min(number(max));
-    let expr = match constraint {
-        Constraint::MaxNorm(max) => divided(within(0.0, max)),
-        Constraint::UnitNorm => divided(number(1.0)),
-        Constraint::MinMaxNorm { min, max, rate } => {
-            divided(number(rate) * within(min, max) + number(1.0 - rate) * norm.clone())
-        }
-        Constraint::NonNegative => value.clone(),
-    };
-    let kept = graph.elementwise(expr, &[rows, squares])?;
-    if graph.shape(kept) == &shape { Ok(kept) } else { graph.view(kept, shape) }
 }
 
-/// The factor min(1, max / (√norm² + 1e-6)), as PyTorch clips, from the sum of squares of all gradients `[1]`.
-pub fn clip_factor(graph: &mut Graph, sum_of_squares: Value, max_norm: f32) -> Result<Value> {
-    if max_norm.is_nan() || max_norm <= 0.0 {
-        return Err(Error::argument(format!("clipping: the largest norm must be above 0, got {max_norm}")));
+fn times(graph: &mut Graph, a: Option<Value>, b: Value) -> Result<Value> {
+    match a {
+        Some(a) => graph.elementwise(Expr::Input(0) * Expr::Input(1), &[a, b]),
+        None => Ok(b),
     }
-    let norm = Expr::Input(0).sqrt() + Expr::Const(1e-6);
-    graph.elementwise((Expr::Const(max_norm) / norm).min(Expr::Const(1.0)), &[sum_of_squares])
 }
 
 #[cfg(test)]
@@ -282,15 +469,43 @@ mod tests {
     #[test]
     fn adams_conventions_differ_only_in_epsilon() {
         let (keras, torch) = (Optimizer::from(Adam::default()), Optimizer::from(Adam::pytorch()));
-        let (k, t) = (keras.scalars(0, 1e-3), torch.scalars(0, 1e-3));
+        let (k, t) = (keras.scalars(&Course::at(0)), torch.scalars(&Course::at(0)));
         assert!((k[0].1 - t[0].1 * t[1].1).abs() < 1e-9, "{k:?} {t:?}");
         assert!((t[0].1 - 1e-2).abs() < 1e-8);
     }
 
     #[test]
     fn settings_outside_their_ranges_are_refused() {
-        assert!(Optimizer::from(Adam { beta_1: 1.0, ..Adam::default() }).validate().is_err());
-        assert!(Optimizer::from(Sgd { learning_rate: f64::NAN, momentum: 0.0 }).validate().is_err());
-        assert!(Optimizer::from(Sgd::default()).validate().is_ok());
+        let sgd = || Optimizer::from(Sgd::default());
+        let refused: Vec<Optimizer> = vec![
+            Adam { beta_1: 1.0, ..Adam::default() }.into(),
+            Sgd { learning_rate: f64::NAN, ..Sgd::default() }.into(),
+            Sgd { nesterov: true, ..Sgd::default() }.into(),
+            RmsProp { epsilon: 0.0, ..RmsProp::default() }.into(),
+            AveragedSgd { lambda: -1.0, ..AveragedSgd::default() }.into(),
+            sgd().clip(Clipping::Value(0.0)),
+            sgd().accumulate(0),
+            sgd().average(Average::Exponential { momentum: 1.0 }),
+            sgd().weight_decay(WeightDecay::l2(-1.0)),
+            sgd().plateau(Plateau { factor: 1.0, ..Plateau::default() }),
+            sgd().schedule(Schedule::Sequence(vec![(3, Schedule::Cosine { steps: 0, least: 0.0 })])),
+            sgd().schedule(Schedule::OneCycle { steps: 10, rise: 0.1, first: 0.0, last: 0.0 }),
+        ];
+        refused.iter().for_each(|o| assert!(o.validate().is_err(), "{o:?}"));
+        assert!(sgd().validate().is_ok());
+    }
+
+    #[test]
+    fn an_average_is_triggered_by_a_loss_that_rises_over_an_interval() {
+        let optimizer = Optimizer::from(Sgd::default()).average(Average::Triggered { interval: 2 });
+        let mut course = Course::default();
+        for (epoch, loss) in [3.0, 2.0, 1.0, 1.5, 1.6, 1.2].into_iter().enumerate() {
+            course.step += 10;
+            optimizer.observe(&mut course, loss);
+            // At the sixth, the best of two epochs ago and before was 1.0.
+            assert_eq!(course.averaged_since, (epoch >= 5).then_some(60), "{epoch}");
+        }
+        assert_eq!(Average::Triggered { interval: 2 }.rate(62.0, course.averaged_since).1, 1.0);
+        assert_eq!(Average::Triggered { interval: 2 }.rate(64.0, course.averaged_since).1, 1.0 / 3.0);
     }
 }

@@ -1,16 +1,20 @@
 //! `compile`, `fit` and `evaluate` of a [`Model`].
 
+use super::callbacks::{Callback, OnEpoch, Training};
 use super::dataset::Dataset;
-use super::fit::{BATCH, Compiled, Epoch, Fit, History, clear_optimizer};
+use super::fit::{Compiled, Epoch, Evaluate, Fit, History, Scores};
 use super::learner::{self, Learner, Make};
 use super::model::{Model, Named};
-use super::{Loss, Objective};
+use super::{Loss, Objective, save};
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, Result};
-use crate::nn::{Input, Network};
+use crate::io;
+use crate::nn::{Description, Input, Network};
 use crate::optim::Optimizer;
 use crate::params::Tensor;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 impl Model {
     /// The network with parameters that begin as its layers say, from a seed.
@@ -40,8 +44,7 @@ impl Model {
         let Some(&(_, loss)) = chosen.first() else {
             return Err(Error::argument("compile: expected a loss for at least one output"));
         };
-        clear_optimizer(&mut self.session)?;
-        self.compiled = Some(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0, order: 0 });
+        self.compiled = Some(Compiled::new(optimizer, loss));
         self.losses = chosen;
         Ok(())
     }
@@ -58,16 +61,48 @@ impl Model {
         inputs: &Named,
         targets: &Named,
         fit: &Fit,
-        mut on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
+        on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
     ) -> Result<History> {
+        self.fit_with_callbacks(inputs, targets, None, fit, &mut [&mut OnEpoch(on_epoch)])
+    }
+
+    /// [`Self::fit`], telling callbacks of its moments, in their order; validated on inputs and targets where they are given.
+    pub fn fit_with_callbacks(
+        &mut self,
+        inputs: &Named,
+        targets: &Named,
+        validation: Option<(&Named, &Named)>,
+        fit: &Fit,
+        callbacks: &mut [&mut dyn Callback],
+    ) -> Result<History> {
+        if fit.validation_data.is_some() {
+            return Err(Error::argument("fit: a model of named inputs takes its validation data by name"));
+        }
         let data = self.dataset(inputs, targets)?;
-        learner::fit(self, &data, fit, &mut on_epoch)
+        let validation = validation.map(|(inputs, targets)| self.dataset(inputs, targets)).transpose()?;
+        learner::fit(self, data, validation.as_ref(), fit, callbacks)
     }
 
     /// The loss over inputs and targets, without dropout.
     pub fn evaluate(&mut self, inputs: &Named, targets: &Named) -> Result<f32> {
-        let data = self.dataset(inputs, targets)?;
-        learner::evaluate(self, &data, 0..data.samples, BATCH)
+        Ok(self.scores(inputs, targets, &Evaluate::default())?.loss)
+    }
+
+    /// The loss over inputs and targets, without dropout, and metrics.
+    pub fn scores(&mut self, inputs: &Named, targets: &Named, evaluate: &Evaluate) -> Result<Scores> {
+        let data = self.dataset(inputs, targets)?.weighted(evaluate.sample_weight.as_ref(), &BTreeMap::new())?;
+        learner::evaluate(self, &data, 0..data.samples, evaluate)
+    }
+
+    /// Writes the parameters and the state of training to one file. Its layers are not in it: [`Self::restore`] reads it into a
+    /// model of the same network.
+    pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        io::save(path.as_ref(), &save::file(self)?)
+    }
+
+    /// Takes on parameters, and the training if there is one, that [`Self::save`] wrote; training goes on to the same bits.
+    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        Training::new(self).restore(path.as_ref())
     }
 
     /// Zeroes the states that stateful layers carry from run to run.
@@ -90,7 +125,7 @@ impl Model {
                 return Err(Error::argument(format!("fit: expected targets of the output `{name}`")));
             };
             unknown.retain(|n| *n != called);
-            let objective = Objective { output, name: format!("target of {name}"), loss };
+            let objective = Objective { output, name: format!("target of {name}"), loss, weighted: false };
             data = data.with_target(objective, target.clone())?;
         }
         match unknown.first() {
@@ -118,10 +153,14 @@ impl Learner for Model {
     }
 
     fn compiled(&self) -> Result<Compiled> {
-        self.compiled.ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
+        self.compiled.clone().ok_or_else(|| Error::argument("model: it is not compiled: call `compile` first"))
     }
 
     fn keep(&mut self, compiled: Compiled) {
         self.compiled = Some(compiled);
+    }
+
+    fn description(&self) -> Result<Option<Description>> {
+        Ok(None)
     }
 }

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::nn::{Input, Network, Signal};
 use crate::params::{DType, Tensor};
 use crate::scheduler::Capacity;
-use ndarray::ArrayViewD;
+use ndarray::{ArrayD, ArrayViewD};
+use std::collections::BTreeMap;
 
 /// Inputs of a network by name, each with a row a sample, and targets of its outputs.
 pub(super) struct Dataset {
@@ -17,7 +18,16 @@ pub(super) struct Dataset {
     inputs: Vec<(String, Input, Tensor)>,
     /// How long each sequence of the first input is, where the caller says.
     lengths: Option<Tensor>,
-    targets: Vec<(Objective, Signal, Tensor)>,
+    targets: Vec<Targets>,
+}
+
+/// What an output should be, and how much each row counts.
+struct Targets {
+    objective: Objective,
+    signal: Signal,
+    values: Tensor,
+    /// `[samples, 1]`, or `[samples, T, 1]`.
+    weights: Option<Tensor>,
 }
 
 /// Refuses what is not finite, naming where it is.
@@ -158,13 +168,60 @@ impl Dataset {
                 return Err(Error::data(format!("{name}: expected probabilities in [0, 1], got {v}")));
             }
         }
-        self.targets.push((objective, signal, y));
+        self.targets.push(Targets { objective, signal, values: y, weights: None });
+        Ok(self)
+    }
+
+    /// Has rows count by their samples' weights, `[samples]` or `[samples, T]`, and by those of their classes.
+    pub(super) fn weighted(mut self, samples: Option<&ArrayD<f32>>, classes: &BTreeMap<u32, f32>) -> Result<Self> {
+        if samples.is_none() && classes.is_empty() {
+            return Ok(self);
+        }
+        let weights = samples.into_iter().flatten().chain(classes.values());
+        if let Some(bad) = weights.copied().find(|w| !(*w >= 0.0 && w.is_finite())) {
+            return Err(Error::data(format!("fit: weights must be at least 0, got {bad}")));
+        }
+        for targets in &mut self.targets {
+            let Targets { objective, signal, values, weights } = targets;
+            let name = &objective.name;
+            let mut shape = values.shape()[..1 + usize::from(signal.axis().is_some())].to_vec();
+            let rows: usize = shape.iter().product();
+            let per_sample = rows / self.samples;
+            let mut all = match samples {
+                None => vec![1.0; rows],
+                Some(given) if given.shape() == shape => given.iter().copied().collect(),
+                Some(given) if given.shape() == [self.samples] => {
+                    given.iter().flat_map(|&w| std::iter::repeat_n(w, per_sample)).collect()
+                }
+                Some(given) => {
+                    let got = given.shape();
+                    return Err(Error::shape(format!(
+                        "{name}: expected weights of [{}] or {shape:?}, got {got:?}",
+                        self.samples
+                    )));
+                }
+            };
+            if !classes.is_empty() {
+                let of_row = values.u32s().map_err(|_| {
+                    Error::argument(format!("{name}: only the classes of a cross entropy have weights"))
+                })?;
+                all.iter_mut().zip(of_row).for_each(|(w, class)| *w *= classes.get(class).copied().unwrap_or(1.0));
+            }
+            shape.push(1);
+            *weights = Some(Tensor::new(&shape, all)?);
+            objective.weighted = true;
+        }
         Ok(self)
     }
 
     /// The targets' losses.
     pub(super) fn objectives(&self) -> Vec<Objective> {
-        self.targets.iter().map(|t| t.0.clone()).collect()
+        self.targets.iter().map(|t| t.objective.clone()).collect()
+    }
+
+    /// How many values the model gives for each row of an objective.
+    pub(super) fn features(&self) -> Vec<usize> {
+        self.targets.iter().map(|t| t.signal.features().unwrap_or(1)).collect()
     }
 
     /// The batch of `rows` as a program takes it, targets under their names.
@@ -175,8 +232,11 @@ impl Dataset {
             self.inputs.iter().zip(&taken).map(|((name, input, _), t)| (name.as_str(), *input, t)).collect();
         let lengths = self.lengths.as_ref().map(|l| take(l, rows)).transpose()?;
         let mut packed = pack(&self.network, &given, lengths.as_ref(), Some(&ids))?;
-        for (objective, signal, y) in &self.targets {
-            packed.add(&objective.name, *signal, &take(y, rows)?)?;
+        for Targets { objective, signal, values, weights } in &self.targets {
+            packed.add(&objective.name, *signal, &take(values, rows)?)?;
+            if let Some(weights) = weights {
+                packed.add(&objective.weights(), *signal, &take(weights, rows)?)?;
+            }
         }
         Ok(packed)
     }

@@ -1,18 +1,21 @@
 //! `compile`, `fit`, `evaluate` and `predict`.
 
+use super::callbacks::{Callback, OnEpoch};
 use super::dataset::{Dataset, input_of, tensor_of};
 use super::learner::{self, Learner, Make};
 use super::mask;
+use super::metrics::Metric;
 use super::prefetch::Prefetch;
 use super::step::prediction_graph;
 use super::{Loss, Objective};
 use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::nn::{GraphOptions, Input, Layer, Network, Sequential};
-use crate::optim::Optimizer;
+use crate::nn::{Description, GraphOptions, Input, Layer, Network, Sequential};
+use crate::optim::{Course, Optimizer};
 use crate::scheduler::{Batching, Cost};
 use ndarray::{ArrayBase, ArrayD, ArrayViewD, Data, Dimension, IxDyn};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// Samples a batch where the caller does not say.
@@ -23,8 +26,13 @@ pub(super) const BATCH: usize = 32;
 pub struct Fit {
     /// Times to read all samples.
     pub epochs: usize,
+    /// The number of epochs that count as done before this call; `epochs` counts from 0, so that so many fewer are left. Schedules
+    /// that go by epochs go by this.
+    pub initial_epoch: Option<usize>,
     /// Samples a step, at most; some batches of an epoch may be smaller.
     pub batch_size: usize,
+    /// Batches of an epoch, where that is not all of them: the next epoch goes on with those that are left.
+    pub steps_per_epoch: Option<usize>,
     /// Which samples share a batch. With lengths or a mask that tells them, sorting saves steps at which few run.
     pub batching: Batching,
     /// The most steps to take in this call. The next call goes on where this one stopped, in the middle of an epoch too.
@@ -35,21 +43,37 @@ pub struct Fit {
     pub seed: u64,
     /// The share of the samples, taken from the end, that is kept for validation; in [0, 1).
     pub validation_split: f64,
-    /// The largest global norm of the gradient.
-    pub clip_norm: Option<f32>,
+    /// Samples and targets to validate on, instead.
+    pub validation_data: Option<(ArrayD<f32>, ArrayD<f32>)>,
+    /// Validation follows every so many epochs, and the last.
+    pub validation_frequency: usize,
+    /// What is measured besides the loss, of training and of validation. For most, each step's predictions are read from the
+    /// device.
+    pub metrics: Vec<Metric>,
+    /// How much samples of each class count in the loss, 1 where nothing is said.
+    pub class_weight: BTreeMap<u32, f32>,
+    /// How much each sample `[samples]`, or each of its steps `[samples, T]`, counts in the loss. Means are over samples, not over
+    /// weights, as in Keras.
+    pub sample_weight: Option<ArrayD<f32>>,
 }
 
 impl Default for Fit {
     fn default() -> Self {
         Self {
             epochs: 1,
+            initial_epoch: None,
             batch_size: BATCH,
+            steps_per_epoch: None,
             batching: Batching::Plain,
             steps: None,
             shuffle: true,
             seed: 0,
             validation_split: 0.0,
-            clip_norm: None,
+            validation_data: None,
+            validation_frequency: 1,
+            metrics: Vec::new(),
+            class_weight: BTreeMap::new(),
+            sample_weight: None,
         }
     }
 }
@@ -62,8 +86,42 @@ impl Fit {
                 self.batch_size, self.validation_split
             )));
         }
+        if self.validation_split > 0.0 && self.validation_data.is_some() {
+            return Err(Error::argument("fit: expected a validation_split or validation_data, got both"));
+        }
+        if self.validation_frequency == 0 || self.steps_per_epoch == Some(0) {
+            return Err(Error::argument("fit: validation_frequency and steps_per_epoch must be at least 1, got 0"));
+        }
         Ok(())
     }
+}
+
+/// How to evaluate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluate {
+    /// Samples a batch, at most.
+    pub batch_size: usize,
+    /// The most batches to take; all where nothing is said.
+    pub steps: Option<usize>,
+    /// What is measured besides the loss.
+    pub metrics: Vec<Metric>,
+    /// How much each sample counts in the loss, as for [`Fit`].
+    pub sample_weight: Option<ArrayD<f32>>,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Self { batch_size: BATCH, steps: None, metrics: Vec::new(), sample_weight: None }
+    }
+}
+
+/// What a model is worth on some samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// The mean loss.
+    pub loss: f32,
+    /// Metrics by name; of more than one output by the output's name, a space and theirs.
+    pub metrics: Vec<(String, f64)>,
 }
 
 /// What an epoch came to.
@@ -73,8 +131,14 @@ pub struct Epoch {
     pub epoch: usize,
     /// The mean loss over its samples, as they were met.
     pub loss: f32,
+    /// Metrics of its predictions, as they were met.
+    pub metrics: Vec<(String, f64)>,
     /// The loss over the validation samples after it.
     pub val_loss: Option<f32>,
+    /// Metrics over the validation samples after it.
+    pub val_metrics: Vec<(String, f64)>,
+    /// The learning rate of its last step.
+    pub learning_rate: f64,
     /// How long it took.
     pub seconds: f64,
     /// How long the device waited for batches to be made ready.
@@ -83,28 +147,82 @@ pub struct Epoch {
     pub cost: Cost,
 }
 
-/// The losses of all epochs.
+impl Epoch {
+    /// What it came to, by the names of a history: `loss`, metrics, the same of validation with `val_` before them,
+    /// `learning_rate` and `seconds`.
+    pub fn values(&self) -> Vec<(String, f64)> {
+        let mut all = vec![("loss".to_string(), f64::from(self.loss))];
+        all.extend(self.metrics.iter().cloned());
+        if let Some(loss) = self.val_loss {
+            all.push(("val_loss".to_string(), f64::from(loss)));
+        }
+        all.extend(self.val_metrics.iter().map(|(name, value)| (format!("val_{name}"), *value)));
+        all.push(("learning_rate".to_string(), self.learning_rate));
+        all.push(("seconds".to_string(), self.seconds));
+        all
+    }
+
+    /// One of [`Self::values`].
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.values().into_iter().find(|v| v.0 == name).map(|v| v.1)
+    }
+}
+
+/// What all epochs came to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct History {
     /// Training loss of each epoch.
     pub loss: Vec<f32>,
-    /// Validation loss of each epoch; empty without validation samples.
+    /// Validation loss of each epoch that had validation.
     pub val_loss: Vec<f32>,
+    /// Metrics of each epoch, and of validation with `val_` before their names.
+    pub metrics: BTreeMap<String, Vec<f64>>,
+}
+
+impl History {
+    /// Of these epochs.
+    pub(super) fn of(epochs: &[Epoch]) -> Self {
+        let mut history = Self::default();
+        for epoch in epochs {
+            history.loss.push(epoch.loss);
+            history.val_loss.extend(epoch.val_loss);
+            for (name, value) in &epoch.metrics {
+                history.metrics.entry(name.clone()).or_default().push(*value);
+            }
+            for (name, value) in &epoch.val_metrics {
+                history.metrics.entry(format!("val_{name}")).or_default().push(*value);
+            }
+        }
+        history
+    }
 }
 
 /// What `compile` and training keep.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Compiled {
     pub(super) optimizer: Optimizer,
     pub(super) loss: Loss,
-    /// Steps so far.
-    pub(super) step: u32,
-    /// Epochs so far.
-    pub(super) epoch: u32,
-    /// Batches of the next epoch that were trained on already.
+    /// Steps and epochs so far, and what schedules have seen.
+    pub(super) course: Course,
+    /// Times that all batches were taken.
+    pub(super) pass: u32,
+    /// Batches of the next pass that were trained on already.
     pub(super) batch: u32,
+    /// Batches of the next epoch that were trained on already.
+    pub(super) taken: u32,
     /// Tells in which order.
     pub(super) order: u64,
+    /// Whether the optimiser's state has yet to begin.
+    pub(super) fresh: bool,
+    /// Whether parameters are in the place of their averages, and averages in that of parameters.
+    pub(super) averaged: bool,
+}
+
+impl Compiled {
+    pub(super) fn new(optimizer: Optimizer, loss: Loss) -> Self {
+        let course = Course::default();
+        Self { optimizer, loss, course, pass: 0, batch: 0, taken: 0, order: 0, fresh: true, averaged: false }
+    }
 }
 
 impl Sequential {
@@ -113,16 +231,13 @@ impl Sequential {
         let optimizer = optimizer.into();
         optimizer.validate()?;
         loss.validate()?;
-        if let Ok(session) = self.session() {
-            clear_optimizer(session)?;
-        }
-        self.compiled = Some(Box::new(Compiled { optimizer, loss, step: 0, epoch: 0, batch: 0, order: 0 }));
+        self.compiled = Some(Box::new(Compiled::new(optimizer, loss)));
         Ok(())
     }
 
     pub(super) fn compiled(&self) -> Result<Compiled> {
         let compiled = self.compiled.as_ref().and_then(|c| c.downcast_ref::<Compiled>());
-        compiled.copied().ok_or_else(|| Error::argument("sequential: the model is not compiled: call `compile` first"))
+        compiled.cloned().ok_or_else(|| Error::argument("sequential: the model is not compiled: call `compile` first"))
     }
 
     /// Trains on x `[samples, T, features]` (tokens `[samples, T]` where the first layer is an embedding) and y
@@ -146,7 +261,7 @@ impl Sequential {
         x: &ArrayBase<S, D>,
         y: &ArrayBase<R, E>,
         fit: &Fit,
-        mut on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
+        on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
     ) -> Result<History>
     where
         S: Data<Elem = f32>,
@@ -154,19 +269,31 @@ impl Sequential {
         D: Dimension,
         E: Dimension,
     {
-        self.fit_dyn(x.view().into_dyn(), y.view().into_dyn(), fit, &mut on_epoch)
+        self.fit_with_callbacks(x, y, fit, &mut [&mut OnEpoch(on_epoch)])
     }
 
-    fn fit_dyn(
+    /// [`Self::fit`], telling callbacks of its moments, in their order.
+    pub fn fit_with_callbacks<S, D, R, E>(
         &mut self,
-        x: ArrayViewD<'_, f32>,
-        y: ArrayViewD<'_, f32>,
+        x: &ArrayBase<S, D>,
+        y: &ArrayBase<R, E>,
         fit: &Fit,
-        on_epoch: &mut dyn FnMut(&Epoch) -> ControlFlow<()>,
-    ) -> Result<History> {
+        callbacks: &mut [&mut dyn Callback],
+    ) -> Result<History>
+    where
+        S: Data<Elem = f32>,
+        R: Data<Elem = f32>,
+        D: Dimension,
+        E: Dimension,
+    {
         let loss = self.compiled()?.loss;
+        let (x, y) = (x.view().into_dyn(), y.view().into_dyn());
         let data = self.dataset(&x, Some((&y, loss)))?;
-        learner::fit(self, &data, fit, on_epoch)
+        let validation = match &fit.validation_data {
+            Some((x, y)) => Some(self.dataset(&x.view(), Some((&y.view(), loss)))?),
+            None => None,
+        };
+        learner::fit(self, data, validation.as_ref(), fit, callbacks)
     }
 
     /// Checks data against the model, which is built first where it is not.
@@ -205,9 +332,26 @@ impl Sequential {
         D: Dimension,
         E: Dimension,
     {
+        Ok(self.scores(x, y, &Evaluate::default())?.loss)
+    }
+
+    /// The loss over x and y, without dropout, and metrics.
+    pub fn scores<S, D, R, E>(
+        &mut self,
+        x: &ArrayBase<S, D>,
+        y: &ArrayBase<R, E>,
+        evaluate: &Evaluate,
+    ) -> Result<Scores>
+    where
+        S: Data<Elem = f32>,
+        R: Data<Elem = f32>,
+        D: Dimension,
+        E: Dimension,
+    {
         let loss = self.compiled()?.loss;
         let data = self.dataset(&x.view().into_dyn(), Some((&y.view().into_dyn(), loss)))?;
-        learner::evaluate(self, &data, 0..data.samples, BATCH)
+        let data = data.weighted(evaluate.sample_weight.as_ref(), &BTreeMap::new())?;
+        learner::evaluate(self, &data, 0..data.samples, evaluate)
     }
 
     /// The model's output for x: `[samples, k]`, or `[samples, T, k]` where it gives sequences.
@@ -276,15 +420,12 @@ impl Learner for Sequential {
     fn keep(&mut self, compiled: Compiled) {
         self.compiled = Some(Box::new(compiled));
     }
-}
 
-/// Zeroes what an optimiser has kept.
-pub(super) fn clear_optimizer(session: &mut Session) -> Result<()> {
-    let names: Vec<String> = session.names().filter(|n| n.starts_with("optimizer.")).map(String::from).collect();
-    names.into_iter().try_for_each(|name| {
-        let old = session.get(&name)?;
-        session.zero(&name, old.shape(), old.dtype())
-    })
+    fn description(&self) -> Result<Option<Description>> {
+        let input =
+            self.input().ok_or_else(|| Error::argument("sequential: a model that is not built has nothing to save"))?;
+        Ok(Some(Description { input, steps: self.steps(), layers: self.layers().to_vec() }))
+    }
 }
 
 /// Refuses batches over which a state cannot be carried.

@@ -1,4 +1,4 @@
-//! Generating text, a character at a time, with the state kept on the device.
+//! Generating text, a token at a time, with the state kept on the device.
 
 use super::language::LanguageModel;
 use super::step::{prediction_graph, zero_states};
@@ -34,29 +34,28 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Reads `prompt`, every character of which the model must know.
+    /// Reads `prompt`; a model of characters must know every one of them.
     pub fn feed(&mut self, prompt: &str) -> Result<()> {
         let tokens = self.model.vocabulary().encode(prompt).map_err(|e| e.within("prompt"))?;
         tokens.into_iter().try_for_each(|token| self.read(token))
     }
 
-    /// Draws the next character and reads it: from softmax(logits / temperature) over the `top_k` likeliest (all where
-    /// 0), the likeliest at temperature 0. Without a prompt it begins after a line's end, or the first character.
-    pub fn next(&mut self, temperature: f32, top_k: usize, random: &mut Random) -> Result<char> {
+    /// Draws the next token and reads it: from softmax(logits / temperature) over the `top_k` likeliest (all where 0), the
+    /// likeliest at temperature 0. Without a prompt it begins after a line's end, or the first token.
+    pub fn next(&mut self, temperature: f32, top_k: usize, random: &mut Random) -> Result<u32> {
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return Err(Error::argument(format!("generate: temperature must be at least 0, got {temperature}")));
         }
         if self.logits.is_empty() {
-            let token = self.model.vocabulary().token('\n').unwrap_or(0);
+            let token = self.model.vocabulary().line_end();
             self.read(token)?;
         }
         if let Some(bad) = self.logits.iter().find(|l| !l.is_finite()) {
             return Err(Error::data(format!("generate: the model gives {bad}; its parameters are not usable")));
         }
-        let token = sample(&self.logits, temperature, top_k, random);
-        self.read(token as u32)?;
-        let characters = self.model.vocabulary().characters();
-        characters.get(token).copied().ok_or_else(|| Error::internal("generate: a token outside the vocabulary"))
+        let token = sample(&self.logits, temperature, top_k, random) as u32;
+        self.read(token)?;
+        Ok(token)
     }
 }
 

@@ -1,15 +1,24 @@
-//! Character language models: embedding, stacked stateful LSTMs, logits.
+//! Language models: embedding, stacked stateful LSTMs, logits.
 
-use super::save::check_shape;
-use crate::config::Bias;
+use super::save::{self, check_shape};
+use super::step::{EVALUATE, evaluation_graph};
+use super::text::Streams;
+use super::{Loss, Objective};
+use crate::config::{Bias, Mask};
 use crate::data::Vocabulary;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
 use crate::nn::{Dense, Dropout, Embedding, Init, Input, Lstm, Sequential};
+use crate::params::{Initializer, Rules};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
+
+/// Steps of a window of a text that is scored.
+const SCORED: usize = 512;
+/// The table's layer.
+const EMBEDDING: &str = "embedding";
 
 /// Sizes of a language model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -18,21 +27,42 @@ pub struct LanguageConfig {
     pub layers: usize,
     /// H, units of each.
     pub hidden: usize,
-    /// Values that stand for a character.
+    /// Values that stand for a token.
     pub embedding: usize,
     /// Dropout of the embedding, between layers and before the logits; in [0, 1).
     pub dropout: f32,
+    /// Whether a sequence's steps share a mask of dropout (Gal and Ghahramani 2016).
+    #[serde(default)]
+    pub variational: bool,
+    /// Dropout of the recurrent weights, one mask a batch (Merity et al. 2018); in [0, 1).
+    #[serde(default)]
+    pub weight_drop: f32,
+    /// Whether the logits' matrix is the embedding's table (Press and Wolf 2017): the embedding is as wide as the last layer.
+    #[serde(default)]
+    pub tied: bool,
     /// What parameters begin from.
     pub seed: u64,
 }
 
 impl Default for LanguageConfig {
     fn default() -> Self {
-        Self { layers: 2, hidden: 128, embedding: 128, dropout: 0.0, seed: 0 }
+        Self {
+            layers: 2,
+            hidden: 128,
+            embedding: 128,
+            dropout: 0.0,
+            variational: false,
+            weight_drop: 0.0,
+            tied: false,
+            seed: 0,
+        }
     }
 }
 
-/// A model that predicts the next character, and the characters that it knows. Parameters begin as PyTorch's.
+/// What a table begins within that is the logits' matrix too: logits of its rows are small at first.
+const TIED: f32 = 0.1;
+
+/// A model that predicts the next token, and the tokens that it knows. Parameters begin as PyTorch's; a tied table in ±0.1.
 pub struct LanguageModel {
     config: LanguageConfig,
     vocabulary: Vocabulary,
@@ -45,16 +75,33 @@ impl LanguageModel {
         if config.layers == 0 {
             return Err(Error::argument("language model: layers must be at least 1, got 0"));
         }
+        if config.tied && config.embedding != config.hidden {
+            return Err(Error::argument(format!(
+                "language model: a tied embedding has as many values as the last layer has units, {}, got {}",
+                config.hidden, config.embedding
+            )));
+        }
         let mut model = Sequential::new(device);
         model.seed(config.seed);
-        model.add(Embedding::new(vocabulary.len(), config.embedding).initializers(Init::PyTorch));
-        for _ in 0..config.layers {
-            model.add(Dropout::new(config.dropout));
-            let lstm = Lstm::new(config.hidden).bias(Bias::Two).initializers(Init::PyTorch);
-            model.add(lstm.return_sequences(true).stateful(true));
+        let mut embedding = Embedding::new(vocabulary.len(), config.embedding).initializers(Init::PyTorch);
+        let mut logits = Dense::new(vocabulary.len()).initializers(Init::PyTorch);
+        if config.tied {
+            let within = Rules { initializer: Some(Initializer::Uniform(TIED)), ..Rules::default() };
+            embedding = embedding.kernel(within).name(EMBEDDING);
+            logits = logits.tied(EMBEDDING);
         }
-        model.add(Dropout::new(config.dropout));
-        model.add(Dense::new(vocabulary.len()).initializers(Init::PyTorch));
+        let mut dropout = Dropout::new(config.dropout);
+        if config.variational {
+            dropout.mask = Mask::Sequence;
+        }
+        model.add(embedding);
+        for _ in 0..config.layers {
+            model.add(dropout.clone());
+            let lstm = Lstm::new(config.hidden).bias(Bias::Two).initializers(Init::PyTorch);
+            model.add(lstm.weight_drop(config.weight_drop).return_sequences(true).stateful(true));
+        }
+        model.add(dropout);
+        model.add(logits);
         model.build(Input::Tokens)?;
         Ok(Self { config: *config, vocabulary, model })
     }
@@ -64,7 +111,7 @@ impl LanguageModel {
         &self.config
     }
 
-    /// The characters that it knows.
+    /// The tokens that it knows.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
     }
@@ -91,8 +138,24 @@ impl LanguageModel {
         Self::from_file(device, &io::load(path)?).map_err(|e| e.within(path.display()))
     }
 
+    /// The mean loss over a text of tokens, in nats a token, and how many were predicted: all but the first. It is read as one
+    /// stream from a state of zero.
+    pub fn score(&mut self, tokens: Vec<u32>) -> Result<(f32, usize)> {
+        let length = tokens.len().saturating_sub(1);
+        if length == 0 {
+            return Err(Error::data(format!("score: expected a text of at least 2 tokens, got {}", tokens.len())));
+        }
+        let streams = Streams { tokens, count: 1, length, sequence: SCORED.min(length) };
+        let network = self.model.network(Input::Tokens)?;
+        let graph = evaluation_graph(&network, &[Objective::sole(Loss::CrossEntropy)], "score.", false)?;
+        let session = self.model.session()?;
+        EVALUATE.zero(session)?;
+        let mut program = session.load(&graph, &streams.capacity()?)?;
+        Ok((streams.evaluate(session, &mut program)?, length))
+    }
+
     pub(super) fn model_file(&mut self) -> Result<ModelFile> {
-        let mut file = self.model.model_file()?;
+        let mut file = save::file(&mut self.model)?;
         file.metadata["language"] = json!(self.config);
         file.metadata["vocabulary"] = json!(self.vocabulary);
         Ok(file)
@@ -106,8 +169,10 @@ impl LanguageModel {
         let model = Sequential::from_file(device, file)?;
         let table = [vocabulary.len(), config.embedding];
         check_shape("embedding.weight", file.tensor("embedding.weight")?.shape(), &table)?;
-        let logits = [vocabulary.len(), config.hidden];
-        check_shape("dense.weight", file.tensor("dense.weight")?.shape(), &logits)?;
+        if !config.tied {
+            let logits = [vocabulary.len(), config.hidden];
+            check_shape("dense.weight", file.tensor("dense.weight")?.shape(), &logits)?;
+        }
         Ok(Self { config, vocabulary, model })
     }
 }

@@ -1,17 +1,20 @@
 //! What `fit` and `evaluate` do, for whatever holds a network's parameters and programs.
 
 use super::Objective;
+use super::callbacks::{Callback, Training};
 use super::dataset::Dataset;
-use super::fit::{Compiled, Epoch, Fit, History, check_stateful};
+use super::fit::{Compiled, Epoch, Evaluate, Fit, History, Scores, check_stateful};
+use super::metrics::{Meter, Metric};
 use super::monitor::{Monitor, not_finite};
+use super::pack::Packed;
 use super::prefetch::Prefetch;
 use super::recovery::Recovery;
-use super::step::{EVALUATE, TRAIN, evaluation_graph, is_scaled, training_graph, training_scalars, zero_slots};
+use super::step::{EVALUATE, TRAIN, begin_slots, evaluation_graph, is_scaled, training_graph, training_scalars};
 use crate::device::{Executable, Session};
-use crate::error::{Error, Result};
-use crate::nn::Network;
-use crate::scheduler::{Batching, Cost, Sampler};
-use std::ops::{ControlFlow, Range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Description, Network};
+use crate::scheduler::{Batch, Batching, Capacity, Cost, Sampler};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Makes a program on a session.
@@ -31,6 +34,8 @@ pub(super) trait Learner {
     fn compiled(&self) -> Result<Compiled>;
     /// Keeps how far training has come.
     fn keep(&mut self, compiled: Compiled);
+    /// What a file says of its layers, from which alone it can be made again; none where only a program knows.
+    fn description(&self) -> Result<Option<Description>>;
 }
 
 /// Zeroes every state that layers carry from batch to batch.
@@ -44,90 +49,241 @@ pub(super) fn reset_states(learner: &mut dyn Learner) -> Result<()> {
     })
 }
 
+/// Has parameters and their averages change places, where averages are kept and are not where they should be.
+fn exchange(learner: &mut dyn Learner, averaged: bool) -> Result<()> {
+    let compiled = learner.compiled()?;
+    if compiled.averaged == averaged || compiled.fresh {
+        return Ok(());
+    }
+    let parameters = learner.network()?.parameters()?;
+    let Some(graph) = compiled.optimizer.exchange(&parameters)? else { return Ok(()) };
+    let batch = Batch::dense(1, 1)?;
+    let (session, program) =
+        learner.program("exchange", &|session| session.load(&graph, &Capacity::exactly(&batch)))?;
+    session.run(program, &batch, &[])?;
+    learner.keep(Compiled { averaged, ..compiled });
+    Ok(())
+}
+
 /// Trains for `fit.epochs`, on all samples but those kept for validation.
 pub(super) fn fit(
     learner: &mut dyn Learner,
-    data: &Dataset,
+    data: Dataset,
+    validation: Option<&Dataset>,
     fit: &Fit,
-    on_epoch: &mut dyn FnMut(&Epoch) -> ControlFlow<()>,
+    callbacks: &mut [&mut dyn Callback],
 ) -> Result<History> {
     fit.validate()?;
+    exchange(learner, false)?;
+    let fitted = fit_parameters(
+        learner,
+        &data.weighted(fit.sample_weight.as_ref(), &fit.class_weight)?,
+        validation,
+        fit,
+        callbacks,
+    );
+    // The model is what was averaged, however training ended.
+    match (fitted, exchange(learner, true)) {
+        (Ok(history), Ok(())) => {
+            callbacks.iter_mut().try_for_each(|c| c.on_train_end(&mut Training::new(learner), &history))?;
+            Ok(history)
+        }
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+fn fit_parameters(
+    learner: &mut dyn Learner,
+    data: &Dataset,
+    validation: Option<&Dataset>,
+    fit: &Fit,
+    callbacks: &mut [&mut dyn Callback],
+) -> Result<History> {
     let cut = data.samples - (data.samples as f64 * fit.validation_split) as usize;
     let size = fit.batch_size.min(cut);
     let network = learner.network()?;
     check_stateful(&network, cut, size, fit.shuffle || fit.batching != Batching::Plain)?;
-    if cut < data.samples {
-        check_stateful(&network, data.samples - cut, size.min(data.samples - cut), false)?;
+    let held_out = validation.map(|v| (v, 0..v.samples)).or((cut < data.samples).then_some((data, cut..data.samples)));
+    if let Some((_, rows)) = &held_out {
+        check_stateful(&network, rows.len(), size.min(rows.len()), false)?;
     }
-    let slots = learner.compiled()?.optimizer.slots(&network.parameters()?);
+    let mut compiled = learner.compiled()?;
+    let slots = compiled.optimizer.slots(&network.parameters()?);
     let session = learner.session()?;
-    let missing: Vec<_> = slots.into_iter().filter(|(slot, _)| !session.names().any(|n| n == slot)).collect();
-    zero_slots(session, &missing)?;
+    let known: Vec<String> = session.names().map(String::from).collect();
+    let missing: Vec<_> = slots.into_iter().filter(|s| compiled.fresh || !known.contains(&s.name)).collect();
+    begin_slots(session, &missing)?;
+    let mut epochs = fit.epochs;
+    if let Some(first) = fit.initial_epoch {
+        compiled.course.epoch = u32::try_from(first).map_err(|_| Error::argument("fit: initial_epoch is too large"))?;
+        epochs = epochs.saturating_sub(first);
+    }
+    compiled.fresh = false;
+    let first = compiled.course.epoch;
+    learner.keep(compiled);
+    callbacks.iter_mut().try_for_each(|c| c.on_train_begin(&mut Training::new(learner)))?;
+    // A callback may have taken training on to where it was once.
+    exchange(learner, false)?;
+    let resumed = learner.compiled()?.course.epoch.saturating_sub(first) as usize;
     let mut lengths = data.lengths()?;
     lengths.truncate(cut);
     let sampler = Sampler::new(lengths, size, fit.batching, fit.shuffle.then_some(fit.seed))?;
-    let left = fit.steps.unwrap_or(usize::MAX);
-    let (monitor, recovery) = (Monitor::default(), Recovery::default());
-    let mut run = TrainingRun { data, network, fit, sampler, size, left, done: 0, monitor, recovery };
-    let (mut history, mut told) = (History::default(), 0);
-    while run.done < fit.epochs {
+    let meters = Meters { metrics: &fit.metrics, objectives: data.objectives(), features: data.features() };
+    let mut run = TrainingRun {
+        data,
+        network,
+        fit,
+        sampler,
+        size,
+        meters,
+        left: fit.steps.unwrap_or(usize::MAX),
+        done: resumed,
+        stopped: false,
+        monitor: Monitor::default(),
+        recovery: Recovery::default(),
+    };
+    let (mut done, mut told): (Vec<Epoch>, usize) = (Vec::new(), resumed);
+    while run.done < epochs && !run.stopped {
         let start = Instant::now();
         let mut whole = || -> Result<_> {
-            let Some(trained) = run.epoch(learner)? else { return Ok(None) };
-            let val_loss =
-                (cut < data.samples).then(|| evaluate(learner, data, cut..data.samples, size)).transpose()?;
-            Ok(Some((trained, val_loss)))
+            let Some(trained) = run.epoch(learner, callbacks)? else { return Ok(None) };
+            let last = run.done + 1 == epochs;
+            let due = last || (run.done + 1).is_multiple_of(fit.validation_frequency);
+            let scores = match held_out.clone().filter(|_| due) {
+                Some((held_out, rows)) => {
+                    exchange(learner, true)?;
+                    let how = Evaluate { batch_size: size, metrics: fit.metrics.clone(), ..Evaluate::default() };
+                    let scores = evaluate(learner, held_out, rows, &how);
+                    exchange(learner, false)?;
+                    Some(scores?)
+                }
+                None => None,
+            };
+            Ok(Some((trained, scores)))
         };
-        let (Trained { loss, waited, cost }, val_loss) = match whole() {
+        let (Trained { loss, metrics, learning_rate, waited, cost }, scores) = match whole() {
             Ok(Some(trained)) => trained,
             Ok(None) => break,
+            Err(error)
+                if error.kind() == ErrorKind::NotFinite && callbacks.iter_mut().any(|c| c.on_not_finite(&error)) =>
+            {
+                break;
+            }
             Err(error) => {
                 run.recover(learner, error)?;
-                history.loss.truncate(run.done);
-                history.val_loss.truncate(run.done);
+                done.truncate(run.done - resumed);
                 continue;
             }
         };
         run.done += 1;
-        history.loss.push(loss);
-        history.val_loss.extend(val_loss);
-        let epoch = learner.compiled()?.epoch as usize;
-        let epoch = Epoch { epoch, loss, val_loss, seconds: start.elapsed().as_secs_f64(), waited, cost };
+        let mut compiled = learner.compiled()?;
+        let (optimizer, watched) = (compiled.optimizer.clone(), scores.as_ref().map_or(loss, |s| s.loss));
+        optimizer.observe(&mut compiled.course, watched);
+        let epoch = compiled.course.epoch as usize;
+        learner.keep(compiled);
+        let seconds = start.elapsed().as_secs_f64();
+        let val_loss = scores.as_ref().map(|s| s.loss);
+        let val_metrics = scores.map_or_else(Vec::new, |s| s.metrics);
+        let epoch = Epoch { epoch, loss, metrics, val_loss, val_metrics, learning_rate, seconds, waited, cost };
         // An epoch that a lost device has had done again was told of before.
-        if run.done > told && on_epoch(&epoch).is_break() {
-            break;
+        if run.done > told {
+            for callback in callbacks.iter_mut() {
+                run.stopped |= callback.on_epoch_end(&mut Training::new(learner), &epoch)?.is_break();
+            }
         }
+        done.push(epoch);
         told = told.max(run.done);
     }
-    Ok(history)
+    Ok(History::of(&done))
 }
 
-/// The loss over some samples, without dropout.
+/// What is measured of which outputs.
+struct Meters<'a> {
+    metrics: &'a [Metric],
+    objectives: Vec<Objective>,
+    features: Vec<usize>,
+}
+
+impl Meters<'_> {
+    /// Whether predictions have to be read.
+    fn observe(&self) -> bool {
+        !self.metrics.iter().all(|m| m.is_of_the_loss())
+    }
+
+    /// A meter for each metric of each objective, by its name.
+    fn begin(&self) -> Result<Vec<(String, usize, Meter)>> {
+        let mut all = Vec::new();
+        for (at, (objective, &features)) in self.objectives.iter().zip(&self.features).enumerate() {
+            for &metric in self.metrics {
+                let name = match self.objectives.len() {
+                    1 => metric.name(),
+                    _ => format!("{} {}", objective.name.trim_start_matches("target of "), metric.name()),
+                };
+                all.push((name, at, Meter::new(metric, objective, features)?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Adds what a run gave.
+    fn add(
+        &self,
+        meters: &mut [(String, usize, Meter)],
+        session: &mut Session,
+        program: &Executable,
+        packed: &Packed,
+    ) -> Result<()> {
+        if !self.observe() {
+            return Ok(());
+        }
+        for (at, objective) in self.objectives.iter().enumerate() {
+            let targets = packed.tensors.iter().find(|t| t.0 == objective.name);
+            let (_, targets) = targets.ok_or_else(|| Error::internal("metrics: a batch without targets"))?;
+            let predictions = session.output(program, &objective.name)?;
+            meters.iter_mut().filter(|m| m.1 == at).try_for_each(|m| m.2.add(&predictions, targets))?;
+        }
+        Ok(())
+    }
+}
+
+fn measured(meters: Vec<(String, usize, Meter)>, loss: f32) -> Vec<(String, f64)> {
+    meters.into_iter().map(|(name, _, meter)| (name, meter.value(loss))).collect()
+}
+
+/// The loss and metrics over some samples, without dropout.
 pub(super) fn evaluate(
     learner: &mut dyn Learner,
     data: &Dataset,
     rows: Range<usize>,
-    batch_size: usize,
-) -> Result<f32> {
-    let size = batch_size.min(rows.len());
+    how: &Evaluate,
+) -> Result<Scores> {
+    if how.batch_size == 0 {
+        return Err(Error::argument("evaluate: batch_size must be at least 1, got 0"));
+    }
+    let size = how.batch_size.min(rows.len());
     let network = learner.network()?;
     check_stateful(&network, rows.len(), size, false)?;
     let objectives = data.objectives();
-    let key = format!("evaluate {objectives:?} {size} {}", data.key()?);
+    let of = Meters { metrics: &how.metrics, objectives: objectives.clone(), features: data.features() };
+    let (mut meters, observed) = (of.begin()?, of.observe());
+    let key = format!("evaluate {objectives:?} {observed} {size} {}", data.key()?);
     let (session, program) = learner.program(&key, &|session| {
-        let graph = evaluation_graph(&network, &objectives, &format!("infer.{size}."))?;
+        let graph = evaluation_graph(&network, &objectives, &format!("infer.{size}."), observed)?;
         EVALUATE.zero(session)?;
         session.load(&graph, &data.capacity(size)?)
     })?;
     EVALUATE.zero(session)?;
     let rows: Vec<usize> = rows.collect();
+    let chunks = rows.chunks(size).take(how.steps.unwrap_or(usize::MAX));
     std::thread::scope(|scope| {
-        let mut batches = Prefetch::begin(scope, rows.chunks(size).map(|chunk| data.batch(chunk)))?;
+        let mut batches = Prefetch::begin(scope, chunks.map(|chunk| data.batch(chunk)))?;
         while let Some(packed) = batches.next() {
             let packed = packed?;
             session.run(program, &packed.batch, &packed.named(program))?;
+            of.add(&mut meters, session, program, &packed)?;
         }
-        EVALUATE.mean(session)
+        let loss = EVALUATE.mean(session)?;
+        Ok(Scores { loss, metrics: measured(meters, loss) })
     })
 }
 
@@ -138,16 +294,19 @@ struct TrainingRun<'a> {
     fit: &'a Fit,
     sampler: Sampler,
     size: usize,
+    meters: Meters<'a>,
     /// Steps that may still be taken.
     left: usize,
     /// Epochs so far.
     done: usize,
+    /// Whether a callback has had enough.
+    stopped: bool,
     monitor: Monitor,
     recovery: Recovery<Moment>,
 }
 
 /// Where a snapshot was taken: how far training had come, what was left, and the epochs that were done.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Moment {
     compiled: Compiled,
     left: usize,
@@ -157,6 +316,8 @@ struct Moment {
 /// What an epoch came to.
 struct Trained {
     loss: f32,
+    metrics: Vec<(String, f64)>,
+    learning_rate: f64,
     waited: f64,
     cost: Cost,
 }
@@ -166,9 +327,9 @@ impl TrainingRun<'_> {
     fn recover(&mut self, learner: &mut dyn Learner, error: Error) -> Result<()> {
         let device = learner.session()?.device().clone();
         let (Self { left, done, monitor, recovery, .. }, mut session) = (self, None);
-        let moment = recovery.elsewhere(error, &device, |here, &moment| {
+        let moment = recovery.elsewhere(error, &device, |here, moment| {
             session = Some(here);
-            Ok(moment)
+            Ok(moment.clone())
         })?;
         session.into_iter().for_each(|session| learner.replace_session(session));
         learner.keep(moment.compiled);
@@ -176,88 +337,132 @@ impl TrainingRun<'_> {
         Ok(())
     }
 
-    /// Trains to the end of the epoch; nothing where the steps that may be taken end before it.
-    fn epoch(&mut self, learner: &mut dyn Learner) -> Result<Option<Trained>> {
+    /// The batches that an epoch has left after where it stands, by pass and number.
+    fn order(&self, compiled: &Compiled) -> Vec<Place> {
+        let Compiled { pass, batch, taken, .. } = *compiled;
+        let of = |pass: u32| {
+            let all = self.sampler.epoch(pass);
+            let count = all.len();
+            all.into_iter().enumerate().map(move |(at, rows)| Place {
+                pass,
+                at: at as u32,
+                last: at + 1 == count,
+                rows,
+            })
+        };
+        let first = of(pass).skip(batch as usize);
+        match self.fit.steps_per_epoch {
+            Some(steps) => {
+                let left = steps.saturating_sub(taken as usize);
+                first.chain((pass + 1..).flat_map(of)).take(left).collect()
+            }
+            None => first.collect(),
+        }
+    }
+
+    /// Trains to the end of the epoch; nothing where it ends before.
+    fn epoch(&mut self, learner: &mut dyn Learner, callbacks: &mut [&mut dyn Callback]) -> Result<Option<Trained>> {
         let mut compiled = learner.compiled()?;
         let fingerprint = self.sampler.fingerprint();
         if compiled.batch > 0 && compiled.order != fingerprint {
             log::warn!("fit: the samples or their batches are others than before: the epoch begins anew");
-            compiled.batch = 0;
+            (compiled.batch, compiled.taken) = (0, 0);
         }
         compiled.order = fingerprint;
-        let Compiled { optimizer, step: first, epoch, batch: met, .. } = compiled;
-        let order = self.sampler.epoch(epoch);
-        let order = &order[(met as usize).min(order.len())..];
-        let (now, whole, left) = (order.len().min(self.left), order.len() <= self.left, self.left);
-        self.left -= now;
-        let (size, clip) = (self.size, self.fit.clip_norm);
-        let objectives: Vec<Objective> = self.data.objectives();
-        let mut capacity = self.data.capacity(size)?;
+        learner.keep(compiled.clone());
+        let mut order = self.order(&compiled);
+        let whole = order.len() <= self.left;
+        order.truncate(self.left);
+        let objectives = self.data.objectives();
+        let mut capacity = self.data.capacity(self.size)?;
         let lengths_are_known = self.network.input_axes()?.contains(&Some(0));
         if let Some(axis) = capacity.axes.first_mut().filter(|_| lengths_are_known) {
             axis.1 = axis.1.min(self.sampler.most_steps());
         }
-        let key = format!("train {optimizer:?} {objectives:?} {clip:?} {capacity:?}");
+        let (optimizer, observed) = (&compiled.optimizer, self.meters.observe());
+        let key = format!("train {optimizer:?} {objectives:?} {observed} {capacity:?}");
         let session = learner.session()?;
-        if met == 0 || !session.names().any(|name| TRAIN.names().contains(&name)) {
+        if compiled.taken == 0 || !session.names().any(|name| TRAIN.names().contains(&name)) {
             TRAIN.zero(session)?;
         }
-        let done = self.done;
-        let moment = |step: u32| {
-            let taken = step - first;
-            Moment { compiled: Compiled { step, batch: met + taken, ..compiled }, left: left - taken as usize, done }
-        };
         // Before a program takes of the memory what there is.
-        self.recovery.keep(session, &moment(first))?;
-        let (session, program) = learner.program(&key, &|session| {
-            let (prefix, scaled) = (format!("train.{size}."), is_scaled(session));
-            let graph = training_graph(&self.network, &objectives, &optimizer, clip, &prefix, scaled)?;
+        let (left, done) = (self.left, self.done);
+        self.recovery.keep(session, &Moment { compiled: compiled.clone(), left, done })?;
+        let make = |session: &mut Session| {
+            let (prefix, scaled) = (format!("train.{}.", self.size), is_scaled(session));
+            let graph = training_graph(&self.network, &objectives, optimizer, &prefix, scaled, observed)?;
             session.load(&graph, &capacity)
-        })?;
-        let (mut step, mut bad, mut cost) = (first, None, Cost::default());
-        let target = session.device().target();
+        };
+        let mut meters = self.meters.begin()?;
+        let (mut bad, mut cost, mut learning_rate) = (None, Cost::default(), optimizer.learning_rate(&compiled.course));
+        let places: Vec<(u32, u32, bool)> = order.iter().map(|p| (p.pass, p.at, p.last)).collect();
+        let (data, monitor, recovery) = (self.data, &mut self.monitor, &mut self.recovery);
+        let (left, stopped) = (&mut self.left, &mut self.stopped);
+        let first = compiled.course.step;
         let waited = std::thread::scope(|scope| {
-            let data = self.data;
-            let mut batches = Prefetch::begin(scope, order[..now].iter().map(|rows| data.batch(rows)))?;
-            while let Some(packed) = batches.next() {
+            let mut batches = Prefetch::begin(scope, order.iter().map(|place| data.batch(&place.rows)))?;
+            let mut places = places.iter();
+            while let (false, Some(packed)) = (*stopped, batches.next()) {
                 let packed = packed?;
-                let mut batch = packed.batch.clone().at_step(self.fit.seed, step);
-                for (name, value) in training_scalars(&optimizer, step, optimizer.learning_rate()) {
+                let mut now = learner.compiled()?;
+                let mut batch = packed.batch.clone().at_step(self.fit.seed, now.course.step);
+                learning_rate = optimizer.learning_rate(&now.course);
+                for (name, value) in training_scalars(optimizer, &now.course) {
                     batch.set_scalar(name, value);
                 }
+                let (session, program) = learner.program(&key, &make)?;
                 session.run(program, &batch, &packed.named(program))?;
-                cost.add(Cost::of(&batch, &target));
-                step += 1;
-                bad = self.monitor.after_step(session)?;
+                cost.add(Cost::of(&batch, &session.device().target()));
+                self.meters.add(&mut meters, session, program, &packed)?;
+                // What was trained on stays trained on, whatever comes then.
+                let (pass, at, last) = places.next().copied().unwrap_or_default();
+                (now.pass, now.batch) = if last { (pass + 1, 0) } else { (pass, at + 1) };
+                now.course.step += 1;
+                now.taken += 1;
+                *left -= 1;
+                learner.keep(now.clone());
+                let session = learner.session()?;
+                bad = monitor.after_step(session)?;
                 if bad.is_some() {
                     break;
                 }
-                self.recovery.keep(session, &moment(step))?;
+                recovery.keep(session, &Moment { compiled: now, left: *left, done })?;
+                for callback in callbacks.iter_mut() {
+                    *stopped |= callback.on_batch_end(&mut Training::new(learner))?.is_break();
+                }
             }
             Ok::<_, Error>(batches.waited().as_secs_f64())
-        });
-        // What was trained on stays trained on, whatever came then.
-        let waited = match waited {
-            Ok(waited) => waited,
-            Err(error) => {
-                learner.keep(Compiled { step, batch: met + (step - first), ..compiled });
-                return Err(error);
-            }
-        };
+        })?;
         if bad.is_none() {
-            bad = self.monitor.now(session)?;
+            bad = self.monitor.now(learner.session()?)?;
         }
         if let Some(bad) = bad {
-            let batch = met + bad.saturating_sub(first);
-            learner.keep(Compiled { step: bad, batch, ..compiled });
+            // Where it stood before that step.
+            let behind = bad.saturating_sub(first) as usize;
+            let mut stood = compiled.clone();
+            stood.course.step = bad;
+            stood.taken += behind as u32;
+            if let Some(&(pass, at, last)) = behind.checked_sub(1).and_then(|at| places.get(at)) {
+                (stood.pass, stood.batch) = if last { (pass + 1, 0) } else { (pass, at + 1) };
+            }
+            learner.keep(stood);
             return Err(not_finite(bad));
         }
-        if !whole {
-            learner.keep(Compiled { step, batch: met + now as u32, ..compiled });
+        if !whole || learner.compiled()?.taken < compiled.taken + places.len() as u32 {
             return Ok(None);
         }
-        let loss = TRAIN.mean(session)?;
-        learner.keep(Compiled { step, epoch: epoch + 1, batch: 0, ..compiled });
-        Ok(Some(Trained { loss, waited, cost }))
+        let loss = TRAIN.mean(learner.session()?)?;
+        let mut ended = learner.compiled()?;
+        (ended.course.epoch, ended.taken) = (ended.course.epoch + 1, 0);
+        learner.keep(ended);
+        Ok(Some(Trained { loss, metrics: measured(meters, loss), learning_rate, waited, cost }))
     }
+}
+
+/// A batch of samples, and where it is among those of a pass over all.
+struct Place {
+    pass: u32,
+    at: u32,
+    last: bool,
+    rows: Vec<usize>,
 }

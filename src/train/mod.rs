@@ -1,6 +1,8 @@
 //! Training: `compile`, `fit`, `evaluate`, `predict`, `save` and `load` of [`Sequential`](crate::nn::Sequential),
 //! character language models, and [`Model`], which runs any network.
 
+mod callbacks;
+mod classifier;
 mod compile;
 mod dataset;
 mod fit;
@@ -8,23 +10,32 @@ mod generate;
 mod language;
 mod learner;
 mod mask;
+mod metrics;
 mod model;
 mod monitor;
 mod pack;
 mod plan;
 mod prefetch;
 mod recovery;
+mod runs;
 mod save;
 mod scaling;
 mod step;
+mod text;
 mod trainer;
 
 pub use crate::scheduler::{Batching, Cost};
-pub use fit::{Epoch, Fit, History};
+pub use callbacks::{
+    Backup, Better, Callback, Checkpoint, CsvLog, EarlyStopping, Saved, TerminateOnNan, Training, Watched,
+};
+pub use classifier::{Classifier, ClassifierConfig, Report};
+pub use fit::{Epoch, Evaluate, Fit, History, Scores};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
+pub use metrics::Metric;
 pub use model::{Model, Named};
 pub use plan::plan;
+pub use runs::{EventWriter, Record, Records, Run, plot as plot_runs};
 pub use trainer::{Progress, TrainOptions, Trainer};
 
 use crate::error::{Error, Result};
@@ -63,12 +74,19 @@ struct Objective {
     /// What the target is called among a program's inputs.
     name: String,
     loss: Loss,
+    /// Whether each row counts by a weight of its own.
+    weighted: bool,
 }
 
 impl Objective {
+    /// What the rows' weights are called among a program's inputs.
+    fn weights(&self) -> String {
+        format!("weights of {}", self.name)
+    }
+
     /// Of the only output of layers in a row.
     fn sole(loss: Loss) -> Self {
-        Self { output: 0, name: "y".to_string(), loss }
+        Self { output: 0, name: "y".to_string(), loss, weighted: false }
     }
 }
 

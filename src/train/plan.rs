@@ -25,14 +25,14 @@ pub fn plan(
             let trained = |at: &usize| network.state_part(network.outputs[*at].1).is_none();
             let output = (0..network.outputs.len()).find(trained);
             let output = output.ok_or_else(|| Error::argument("plan: the model has no output to train"))?;
-            let objective = Objective { output, name: "y".to_string(), loss };
+            let objective = Objective { output, ..Objective::sole(loss) };
             training_graph(
                 network,
                 &[objective],
                 &Optimizer::from(Adam::default()),
-                None,
                 "train.",
                 target.matrix() > 0,
+                false,
             )?
         }
         None => {

@@ -2,13 +2,14 @@
 
 use super::Loss;
 use super::fit::Compiled;
+use super::learner::Learner;
 use super::scaling::LossScale;
 use super::step::TRAIN;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
 use crate::nn::{Description, Sequential};
-use crate::optim::Optimizer;
+use crate::optim::{Course, Optimizer};
 use crate::scheduler::Kernels;
 use crate::scheduler::strategy::KERNEL_TABLE;
 use serde::{Deserialize, Serialize};
@@ -16,16 +17,23 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// What a file says of training.
 #[derive(Serialize, Deserialize)]
 struct Training {
     optimizer: Optimizer,
     loss: Loss,
-    step: u32,
-    epoch: u32,
+    #[serde(flatten)]
+    course: Course,
+    #[serde(default)]
+    pass: Option<u32>,
     #[serde(default)]
     batch: u32,
     #[serde(default)]
+    taken: u32,
+    #[serde(default)]
     order: u64,
+    #[serde(default)]
+    averaged: bool,
 }
 
 /// Which kernels a file was written by: the table, and what was chosen besides it.
@@ -41,21 +49,72 @@ impl Choices {
     }
 }
 
-impl Sequential {
-    /// The model's description and parameters.
-    pub(super) fn model_file(&mut self) -> Result<ModelFile> {
-        let Some(input) = self.input() else {
-            return Err(Error::argument("sequential: a model that is not built has nothing to save"));
-        };
-        let description = Description { input, steps: self.steps(), layers: self.layers().to_vec() };
-        let mut tensors = BTreeMap::new();
-        for spec in self.parameters() {
-            tensors.insert(spec.name.clone(), self.session()?.get(&spec.name)?);
-        }
-        let metadata = json!({ "kernels": Choices::of(self.session()?.device()), "model": description });
-        Ok(ModelFile { metadata, tensors })
+/// A model's parameters, with its description where there is one, and the state of its training.
+pub(super) fn file(learner: &mut dyn Learner) -> Result<ModelFile> {
+    let description = learner.description()?;
+    let specs = learner.network()?.parameters()?;
+    let compiled = learner.compiled().ok();
+    let session = learner.session()?;
+    let mut tensors = BTreeMap::new();
+    for spec in &specs {
+        tensors.insert(spec.name.clone(), session.get(&spec.name)?);
     }
+    let mut metadata = json!({ "kernels": Choices::of(session.device()) });
+    if let Some(description) = description {
+        metadata["model"] = json!(description);
+    }
+    if let Some(compiled) = compiled {
+        let slots = compiled.optimizer.slots(&specs).into_iter().map(|slot| slot.name);
+        // In the middle of an epoch its loss so far belongs to it.
+        let totals = TRAIN.names().map(String::from).into_iter().filter(|_| compiled.taken > 0);
+        let scale = LossScale::NAMES.map(String::from);
+        for name in slots.chain(totals).chain(scale).filter(|_| !compiled.fresh) {
+            if session.names().any(|n| n == name) {
+                tensors.insert(name.clone(), session.get(&name)?);
+            }
+        }
+        let Compiled { optimizer, loss, course, pass, batch, taken, order, averaged, .. } = compiled;
+        let pass = Some(pass);
+        metadata["training"] = json!(Training { optimizer, loss, course, pass, batch, taken, order, averaged });
+    }
+    Ok(ModelFile { metadata, tensors })
+}
 
+/// Takes on the parameters and the training of a file.
+pub(super) fn restore(learner: &mut dyn Learner, file: &ModelFile) -> Result<()> {
+    let specs = learner.network()?.parameters()?;
+    for spec in &specs {
+        check_shape(&spec.name, file.tensor(&spec.name)?.shape(), &spec.shape)?;
+    }
+    let session = learner.session()?;
+    specs.iter().try_for_each(|spec| session.set(&spec.name, file.tensor(&spec.name)?))?;
+    restore_training(learner, file)
+}
+
+/// Takes on the training of a file, if it has one. A language model's has a state of its own, which
+/// [`Trainer::resume`](super::Trainer::resume) reads.
+fn restore_training(learner: &mut dyn Learner, file: &ModelFile) -> Result<()> {
+    let Ok(training) = file.part::<Training>("training") else { return Ok(()) };
+    training.optimizer.validate()?;
+    training.loss.validate()?;
+    let Training { optimizer, loss, course, pass, batch, taken, order, averaged } = training;
+    let slots = optimizer.slots(&learner.network()?.parameters()?);
+    let fresh = !slots.iter().all(|slot| file.tensors.contains_key(&slot.name)) && course.step == 0;
+    let kept = TRAIN.names().into_iter().chain(LossScale::NAMES).map(|name| (name.to_string(), vec![1]));
+    let session = learner.session()?;
+    for (name, shape) in slots.into_iter().map(|slot| (slot.name, slot.shape)).chain(kept) {
+        if let Some(tensor) = file.tensors.get(&name) {
+            check_shape(&name, tensor.shape(), &shape)?;
+            session.set(&name, tensor)?;
+        }
+    }
+    // Earlier files have batches of an epoch alone.
+    let (pass, taken) = (pass.unwrap_or(course.epoch), if pass.is_some() { taken } else { batch });
+    learner.keep(Compiled { optimizer, loss, course, pass, batch, taken, order, fresh, averaged });
+    Ok(())
+}
+
+impl Sequential {
     /// The model that a file describes, with its parameters.
     pub(super) fn from_file(device: &Device, file: &ModelFile) -> Result<Self> {
         let description: Description = file.part("model")?;
@@ -87,24 +146,7 @@ impl Sequential {
     /// Writes the model, its parameters and the state of its training to one file. A kill at any moment leaves the old
     /// or the new file whole.
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let mut file = self.model_file()?;
-        if let Ok(c) = self.compiled() {
-            let Compiled { optimizer, loss, step, epoch, batch, order } = c;
-            let training = Training { optimizer, loss, step, epoch, batch, order };
-            file.metadata["training"] = json!(training);
-            let slots = c.optimizer.slots(&self.parameters()).into_iter().map(|(name, _)| name);
-            // In the middle of an epoch its loss so far belongs to it.
-            let totals = TRAIN.names().map(String::from).into_iter().filter(|_| c.batch > 0);
-            let scale = LossScale::NAMES.map(String::from);
-            for name in slots.chain(totals).chain(scale) {
-                let session = self.session()?;
-                if session.names().any(|n| n == name) {
-                    file.tensors.insert(name.clone(), session.get(&name)?);
-                }
-            }
-        }
-        io::save(path, &file)
+        io::save(path.as_ref(), &file(self)?)
     }
 
     /// Reads what [`Self::save`] wrote; training continues from there bit for bit. Stateful layers begin from zero states.
@@ -113,24 +155,7 @@ impl Sequential {
         let file = io::load(path)?;
         let load = || {
             let mut model = Self::from_file(device, &file)?;
-            // A language model's training has a state of its own, which `Trainer::resume` reads.
-            let Ok(training) = file.part::<Training>("training") else { return Ok(model) };
-            training.optimizer.validate()?;
-            training.loss.validate()?;
-            for (name, shape) in training.optimizer.slots(&model.parameters()) {
-                if let Some(slot) = file.tensors.get(&name) {
-                    check_shape(&name, slot.shape(), &shape)?;
-                    model.session()?.set(&name, slot)?;
-                }
-            }
-            for name in TRAIN.names().into_iter().chain(LossScale::NAMES) {
-                if let Some(kept) = file.tensors.get(name) {
-                    check_shape(name, kept.shape(), &[1])?;
-                    model.session()?.set(name, kept)?;
-                }
-            }
-            let Training { optimizer, loss, step, epoch, batch, order } = training;
-            model.compiled = Some(Box::new(Compiled { optimizer, loss, step, epoch, batch, order }));
+            restore_training(&mut model, &file)?;
             Ok(model)
         };
         load().map_err(|e: Error| e.within(path.display()))

@@ -46,7 +46,7 @@ impl LossScale {
         if graph.nodes().iter().any(|node| bounds(&node.op)) {
             return Err(Error::unsupported(
                 "training: gradient_clip bounds gradients as they are, and with f16-products they are scaled; \
-                 clip_norm bounds them after",
+                 an optimiser's clipping bounds them after",
             ));
         }
         Ok(Self { scale: graph.persistent(SCALE, [1])?, age: graph.persistent(AGE, [1])? })
@@ -93,9 +93,9 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::nn::{Dense, Input, Lstm, Sequential};
-    use crate::optim::{Adam, Optimizer};
+    use crate::optim::{Adam, Clipping, Course, Optimizer};
     use crate::scheduler::{Batch, Capacity};
-    use crate::train::step::{LATCH, TRAIN, training_graph, training_scalars, zero_slots};
+    use crate::train::step::{LATCH, TRAIN, begin_slots, training_graph, training_scalars};
     use crate::train::{Loss, Objective};
 
     /// Weights after so many steps, the scale and the latch; from such a scale, or without one.
@@ -103,13 +103,14 @@ mod tests {
         let mut model = Sequential::new(&Device::reference());
         model.add(Lstm::new(3)).add(Dense::new(1));
         model.build(Input::Features(2)).unwrap();
-        let optimizer = Optimizer::from(Adam::default());
+        let adam = Adam::default().learning_rate(0.1);
+        let optimizer = Optimizer::from(adam).clip(Clipping::GlobalNorm(0.5));
         let objective = [Objective::sole(Loss::MeanSquaredError)];
         let network = model.network(Input::Features(2)).unwrap();
-        let graph = training_graph(&network, &objective, &optimizer, Some(0.5), "t.", scale.is_some()).unwrap();
+        let graph = training_graph(&network, &objective, &optimizer, "t.", scale.is_some(), false).unwrap();
         let slots = optimizer.slots(&model.parameters());
         let session = model.session().unwrap();
-        zero_slots(session, &slots).unwrap();
+        begin_slots(session, &slots).unwrap();
         TRAIN.zero(session).unwrap();
         if let Some(scale) = scale {
             LossScale::begin(session).unwrap();
@@ -122,7 +123,7 @@ mod tests {
         for step in 0..steps {
             let mut batch = batch.clone().at_step(1, step);
             // Every step's correction is that of the first: which steps count differs.
-            for (name, value) in training_scalars(&optimizer, 0, 0.1) {
+            for (name, value) in training_scalars(&optimizer, &Course::at(0)) {
                 batch.set_scalar(name, value);
             }
             session.run(&mut program, &batch, &[("x", &x), ("y", &y)]).unwrap();

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::builder::RowLoss;
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
 use crate::nn::{Built, Flow, GraphOptions, Network, Sequential, Signal};
-use crate::optim::{Gate, Optimizer, clip_factor};
+use crate::optim::{Course, Gate, Kept, Optimizer};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
 
@@ -95,25 +95,30 @@ fn data_loss(graph: &mut Graph, objective: &Objective, (output, signal): (Value,
         return Err(Error::unsupported(format!("{}: an output of {signal} has no loss", objective.name)));
     };
     let name = &objective.name;
+    let mut weights = None;
+    if objective.weighted {
+        weights = Some(graph.input(&objective.weights(), [rows.clone(), Dim::Fixed(1)], DType::F32)?);
+    }
     if objective.loss == Loss::CrossEntropy {
-        let y = graph.input(name, [rows], DType::U32)?;
-        return graph.cross_entropy(output, y, None);
+        let y = graph.input(name, [rows.clone()], DType::U32)?;
+        let weights = weights.map(|w| graph.view(w, [rows])).transpose()?;
+        return graph.weighted_cross_entropy(output, y, None, weights);
     }
     let y = graph.input(name, [rows, Dim::Fixed(features)], DType::F32)?;
     match pointwise(objective.loss) {
-        Some((expr, each)) => graph.pointwise_loss(expr, output, y, each),
-        None => graph.mean_squared_error(output, y),
+        (_, _) if objective.loss == Loss::MeanSquaredError && weights.is_none() => graph.mean_squared_error(output, y),
+        (expr, each) => graph.pointwise_loss(expr, output, y, each, weights),
     }
 }
 
 /// A loss of each prediction, input 0, and its target, input 1, and whether each counts, rather than each row.
-fn pointwise(loss: Loss) -> Option<(Expr, bool)> {
+fn pointwise(loss: Loss) -> (Expr, bool) {
     let (p, y, one) = (Expr::Input(0), Expr::Input(1), Expr::Const(1.0));
     let size = (p.clone() - y.clone()).abs();
     // As Keras, whose float32 knows 1 - 1e-7.
     let least = Expr::Const(1e-7);
-    Some(match loss {
-        Loss::MeanSquaredError | Loss::CrossEntropy => return None,
+    match loss {
+        Loss::MeanSquaredError => (size.clone() * size, true),
         Loss::MeanAbsoluteError => (size, true),
         Loss::Huber { delta } => {
             let delta = Expr::Const(delta);
@@ -132,24 +137,29 @@ fn pointwise(loss: Loss) -> Option<(Expr, bool)> {
             let tail = (one + (Expr::Const(0.0) - p.clone().abs()).exp()).ln();
             (p.clone().max(Expr::Const(0.0)) - p * y + tail, true)
         }
-        Loss::CategoricalCrossEntropy => (Expr::Const(0.0) - y * p.max(least).ln(), false),
-    })
+        // That of classes is an operation of its own; a distribution over them is what it takes here.
+        Loss::CategoricalCrossEntropy | Loss::CrossEntropy => (Expr::Const(0.0) - y * p.max(least).ln(), false),
+    }
 }
 
 /// Forward, loss, backward, clipping and the optimiser's updates, all of which change nothing unless the loss and the
-/// gradient are finite and always were. Where gradients pass through 16 bits the loss is `scaled`.
+/// gradient are finite and always were. Where gradients pass through 16 bits the loss is `scaled`. What the objectives are about
+/// is an output where it is `observed`.
 pub(super) fn training_graph(
     network: &Network,
     objectives: &[Objective],
     optimizer: &Optimizer,
-    clip_norm: Option<f32>,
     state_prefix: &str,
     scaled: bool,
+    observed: bool,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let g = &mut graph;
     let built = network.build(g, GraphOptions { training: true, state_prefix, ..GraphOptions::default() })?;
     let loss = append_loss(g, network, &built, objectives)?;
+    if observed {
+        observe(g, &built, objectives)?;
+    }
     // Parameters that only lead to outputs without a loss stay as they are.
     let (mut specs, mut values) = (Vec::new(), Vec::new());
     for spec in network.parameters()? {
@@ -170,11 +180,6 @@ pub(super) fn training_graph(
         let (inverse, true_squares) = scale.undo(g, squares)?;
         (unscale, squares) = (Some(inverse), true_squares);
     }
-    let clip = clip_norm.map(|max| clip_factor(g, squares, max)).transpose()?;
-    let scale = match (unscale, clip) {
-        (Some(a), Some(b)) => Some(g.elementwise(Expr::Input(0) * Expr::Input(1), &[a, b])?),
-        (a, b) => a.or(b),
-    };
 
     let latch = g.persistent(LATCH, [1])?;
     let [bad, l, s] = [0, 1, 2].map(Expr::Input);
@@ -201,22 +206,35 @@ pub(super) fn training_graph(
         let kept = g.elementwise(guarded, &[state, new, alive])?;
         g.update(state, kept)?;
     }
-    optimizer.apply(g, &specs, &gradients, Gate { scale, alive })?;
+    optimizer.apply(g, &specs, &gradients, Gate { scale: unscale, squares: Some(squares), alive })?;
     Ok(graph)
 }
 
+/// What metrics read is called by the name of its objective.
+fn observe(graph: &mut Graph, built: &Built, objectives: &[Objective]) -> Result<()> {
+    objectives.iter().try_for_each(|o| graph.output(&o.name, built.outputs[o.output].0))
+}
+
 /// The scalars that a training step reads.
-pub(super) fn training_scalars(optimizer: &Optimizer, step: u32, learning_rate: f64) -> Vec<(&'static str, f32)> {
-    let mut scalars = optimizer.scalars(step, learning_rate);
-    scalars.push((STEP, step as f32));
+pub(super) fn training_scalars(optimizer: &Optimizer, course: &Course) -> Vec<(&'static str, f32)> {
+    let mut scalars = optimizer.scalars(course);
+    scalars.push((STEP, course.step as f32));
     scalars
 }
 
 /// Forward without dropout, and the loss into [`EVALUATE`].
-pub(super) fn evaluation_graph(network: &Network, objectives: &[Objective], state_prefix: &str) -> Result<Graph> {
+pub(super) fn evaluation_graph(
+    network: &Network,
+    objectives: &[Objective],
+    state_prefix: &str,
+    observed: bool,
+) -> Result<Graph> {
     let mut graph = Graph::new();
     let built = network.build(&mut graph, GraphOptions { state_prefix, ..GraphOptions::default() })?;
     let loss = append_loss(&mut graph, network, &built, objectives)?;
+    if observed {
+        observe(&mut graph, &built, objectives)?;
+    }
     EVALUATE.add(&mut graph, loss, None)?;
     built.states.into_iter().try_for_each(|(state, new)| graph.update(state, new))?;
     Ok(graph)
@@ -250,12 +268,16 @@ pub(super) fn is_scaled(session: &Session) -> bool {
     session.device().target().matrix() > 0
 }
 
-/// Zeroes what a training program keeps besides parameters and states: the latch, the optimiser's slots; and sets the scale of
+/// Begins what a training program keeps besides parameters and states: the latch, the optimiser's slots; and sets the scale of
 /// its loss, if it has none yet.
-pub(super) fn zero_slots(session: &mut Session, model_slots: &[(String, Vec<usize>)]) -> Result<()> {
+pub(super) fn begin_slots(session: &mut Session, slots: &[Kept]) -> Result<()> {
     session.set(LATCH, &Tensor::scalar(0.0))?;
     if is_scaled(session) {
         LossScale::begin(session)?;
     }
-    model_slots.iter().try_for_each(|(name, shape)| session.zero(name, shape, DType::F32))
+    for slot in slots {
+        let first = slot.begin(|name| session.get(name))?;
+        session.set(&slot.name, &first)?;
+    }
+    Ok(())
 }

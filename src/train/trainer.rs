@@ -10,40 +10,38 @@ use super::recovery::Recovery;
 use super::save::check_shape;
 use super::scaling::LossScale;
 use super::step::{
-    EVALUATE, LATCH, TRAIN, evaluation_graph, is_scaled, states, training_graph, training_scalars, zero_slots,
+    EVALUATE, LATCH, TRAIN, begin_slots, evaluation_graph, is_scaled, states, training_graph, training_scalars,
     zero_states,
 };
+use super::text::{Streams, Window};
 use super::{Loss, Objective};
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, ModelFile};
 use crate::nn::{Input, Network};
-use crate::optim::{Adam, Optimizer};
-use crate::params::{Tensor, fingerprint};
+use crate::optim::{Adam, Clipping, Course, Optimizer};
+use crate::params::fingerprint;
 use crate::scheduler::{Batch, Capacity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How to train a language model.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
     /// Streams read side by side.
     pub batch: usize,
-    /// Characters of each stream a step.
+    /// Tokens of each stream a step.
     pub sequence: usize,
     /// Times to read the text.
     pub epochs: u32,
     /// The largest number of steps, where that is fewer.
     pub steps: Option<u32>,
-    /// Of Adam, with PyTorch's epsilon.
-    pub learning_rate: f64,
-    /// The factor of the learning rate after each epoch.
-    pub decay: f64,
-    /// The largest global norm of the gradient.
-    pub clip: Option<f32>,
+    /// How parameters change.
+    pub optimizer: Optimizer,
     /// For dropout.
     pub seed: u64,
 }
@@ -55,9 +53,7 @@ impl Default for TrainOptions {
             sequence: 50,
             epochs: 5,
             steps: None,
-            learning_rate: 2e-3,
-            decay: 1.0,
-            clip: Some(5.0),
+            optimizer: Optimizer::from(Adam::pytorch().learning_rate(2e-3)).clip(Clipping::GlobalNorm(5.0)),
             seed: 0,
         }
     }
@@ -78,49 +74,15 @@ pub struct Progress {
     pub window: u32,
     /// Steps an epoch has.
     pub windows: u32,
-    /// Characters trained on.
-    pub characters: u64,
-}
-
-/// A batch, its characters and those that follow them.
-type Window = (Batch, Tensor, Tensor);
-
-/// A text as streams.
-struct Streams {
-    tokens: Vec<u32>,
-    count: usize,
-    /// Characters of each stream.
-    length: usize,
-    sequence: usize,
-}
-
-impl Streams {
-    fn windows(&self) -> usize {
-        self.length.div_ceil(self.sequence)
-    }
-
-    /// The window that begins at `start`: its batch, characters and the characters that follow them, `[T, B]`.
-    fn window(&self, start: usize) -> Result<Window> {
-        let steps = self.sequence.min(self.length - start);
-        let shifted = |by: usize| {
-            let at = |t: usize, b: usize| self.tokens[b * self.length + start + t + by];
-            let tokens = (0..steps).flat_map(|t| (0..self.count).map(move |b| at(t, b))).collect();
-            Tensor::from_u32(&[steps * self.count], tokens)
-        };
-        let batch = Batch::dense(steps, self.count)?.starting_at(start as u32);
-        Ok((batch, shifted(0)?, shifted(1)?))
-    }
-
-    fn capacity(&self) -> Result<Capacity> {
-        Ok(Capacity::exactly(&Batch::dense(self.sequence.min(self.length), self.count)?))
-    }
+    /// Tokens trained on.
+    pub tokens: u64,
 }
 
 /// What a checkpoint says of training.
 #[derive(Serialize, Deserialize)]
 struct Training {
     options: TrainOptions,
-    step: u32,
+    course: Course,
     text: [u64; 2],
 }
 
@@ -133,14 +95,17 @@ struct Validation {
 pub struct Trainer {
     model: LanguageModel,
     options: TrainOptions,
-    optimizer: Optimizer,
     train: Arc<Streams>,
     windows: Option<Prefetch<Window>>,
     executable: Executable,
     validation: Option<Validation>,
+    /// Has parameters and their averages change places, where averages are kept.
+    exchange: Option<Executable>,
     monitor: Monitor,
-    recovery: Recovery<u32>,
-    step: u32,
+    recovery: Recovery<Course>,
+    course: Course,
+    /// What the schedule had seen when each epoch began, for what a lost device has done again.
+    seen: BTreeMap<u32, Course>,
     failed: Option<u32>,
     text: [u64; 2],
 }
@@ -155,8 +120,8 @@ fn train_streams(tokens: Vec<u32>, options: &TrainOptions) -> Result<Streams> {
     let length = tokens.len().saturating_sub(1) / batch;
     if length < sequence {
         return Err(Error::data(format!(
-            "training: a sequence of {sequence} characters in each of {batch} streams needs a text of at least {} \
-             characters for training, got {}; a smaller batch or sequence needs less",
+            "training: a sequence of {sequence} tokens in each of {batch} streams needs a text of at least {} \
+             tokens for training, got {}; a smaller batch or sequence needs less",
             sequence.saturating_mul(batch).saturating_add(1),
             tokens.len()
         )));
@@ -177,50 +142,42 @@ impl Trainer {
         valid_tokens: Vec<u32>,
         options: TrainOptions,
     ) -> Result<Self> {
-        let optimizer = Optimizer::from(Adam::pytorch().learning_rate(options.learning_rate));
-        optimizer.validate()?;
-        if !(options.decay > 0.0 && options.decay <= 1.0) {
-            return Err(Error::argument(format!("training: decay must be in (0, 1], got {}", options.decay)));
-        }
+        options.optimizer.validate()?;
         let text = [&train_tokens, &valid_tokens].map(|tokens| fingerprint(tokens.iter().map(|&t| u64::from(t))));
         let train = train_streams(train_tokens, &options)?;
-        let slots = optimizer.slots(&model.model.parameters());
-        zero_slots(model.model.session()?, &slots)?;
+        let slots = options.optimizer.slots(&model.model.parameters());
+        begin_slots(model.model.session()?, &slots)?;
         TRAIN.zero(model.model.session()?)?;
         let valid = Self::valid_streams(valid_tokens, &options);
-        let (executable, validation) = Self::programs(&mut model, &options, &optimizer, &train, valid)?;
+        let (executable, validation) = Self::programs(&mut model, &options, &train, valid)?;
         zero_states(model.model.session()?, &executable)?;
         let (monitor, recovery) = (Monitor::default(), Recovery::default());
         Ok(Self {
             model,
             options,
-            optimizer,
             train: Arc::new(train),
             windows: None,
             executable,
             validation,
+            exchange: None,
             monitor,
             recovery,
-            step: 0,
+            course: Course::default(),
+            seen: BTreeMap::new(),
             failed: None,
             text,
         })
     }
 
     /// The program of a training step.
-    fn program(
-        model: &mut LanguageModel,
-        options: &TrainOptions,
-        optimizer: &Optimizer,
-        train: &Streams,
-    ) -> Result<Executable> {
+    fn program(model: &mut LanguageModel, options: &TrainOptions, train: &Streams) -> Result<Executable> {
         let graph = training_graph(
             &network(model)?,
             &[Objective::sole(Loss::CrossEntropy)],
-            optimizer,
-            options.clip,
+            &options.optimizer,
             "train.",
             is_scaled(model.model.session()?),
+            false,
         )?;
         model.model.session()?.load(&graph, &train.capacity()?)
     }
@@ -229,17 +186,16 @@ impl Trainer {
     fn programs(
         model: &mut LanguageModel,
         options: &TrainOptions,
-        optimizer: &Optimizer,
         train: &Streams,
         valid: Option<Arc<Streams>>,
     ) -> Result<(Executable, Option<Validation>)> {
         // Before the training step, which takes of the memory what it can use.
         let validation = valid.map(|streams| Self::validating(model, streams)).transpose()?;
-        match (Self::program(model, options, optimizer, train), validation) {
+        match (Self::program(model, options, train), validation) {
             // Where one program needs weights on the device and the other away from it, training has its way.
             (Err(e), Some(Validation { streams, executable })) if e.kind() == ErrorKind::Memory => {
                 drop(executable);
-                let program = Self::program(model, options, optimizer, train)?;
+                let program = Self::program(model, options, train)?;
                 Ok((program, Some(Self::validating(model, streams)?)))
             }
             (program, validation) => Ok((program?, validation)),
@@ -253,7 +209,7 @@ impl Trainer {
     }
 
     fn validating(model: &mut LanguageModel, streams: Arc<Streams>) -> Result<Validation> {
-        let graph = evaluation_graph(&network(model)?, &[Objective::sole(Loss::CrossEntropy)], "evaluate.")?;
+        let graph = evaluation_graph(&network(model)?, &[Objective::sole(Loss::CrossEntropy)], "evaluate.", false)?;
         let session = model.model.session()?;
         EVALUATE.zero(session)?;
         let executable = session.load(&graph, &streams.capacity()?)?;
@@ -263,16 +219,16 @@ impl Trainer {
     /// Does `work`, elsewhere if the device fails: training goes on from what was kept of it last, to where it stood, and then
     /// does it.
     fn lasting<R>(&mut self, mut work: impl FnMut(&mut Self) -> Result<R>) -> Result<R> {
-        let stood = self.step;
+        let stood = self.course.step;
         let error = match work(self) {
             Err(error) if error.is_of_the_device() => error,
             other => return other,
         };
         let device = self.model.model.device().clone();
         let mut recovery = std::mem::take(&mut self.recovery);
-        let done = recovery.elsewhere(error, &device, |session, &step| {
-            self.go_on(session, step)?;
-            while self.step < stood {
+        let done = recovery.elsewhere(error, &device, |session, course| {
+            self.go_on(session, course.clone())?;
+            while self.course.step < stood {
                 self.advance()?;
             }
             work(self)
@@ -282,13 +238,14 @@ impl Trainer {
     }
 
     /// Stands where a snapshot was taken, on another session.
-    fn go_on(&mut self, session: Session, step: u32) -> Result<()> {
+    fn go_on(&mut self, session: Session, course: Course) -> Result<()> {
         self.model.model.replace_session(session);
         // Kept until there are programs, so that the next device has it where this one fails too.
         let valid = self.validation.as_ref().map(|v| Arc::clone(&v.streams));
-        let Self { model, options, optimizer, train, .. } = self;
-        (self.executable, self.validation) = Self::programs(model, options, optimizer, train, valid)?;
-        (self.windows, self.monitor, self.failed, self.step) = (None, Monitor::default(), None, step);
+        let Self { model, options, train, .. } = self;
+        (self.executable, self.validation) = Self::programs(model, options, train, valid)?;
+        (self.windows, self.monitor, self.failed, self.course) = (None, Monitor::default(), None, course);
+        self.exchange = None;
         Ok(())
     }
 
@@ -308,7 +265,7 @@ impl Trainer {
             if trainer.text != training.text {
                 return Err(Error::data("the text or its validation share is not the one that training began with"));
             }
-            trainer.step = training.step;
+            trainer.course = training.course;
             // Training that did not scale its loss goes on with the scale where it begins.
             let here = |name: &str| !LossScale::NAMES.contains(&name) || file.tensors.contains_key(name);
             for (name, shape) in trainer.kept()?.into_iter().filter(|(name, _)| here(name)) {
@@ -316,6 +273,7 @@ impl Trainer {
                 check_shape(&name, tensor.shape(), &shape)?;
                 trainer.model.model.session()?.set(&name, tensor)?;
             }
+            trainer.exchange()?;
             Ok(trainer)
         };
         resume().map_err(|e: Error| e.within(path.display()))
@@ -329,7 +287,8 @@ impl Trainer {
 
     /// What training keeps on the device besides parameters.
     fn kept(&self) -> Result<Vec<(String, Vec<usize>)>> {
-        let mut kept = self.optimizer.slots(&self.model.model.parameters());
+        let slots = self.options.optimizer.slots(&self.model.model.parameters()).into_iter();
+        let mut kept: Vec<_> = slots.map(|slot| (slot.name, slot.shape)).collect();
         kept.extend(states(&self.executable)?);
         let scale = LossScale::NAMES.into_iter().filter(|_| self.executable.program().target.matrix() > 0);
         kept.extend(TRAIN.names().into_iter().chain(scale).map(|name| (name.to_string(), vec![1])));
@@ -341,9 +300,21 @@ impl Trainer {
         &mut self.model
     }
 
-    /// The model.
-    pub fn into_model(self) -> LanguageModel {
-        self.model
+    /// The model, of averaged parameters where the optimiser averages.
+    pub fn into_model(mut self) -> Result<LanguageModel> {
+        self.lasting(Self::exchange)?;
+        Ok(self.model)
+    }
+
+    /// Has parameters and their averages change places, where averages are kept.
+    fn exchange(&mut self) -> Result<()> {
+        let batch = Batch::dense(1, 1)?;
+        if self.exchange.is_none() {
+            let Some(graph) = self.options.optimizer.exchange(&self.model.model.parameters())? else { return Ok(()) };
+            self.exchange = Some(self.model.model.session()?.load(&graph, &Capacity::exactly(&batch))?);
+        }
+        let session = self.model.model.session()?;
+        self.exchange.as_mut().map_or(Ok(()), |program| session.run(program, &batch, &[]))
     }
 
     /// How it trains.
@@ -355,19 +326,19 @@ impl Trainer {
     pub fn progress(&self) -> Progress {
         let windows = self.train.windows() as u32;
         let total = windows.saturating_mul(self.options.epochs);
-        let (epochs, window) = match self.step.checked_sub(1) {
+        let (epochs, window) = match self.course.step.checked_sub(1) {
             Some(last) => (last / windows, last % windows + 1),
             None => (0, 0),
         };
         let of_epoch = (window as usize * self.train.sequence).min(self.train.length);
         Progress {
-            step: self.step,
+            step: self.course.step,
             steps: self.options.steps.map_or(total, |steps| steps.min(total)),
             epoch: epochs + 1,
             epochs: self.options.epochs,
             window,
             windows,
-            characters: ((epochs as usize * self.train.length + of_epoch) * self.train.count) as u64,
+            tokens: ((epochs as usize * self.train.length + of_epoch) * self.train.count) as u64,
         }
     }
 
@@ -379,7 +350,7 @@ impl Trainer {
 
     /// Whether the last step was the last of its epoch.
     pub fn end_of_epoch(&self) -> bool {
-        self.step > 0 && self.step.is_multiple_of(self.train.windows() as u32)
+        self.course.step > 0 && self.course.step.is_multiple_of(self.train.windows() as u32)
     }
 
     /// Advances one window. A step whose loss or gradient is not finite changes nothing; this or one of the next steps
@@ -391,19 +362,22 @@ impl Trainer {
     fn advance(&mut self) -> Result<()> {
         self.healthy(false)?;
         let windows = self.train.windows() as u32;
-        let (epoch, window) = (self.step / windows, self.step % windows);
+        let (step, epoch, window) = (self.course.step, self.course.step / windows, self.course.step % windows);
         if window == 0 {
+            if let Some(seen) = self.seen.get(&epoch) {
+                self.course = seen.clone();
+            }
+            (self.course.step, self.course.epoch) = (step, epoch);
             // The states of an epoch that failed at its end must not be lost.
             self.healthy(true)?;
             let session = self.model.model.session()?;
             TRAIN.zero(session)?;
             zero_states(session, &self.executable)?;
         }
-        self.recovery.keep(self.model.model.session()?, &self.step)?;
+        self.recovery.keep(self.model.model.session()?, &self.course)?;
         let (batch, x, y) = self.next_window()?;
-        let mut batch = batch.at_step(self.options.seed, self.step);
-        let rate = self.options.learning_rate * self.options.decay.powf(f64::from(epoch));
-        for (name, value) in training_scalars(&self.optimizer, self.step, rate) {
+        let mut batch = batch.at_step(self.options.seed, step);
+        for (name, value) in training_scalars(&self.options.optimizer, &self.course) {
             batch.set_scalar(name, value);
         }
         let session = self.model.model.session()?;
@@ -411,7 +385,7 @@ impl Trainer {
             self.windows = None; // the next call reads the same window again
             return Err(error);
         }
-        self.step += 1;
+        self.course.step += 1;
         if let Some(bad) = self.monitor.after_step(session)? {
             self.fail(bad);
         }
@@ -425,7 +399,8 @@ impl Trainer {
             None => {
                 // Which window a step reads follows from its number.
                 let (streams, count) = (Arc::clone(&self.train), self.train.windows() as u32);
-                let all = (self.step..).map(move |step| streams.window((step % count) as usize * streams.sequence));
+                let all =
+                    (self.course.step..).map(move |step| streams.window((step % count) as usize * streams.sequence));
                 self.windows.insert(Prefetch::spawn(all)?)
             }
         };
@@ -439,7 +414,7 @@ impl Trainer {
 
     fn fail(&mut self, bad: u32) {
         self.failed = Some(bad);
-        self.step = bad;
+        self.course.step = bad;
         self.windows = None;
     }
 
@@ -454,7 +429,7 @@ impl Trainer {
         self.failed.map_or(Ok(()), |bad| Err(not_finite(bad)))
     }
 
-    /// The mean loss over this epoch so far, in nats a character. Waits for the device.
+    /// The mean loss over this epoch so far, in nats a token. Waits for the device.
     pub fn loss_so_far(&mut self) -> Result<f32> {
         self.lasting(|trainer| {
             trainer.healthy(true)?;
@@ -462,25 +437,38 @@ impl Trainer {
         })
     }
 
-    /// The loss over the validation text, read with a state of its own from zero, in nats a character.
+    /// The loss over this epoch and over the validation text after it, which the optimiser's schedule is told of. To be called
+    /// after the last step of each epoch, see [`Self::end_of_epoch`].
+    pub fn end_epoch(&mut self) -> Result<(f32, Option<f32>)> {
+        let loss = self.loss_so_far()?;
+        let validation = self.validate()?;
+        let epoch = self.course.step / self.train.windows() as u32;
+        if self.end_of_epoch() && !self.seen.contains_key(&epoch) {
+            self.course.epoch = epoch;
+            self.options.optimizer.observe(&mut self.course, validation.unwrap_or(loss));
+            self.seen.insert(epoch, self.course.clone());
+        }
+        Ok((loss, validation))
+    }
+
+    /// The learning rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.options.optimizer.learning_rate(&self.course)
+    }
+
+    /// The loss over the validation text, read with a state of its own from zero, in nats a token.
     pub fn validate(&mut self) -> Result<Option<f32>> {
-        self.lasting(Self::validate_here)
+        self.lasting(|trainer| {
+            trainer.exchange()?;
+            let loss = trainer.validate_here();
+            trainer.exchange()?;
+            loss
+        })
     }
 
     fn validate_here(&mut self) -> Result<Option<f32>> {
         let Some(Validation { streams, executable }) = &mut self.validation else { return Ok(None) };
-        let session = self.model.model.session()?;
-        EVALUATE.zero(session)?;
-        zero_states(session, executable)?;
-        std::thread::scope(|scope| {
-            let starts = (0..streams.length).step_by(streams.sequence);
-            let mut windows = Prefetch::begin(scope, starts.map(|start| streams.window(start)))?;
-            while let Some(window) = windows.next() {
-                let (batch, x, y) = window?;
-                session.run(executable, &batch, &[("x", &x), ("y", &y)])?;
-            }
-            EVALUATE.mean(session).map(Some)
-        })
+        streams.evaluate(self.model.model.session()?, executable).map(Some)
     }
 
     /// Writes all that [`Self::resume`] needs. After a step that was not finite it writes what was before that step.
@@ -494,12 +482,15 @@ impl Trainer {
             Err(e) if self.failed.is_none() => return Err(e),
             _ => {}
         }
+        // What averages the optimiser keeps is the model, for whoever reads the file.
+        self.exchange()?;
         let mut file = self.model.model_file()?;
-        let training = Training { options: self.options, step: self.step, text: self.text };
+        let training = Training { options: self.options.clone(), course: self.course.clone(), text: self.text };
         file.metadata["training"] = json!(training);
         for (name, _) in self.kept()? {
             file.tensors.insert(name.clone(), self.model.model.session()?.get(&name)?);
         }
+        self.exchange()?;
         debug_assert!(!file.tensors.contains_key(LATCH), "a resumed training begins healthy");
         Ok(file)
     }

@@ -3,6 +3,7 @@
 use crate::options::DeviceOptions;
 use crate::output::emit;
 use clap::Args;
+use mnemon::data::Decoder;
 use mnemon::error::Result;
 use mnemon::params::random::Random;
 use mnemon::train::{Generator, LanguageModel};
@@ -21,19 +22,19 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     model: PathBuf,
 
-    /// Text to go on from; the model must have seen all its characters
+    /// Text to go on from; a model of characters must have seen all of them
     #[arg(long, value_name = "TEXT", default_value = "")]
     prompt: String,
 
-    /// How freely to choose: 0 is always the likeliest character, 1 as the model learnt
+    /// How freely to choose: 0 is always the likeliest, 1 as the model learnt
     #[arg(long, value_name = "T", default_value_t = 0.7)]
     temperature: f32,
 
-    /// Choose among this many of the likeliest characters; 0 for all
+    /// Choose among this many of the likeliest; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
 
-    /// Characters to generate
+    /// Tokens to generate: characters, bytes or words
     #[arg(long, value_name = "N", default_value_t = 500)]
     length: usize,
 
@@ -48,14 +49,19 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = arguments.device.open()?;
     let mut model = LanguageModel::load(&device, &arguments.model)?;
+    let vocabulary = model.vocabulary().clone();
+    let mut decoder = Decoder::new(&vocabulary);
+    for &token in &vocabulary.encode(&arguments.prompt)? {
+        decoder.push(token)?; // a word that follows the prompt has a space before it
+    }
     let mut generator = Generator::new(&mut model)?;
     generator.feed(&arguments.prompt)?;
     emit(format_args!("{}", arguments.prompt));
     let mut random = Random::new(arguments.seed, 0);
     for _ in 0..arguments.length {
         let next = generator.next(arguments.temperature, arguments.top_k, &mut random)?;
-        emit(format_args!("{next}"));
+        emit(format_args!("{}", decoder.push(next)?));
     }
-    emit(format_args!("\n"));
+    emit(format_args!("{}\n", decoder.finish()));
     Ok(ExitCode::SUCCESS)
 }

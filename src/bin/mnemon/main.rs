@@ -1,13 +1,17 @@
 //! The command `mnemon`: a thin command line over the library.
 
 mod bench;
+mod classify;
 mod compare;
 mod configs;
 mod devices;
+mod evaluate;
 mod generate;
+mod optimizer;
 mod options;
 mod output;
 mod plan;
+mod plot;
 mod profile;
 mod progress;
 mod run;
@@ -41,7 +45,10 @@ struct Cli {
 enum Command {
     Devices(devices::Arguments),
     Train(train::Arguments),
+    Classify(classify::Arguments),
+    Evaluate(evaluate::Arguments),
     Generate(generate::Arguments),
+    Plot(plot::Arguments),
     Summary(summary::Arguments),
     Run(run::Arguments),
     Compare(compare::Arguments),
@@ -62,7 +69,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Devices(a) => devices::run(&a),
         Command::Train(a) => train::run(&a),
+        Command::Classify(a) => classify::run(&a),
+        Command::Evaluate(a) => evaluate::run(&a),
         Command::Generate(a) => generate::run(&a),
+        Command::Plot(a) => plot::run(&a),
         Command::Summary(a) => summary::run(&a),
         Command::Run(a) => run::run(&a),
         Command::Compare(a) => compare::run(&a),

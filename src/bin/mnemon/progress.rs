@@ -1,6 +1,7 @@
 //! How far training is: a bar where standard error is a terminal, one line an epoch elsewhere.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mnemon::data::Level;
 use mnemon::train::Progress;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub struct Display {
     bar: Option<ProgressBar>,
     refreshed: Instant,
-    /// Where the clock was started: when, and after how many characters.
+    /// Where the clock was started: when, and after how many tokens.
     begin: (Instant, u64),
     /// Characters a second when the clock was stopped.
     speed: f64,
@@ -25,7 +26,7 @@ impl Display {
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let now = Instant::now();
-        Self { bar, refreshed: now, begin: (now, progress.characters), speed: 0.0 }
+        Self { bar, refreshed: now, begin: (now, progress.tokens), speed: 0.0 }
     }
 
     /// Whether there is a bar.
@@ -38,9 +39,14 @@ impl Display {
         self.bar.is_some() && self.refreshed.elapsed() >= REFRESH
     }
 
+    /// Tokens a second when the clock was stopped.
+    pub fn speed(&self) -> f64 {
+        self.speed
+    }
+
     fn measure(&self, progress: &Progress) -> f64 {
-        let characters = progress.characters.saturating_sub(self.begin.1);
-        characters as f64 / self.begin.0.elapsed().as_secs_f64().max(1e-9)
+        let tokens = progress.tokens.saturating_sub(self.begin.1);
+        tokens as f64 / self.begin.0.elapsed().as_secs_f64().max(1e-9)
     }
 
     pub fn update(&mut self, progress: &Progress, loss: f32) {
@@ -52,20 +58,23 @@ impl Display {
         self.refreshed = Instant::now();
     }
 
-    /// Ends the measuring of characters a second, before what is not training.
+    /// Ends the measuring of tokens a second, before what is not training.
     pub fn stop_clock(&mut self, progress: &Progress) {
         self.speed = self.measure(progress);
     }
 
     pub fn start_clock(&mut self, progress: &Progress) {
-        self.begin = (Instant::now(), progress.characters);
+        self.begin = (Instant::now(), progress.tokens);
     }
 
-    /// Shows what an epoch came to: mean loss and validation loss in nats, and the latter in bits a character.
-    pub fn epoch(&mut self, progress: &Progress, loss: f32, validation: Option<f32>) {
-        let validation = validation
-            .map(|v| format!(" val_loss {v:.4} val_bpc {:.3}", f64::from(v) / std::f64::consts::LN_2))
-            .unwrap_or_default();
+    /// Shows what an epoch came to: mean loss and validation loss in nats, and the latter in bits a character or byte, or as the
+    /// perplexity of words.
+    pub fn epoch(&mut self, progress: &Progress, loss: f32, validation: Option<f32>, level: Level) {
+        let measured = |v: f32| match level {
+            Level::Words => format!("val_ppl {:.2}", f64::from(v).exp()),
+            _ => format!("val_bpc {:.3}", f64::from(v) / std::f64::consts::LN_2),
+        };
+        let validation = validation.map(|v| format!(" val_loss {v:.4} {}", measured(v))).unwrap_or_default();
         let (epoch, epochs, speed) = (progress.epoch, progress.epochs, self.speed);
         self.print(&format!("epoch {epoch}/{epochs} loss {loss:.4}{validation} tok/s {speed:.0}"));
         if let Some(bar) = &self.bar {

@@ -1,21 +1,25 @@
-//! `mnemon train`: a character language model from text.
+//! `mnemon train`: a language model from text.
 
+use crate::optimizer::OptimizerOptions;
 use crate::options::DeviceOptions;
 use crate::output::say;
 use crate::progress::Display;
-use clap::Args;
-use mnemon::data::{Corpus, Vocabulary, read_corpus, split};
+use clap::{Args, ValueEnum};
+use mnemon::data::{Corpus, Level, Vocabulary, read_corpus, split};
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::params::random::Random;
-use mnemon::train::{Generator, LanguageConfig, LanguageModel, TrainOptions, Trainer};
+use mnemon::train::{Generator, LanguageConfig, LanguageModel, Metric, Record, Run, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// The exit code after ctrl-C, as shells have it: 128 + the number of SIGINT.
 const INTERRUPTED: u8 = 130;
+/// The folder beside a model that has the records of its trainings.
+const RUNS: &str = "runs";
 const SAMPLE_LENGTH: usize = 300;
 const SAMPLE_TEMPERATURE: f32 = 0.7;
 
@@ -24,17 +28,47 @@ Examples:
   mnemon train src shaders                        learn to write like these folders
   mnemon train book.txt --layers 3 --hidden 512 --device gpu --output book.safetensors
   mnemon train book.txt --resume book.safetensors --epochs 20
+  mnemon train news.txt --level words --tied --dropout 0.3 --validation 0.05
 
-The model is saved after each epoch, at the end, and on ctrl-C (which ends with exit code 130; a second one ends at
+Every training writes a folder: its settings, its history as CSV, JSON, TensorBoard events and a picture, and its best
+model. The model is saved after each epoch, at the end, and on ctrl-C (which ends with exit code 130; a second one ends at
 once). A file in the way of --output is replaced by a whole new one.";
 
-/// Train a character language model on text files
+/// What a text is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Units {
+    Characters,
+    /// The bytes of UTF-8
+    Bytes,
+    /// What white space separates, and lines' ends
+    Words,
+}
+
+impl Units {
+    fn level(self) -> Level {
+        match self {
+            Self::Characters => Level::Characters,
+            Self::Bytes => Level::Bytes,
+            Self::Words => Level::Words,
+        }
+    }
+}
+
+/// Train a language model on text files
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
     /// Text files, or folders with all that is in them; files that are not text are skipped and counted
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
+
+    /// What the text is cut into
+    #[arg(long, value_enum, default_value = "characters", conflicts_with = "resume")]
+    level: Units,
+
+    /// Words that the training text has less often become <unk>
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "resume")]
+    least: usize,
 
     /// Stacked LSTM layers
     #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "resume")]
@@ -44,11 +78,11 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "resume")]
     hidden: usize,
 
-    /// Values that stand for a character [default: as many as --hidden]
+    /// Values that stand for a token [default: as many as --hidden]
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     embedding: Option<usize>,
 
-    /// Characters of each stream that a step reads
+    /// Tokens of each stream that a step reads
     #[arg(long, value_name = "N", default_value_t = 50, conflicts_with = "resume")]
     sequence: usize,
 
@@ -64,21 +98,21 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     steps: Option<u32>,
 
-    /// Learning rate of Adam
-    #[arg(long, value_name = "RATE", default_value_t = 2e-3, conflicts_with = "resume")]
-    learning_rate: f64,
-
-    /// Factor of the learning rate after each epoch
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, conflicts_with = "resume")]
-    decay: f64,
-
     /// Probability with which dropout drops a value, in [0, 1)
     #[arg(long, value_name = "RATE", default_value_t = 0.0, conflicts_with = "resume")]
     dropout: f32,
 
-    /// Largest norm of the gradient; 0 for no limit
-    #[arg(long, value_name = "NORM", default_value_t = 5.0, conflicts_with = "resume")]
-    clip: f32,
+    /// Give all steps of a sequence the same mask of dropout
+    #[arg(long, conflicts_with = "resume")]
+    variational: bool,
+
+    /// Probability with which a recurrent weight is dropped for a batch, in [0, 1)
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, conflicts_with = "resume")]
+    weight_drop: f32,
+
+    /// Use the embedding's table as the logits' matrix; needs as many values as units
+    #[arg(long, conflicts_with = "resume")]
+    tied: bool,
 
     /// Share of the text, at its end, that is kept for validation; must stay the same when training resumes
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
@@ -92,9 +126,16 @@ pub struct Arguments {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
+    /// The folder of this training's records [default: runs/NAME beside the model, NAME-2 and so on]
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
+
     /// Go on from a file that `mnemon train` saved, over the same text
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
+
+    #[command(flatten)]
+    optimizer: OptimizerOptions,
 
     #[command(flatten)]
     device: DeviceOptions,
@@ -112,17 +153,22 @@ impl Arguments {
             hidden: self.hidden,
             embedding: self.embedding.unwrap_or(self.hidden),
             dropout: self.dropout,
+            variational: self.variational,
+            weight_drop: self.weight_drop,
+            tied: self.tied,
             seed: self.seed,
         }
     }
 
-    fn training(&self) -> TrainOptions {
+    /// How to train on so many tokens.
+    fn training(&self, tokens: usize) -> TrainOptions {
+        let epochs = self.epochs.unwrap_or(TrainOptions::default().epochs);
+        let windows = (tokens.saturating_sub(1) / self.batch.max(1)).div_ceil(self.sequence.max(1));
+        let batches = u32::try_from(windows).unwrap_or(u32::MAX).saturating_mul(epochs);
         TrainOptions {
             batch: self.batch,
             sequence: self.sequence,
-            learning_rate: self.learning_rate,
-            decay: self.decay,
-            clip: (self.clip != 0.0).then_some(self.clip),
+            optimizer: self.optimizer.optimizer(self.steps.map_or(batches, |steps| steps.min(batches))),
             seed: self.seed,
             ..TrainOptions::default()
         }
@@ -131,15 +177,17 @@ impl Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let output = arguments.output();
-    check_folder(&output)?;
+    crate::output::check_folder(&output)?;
     let corpus = read_corpus(&arguments.paths)?;
     let device = arguments.device.open()?;
     let mut trainer = trainer(arguments, &device, &corpus)?;
     limit(arguments, &mut trainer);
     introduce(&mut trainer, &device, &corpus);
+    let mut run = open_run(arguments, &mut trainer, &device)?;
+    eprintln!("records are in {}", run.folder().display());
     let stop = stop_flag()?;
     let mut display = Display::new(&trainer.progress());
-    let outcome = train(&mut trainer, &output, &stop, &mut display);
+    let outcome = train(&mut trainer, &output, &mut run, &stop, &mut display);
     display.finish();
     if let Err(error) = &outcome
         && error.kind() == ErrorKind::NotFinite
@@ -157,7 +205,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("  mnemon train {} --resume {file}{}", paths.join(" "), limits(arguments));
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    let mut model = trainer.into_model();
+    let mut model = trainer.into_model()?;
     say!("{}\n", sample(&mut model, u64::MAX)?);
     say!("saved to {}; for more: mnemon generate --model {}", output.display(), output.display());
     Ok(ExitCode::SUCCESS)
@@ -173,54 +221,76 @@ fn limits(arguments: &Arguments) -> String {
     text + &arguments.steps.map(|n| format!(" --steps {n}")).unwrap_or_default()
 }
 
-/// Refuses, before hours of training, an output that could not be written after them.
-fn check_folder(output: &Path) -> Result<()> {
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if output.is_dir() || !folder.is_dir() {
-        let message = format!("{}: cannot be written: expected a file in a folder that exists", output.display());
-        return Err(Error::new(ErrorKind::File, message));
-    }
-    Ok(())
-}
-
-fn trainer(arguments: &Arguments, device: &Device, corpus: &Corpus) -> Result<Trainer> {
-    let vocabulary = match &arguments.resume {
-        Some(path) => LanguageModel::vocabulary_of(path)?,
-        None => Vocabulary::of(&corpus.text)?,
-    };
-    let mut tokens = vocabulary.encode(&corpus.text)?;
-    let validation = tokens.split_off(split(tokens.len(), arguments.validation)?);
-    match &arguments.resume {
-        Some(path) => Trainer::resume(device, path, tokens, validation),
+/// The run that training is recorded in; training that is resumed goes on with the last of its model's name.
+fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Result<Run> {
+    let output = arguments.output();
+    let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let (last, next) = Run::named(&output.with_file_name(RUNS), &name);
+    let last = arguments.run.clone().filter(|folder| Run::is_in(folder)).or(last);
+    match last.filter(|_| arguments.resume.is_some()) {
+        Some(folder) => Run::resume(&folder),
         None => {
-            let model = LanguageModel::new(device, &arguments.model(), vocabulary)?;
-            Trainer::new(model, tokens, validation, arguments.training())
+            let (model, options) = (*trainer.model().config(), trainer.options().clone());
+            let configuration = serde_json::json!({ "model": model, "options": options, "files": arguments.paths });
+            Run::create(arguments.run.as_ref().unwrap_or(&next), &configuration, options.seed, device)
         }
     }
 }
 
+fn trainer(arguments: &Arguments, device: &Device, corpus: &Corpus) -> Result<Trainer> {
+    let (vocabulary, tokens, validation) = match &arguments.resume {
+        Some(path) => divided(LanguageModel::vocabulary_of(path)?, corpus, arguments)?,
+        None if arguments.level == Units::Words => {
+            // Validation must not say which words there are.
+            let (everything, tokens, _) = divided(Vocabulary::words(&corpus.text, 1)?, corpus, arguments)?;
+            let known = Vocabulary::words(&everything.decode(&tokens)?, arguments.least)?;
+            divided(known, corpus, arguments)?
+        }
+        None => divided(Vocabulary::at(arguments.level.level(), &corpus.text, 1)?, corpus, arguments)?,
+    };
+    match &arguments.resume {
+        Some(path) => Trainer::resume(device, path, tokens, validation),
+        None => {
+            let model = LanguageModel::new(device, &arguments.model(), vocabulary)?;
+            let training = arguments.training(tokens.len());
+            Trainer::new(model, tokens, validation, training)
+        }
+    }
+}
+
+/// The text's tokens for training and for validation.
+fn divided(vocabulary: Vocabulary, corpus: &Corpus, arguments: &Arguments) -> Result<(Vocabulary, Vec<u32>, Vec<u32>)> {
+    let mut tokens = vocabulary.encode(&corpus.text)?;
+    let validation = tokens.split_off(split(tokens.len(), arguments.validation)?);
+    Ok((vocabulary, tokens, validation))
+}
+
 /// Sets how far to train: by epochs, by steps, by whichever is less; a resumed training keeps what is not given.
 fn limit(arguments: &Arguments, trainer: &mut Trainer) {
-    let (windows, old) = (trainer.progress().windows.max(1), *trainer.options());
+    let (windows, old) = (trainer.progress().windows.max(1), trainer.options().epochs);
     match (arguments.epochs, arguments.steps) {
         (None, None) => {}
         (Some(epochs), steps) => trainer.set_limits(epochs, steps),
         (None, Some(steps)) => {
             let epochs = steps.div_ceil(windows);
-            trainer.set_limits(if arguments.resume.is_some() { epochs.max(old.epochs) } else { epochs }, Some(steps));
+            trainer.set_limits(if arguments.resume.is_some() { epochs.max(old) } else { epochs }, Some(steps));
         }
     }
 }
 
 fn introduce(trainer: &mut Trainer, device: &Device, corpus: &Corpus) {
     let characters = corpus.text.chars().count();
-    let (known, parameters) = {
+    let (known, level, parameters) = {
         let model = trainer.model();
+        let level = model.vocabulary().level();
         let count = |shape: &Vec<usize>| shape.iter().product::<usize>();
-        (model.vocabulary().len(), model.model().parameters().iter().map(|p| count(&p.shape)).sum::<usize>())
+        (model.vocabulary().len(), level, model.model().parameters().iter().map(|p| count(&p.shape)).sum::<usize>())
     };
     let (files, skipped) = (corpus.files, corpus.skipped);
-    eprintln!("{characters} characters, {known} distinct, from {files} text files ({skipped} other files skipped)");
+    let unit = level.unit();
+    eprintln!(
+        "{characters} characters from {files} text files ({skipped} other files skipped); {known} distinct {unit}s"
+    );
     let progress = trainer.progress();
     eprintln!(
         "{parameters} parameters on {}; {} steps an epoch, {} in all",
@@ -247,7 +317,8 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 /// Trains until all steps are taken or `stop` is raised.
-fn train(trainer: &mut Trainer, output: &Path, stop: &AtomicBool, display: &mut Display) -> Result<()> {
+fn train(trainer: &mut Trainer, output: &Path, run: &mut Run, stop: &AtomicBool, display: &mut Display) -> Result<()> {
+    let mut start = Instant::now();
     while !trainer.finished() && !stop.load(Ordering::Relaxed) {
         trainer.step()?;
         if display.due() {
@@ -255,11 +326,20 @@ fn train(trainer: &mut Trainer, output: &Path, stop: &AtomicBool, display: &mut 
             display.update(&trainer.progress(), loss);
         }
         if trainer.end_of_epoch() || trainer.finished() {
-            let loss = trainer.loss_so_far()?;
+            trainer.loss_so_far()?; // the clock stops when the device has done all
             display.stop_clock(&trainer.progress());
-            let validation = trainer.validate()?;
-            display.epoch(&trainer.progress(), loss, validation);
+            let (loss, validation) = trainer.end_epoch()?;
+            let level = trainer.model().vocabulary().level();
+            display.epoch(&trainer.progress(), loss, validation, level);
             trainer.checkpoint(output)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let epoch = trainer.progress().epoch as usize;
+            let record = record(epoch, (loss, validation), level, trainer.learning_rate(), (seconds, display.speed()));
+            if run.is_best(&record) {
+                trainer.checkpoint(run.checkpoint("best")?)?;
+            }
+            run.record(record)?;
+            start = Instant::now();
             if display.is_live() && !trainer.finished() {
                 let step = trainer.progress().step;
                 match sample(trainer.model(), u64::from(step)) {
@@ -275,9 +355,31 @@ fn train(trainer: &mut Trainer, output: &Path, stop: &AtomicBool, display: &mut 
     Ok(())
 }
 
+/// What an epoch came to.
+fn record(
+    epoch: usize,
+    (loss, validation): (f32, Option<f32>),
+    level: Level,
+    learning_rate: f64,
+    (seconds, speed): (f64, f64),
+) -> Record {
+    let measure = if level == Level::Words { Metric::Perplexity } else { Metric::BitsPerCharacter };
+    let of = |prefix: &str, loss: f32| {
+        let measured = measure.of_loss(loss).map(|value| (format!("{prefix}{}", measure.name()), value));
+        [Some((format!("{prefix}loss"), f64::from(loss))), measured].into_iter().flatten().collect::<Vec<_>>()
+    };
+    let mut values = of("", loss);
+    values.extend(validation.map(|loss| of("val_", loss)).unwrap_or_default());
+    let more = [("learning_rate", learning_rate), ("seconds", seconds), ("tokens_per_second", speed)];
+    values.extend(more.map(|(name, value)| (name.to_string(), value)));
+    Record { epoch, values }
+}
+
 /// Text that the model writes.
 fn sample(model: &mut LanguageModel, stream: u64) -> Result<String> {
     let mut random = Random::new(model.config().seed, stream);
     let mut generator = Generator::new(model)?;
-    (0..SAMPLE_LENGTH).map(|_| generator.next(SAMPLE_TEMPERATURE, 0, &mut random)).collect()
+    let tokens = (0..SAMPLE_LENGTH).map(|_| generator.next(SAMPLE_TEMPERATURE, 0, &mut random));
+    let tokens = tokens.collect::<Result<Vec<u32>>>()?;
+    model.vocabulary().decode(&tokens)
 }

@@ -1,0 +1,148 @@
+//! Labelled text from CSV and TSV files.
+
+use crate::error::{Error, Result};
+use csv::{ReaderBuilder, StringRecord};
+use std::path::Path;
+
+/// Texts, each with a label.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Labelled {
+    /// The texts.
+    pub texts: Vec<String>,
+    /// A label for each.
+    pub labels: Vec<String>,
+}
+
+/// Which columns of a file hold what: by its header's names, or by numbers counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Columns {
+    /// The text [default: a header's `text`, `sentence` or `review`, else the first].
+    pub text: Option<String>,
+    /// The label [default: a header's `label`, `class`, `category`, `sentiment` or `target`, else the last].
+    pub label: Option<String>,
+}
+
+const TEXTS: [&str; 3] = ["text", "sentence", "review"];
+const LABELS: [&str; 5] = ["label", "class", "category", "sentiment", "target"];
+
+/// The rows of a file, and its header where it has one: lines of fields between tabs, taken as they are, where its name ends
+/// in `.tsv` or `.txt`, else fields between commas that may be quoted.
+fn rows(path: &Path, is_header: impl Fn(&StringRecord) -> bool) -> Result<(Option<StringRecord>, Vec<StringRecord>)> {
+    let tabs = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv") || e.eq_ignore_ascii_case("txt"));
+    let mut reader = ReaderBuilder::new();
+    reader.has_headers(false).flexible(true).delimiter(if tabs { b'\t' } else { b',' }).quoting(!tabs);
+    let failed = |e: csv::Error| Error::file(path, format!("cannot read: {e}"));
+    let mut reader = reader.from_path(path).map_err(failed)?;
+    let mut all = reader.records().collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
+    let header = all.first().is_some_and(is_header).then(|| all.remove(0));
+    Ok((header, all))
+}
+
+impl Labelled {
+    /// Reads a file. Its first line is a header where `columns` or the usual names say so.
+    pub fn read(path: &Path, columns: &Columns) -> Result<Self> {
+        let named = |field: &str| {
+            let asked = [&columns.text, &columns.label].into_iter().flatten();
+            asked.into_iter().any(|c| c == field && c.parse::<usize>().is_err())
+        };
+        let usual = |fields: &StringRecord| {
+            let any = |names: &[&str]| fields.iter().any(|f| names.contains(&f.trim().to_lowercase().as_str()));
+            fields.len() >= 2 && any(&TEXTS) && any(&LABELS)
+        };
+        let (header, rows) = rows(path, |fields| fields.iter().any(named) || usual(fields))?;
+        let place = |asked: &Option<String>, usual: &[&str], otherwise: Option<usize>| -> Result<Option<usize>> {
+            let fields = header.as_ref();
+            match asked {
+                None => Ok(fields
+                    .and_then(|h| h.iter().position(|f| usual.contains(&f.trim().to_lowercase().as_str())))
+                    .or(otherwise)),
+                Some(name) => match (fields.and_then(|h| h.iter().position(|f| f == name)), name.parse::<usize>()) {
+                    (Some(at), _) => Ok(Some(at)),
+                    (None, Ok(number)) if number > 0 => Ok(Some(number - 1)),
+                    _ => Err(Error::file(path, format!("there is no column `{name}`"))),
+                },
+            }
+        };
+        let text = place(&columns.text, &TEXTS, Some(0))?;
+        let label = place(&columns.label, &LABELS, None)?;
+        let mut read = Self::default();
+        for (number, row) in rows.iter().enumerate() {
+            let line = number + 1 + usize::from(header.is_some());
+            let label = label.or(row.len().checked_sub(1));
+            let field = |at: Option<usize>| at.and_then(|at| row.get(at));
+            match (field(text), field(label)) {
+                (Some(text_of), Some(label_of)) if label != text => {
+                    read.texts.push(text_of.to_string());
+                    read.labels.push(label_of.trim().to_string());
+                }
+                _ => {
+                    let got = row.len();
+                    return Err(Error::file(
+                        path,
+                        format!("row {line}: expected a text and a label, got {got} fields"),
+                    ));
+                }
+            }
+        }
+        if read.texts.is_empty() {
+            return Err(Error::file(path, "expected rows of a text and a label, got none"));
+        }
+        Ok(read)
+    }
+
+    /// How many texts there are.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// The rows `order`.
+    #[must_use]
+    pub fn take(&self, order: &[usize]) -> Self {
+        let of = |all: &[String]| order.iter().map(|&row| all[row].clone()).collect();
+        Self { texts: of(&self.texts), labels: of(&self.labels) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str, columns: &Columns) -> Result<Labelled> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Labelled::read(&path, columns)
+    }
+
+    #[test]
+    fn columns_are_found_by_name_and_by_place() {
+        let plain = Columns::default();
+        let wanted =
+            Labelled { texts: vec!["good , \"really\"".into(), "bad".into()], labels: vec!["1".into(), "0".into()] };
+        assert_eq!(read("a.tsv", "good , \"really\"\t1\nbad\t0\n", &plain).unwrap(), wanted);
+        assert_eq!(read("a.csv", "\"good , \"\"really\"\"\",1\nbad,0\n", &plain).unwrap(), wanted);
+        let header = "id,Sentiment,Review\n7,1,\"good , \"\"really\"\"\"\n8,0,bad\n";
+        assert_eq!(read("a.csv", header, &plain).unwrap(), wanted);
+        let odd = "stars,id,said\n1,7,\"good , \"\"really\"\"\"\n0,8,bad\n";
+        let columns = Columns { text: Some("said".into()), label: Some("stars".into()) };
+        assert_eq!(read("a.csv", odd, &columns).unwrap(), wanted);
+        let columns = Columns { text: Some("3".into()), label: Some("1".into()) };
+        assert_eq!(read("a.csv", odd, &columns).unwrap().len(), 3, "numbers say nothing of a header");
+    }
+
+    #[test]
+    fn what_is_no_labelled_text_is_refused_by_row() {
+        let plain = Columns::default();
+        for (text, wanted) in [("", "got none"), ("a\t1\nb\n", "row 2"), ("only\n", "row 1")] {
+            let error = read("a.tsv", text, &plain).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+        let columns = Columns { text: Some("said".into()), label: None };
+        assert!(read("a.csv", "a,1\n", &columns).unwrap_err().to_string().contains("no column `said`"));
+    }
+}

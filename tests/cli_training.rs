@@ -1,0 +1,176 @@
+//! What the command writes of trainings, as a user meets it: runs, pictures, words, classifiers, full disks.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("mnemon-cli-training-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn command(folder: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mnemon"));
+    for variable in ["MNEMON_GPU_LIMITS", "MNEMON_THREADS", "MNEMON_MEMORY", "MNEMON_LOG"] {
+        command.env_remove(variable);
+    }
+    command.current_dir(folder).env("MNEMON_DEVICE", "cpu").args(arguments.split(' ').filter(|a| !a.is_empty()));
+    command
+}
+
+fn mnemon(folder: &Path, arguments: &str) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn ok(folder: &Path, arguments: &str) -> (String, String) {
+    let output = mnemon(folder, arguments);
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{arguments}: {err}");
+    (out, err)
+}
+
+fn refused(folder: &Path, arguments: &str, code: i32, wanted: &str) {
+    let output = mnemon(folder, arguments);
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(code) && err.contains(wanted) && !err.contains("panicked"),
+        "{arguments}: {err}"
+    );
+}
+
+const STORY: &str = "the cat sat on the mat\nthe dog ran to the cat\nthe cat ran to the mat\n";
+const SMALL: &str = "--hidden 12 --batch 4 --sequence 8";
+
+fn lines(path: PathBuf) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap().lines().map(String::from).collect()
+}
+
+#[test]
+fn every_training_is_recorded_and_runs_are_drawn_together() {
+    let folder = folder("runs");
+    std::fs::write(folder.join("story.txt"), STORY.repeat(20)).unwrap();
+    let (_, err) = ok(&folder, &format!("train story.txt {SMALL} --epochs 2 --output a.safetensors"));
+    assert!(err.contains("records are in runs/a"), "{err}");
+    let run = folder.join("runs/a");
+    let history = lines(run.join("history.csv"));
+    let names = "epoch,loss,bits_per_character,val_loss,val_bits_per_character,learning_rate,seconds,tokens_per_second";
+    assert_eq!((history[0].as_str(), history.len()), (names, 3));
+    for file in ["config.json", "environment.json", "history.json", "history.svg", "checkpoints/best.safetensors"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(run.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["training"]["model"]["hidden"], 12);
+    // Resumed, it goes on in the same folder; begun again, it has another.
+    ok(&folder, "train story.txt --resume a.safetensors --epochs 3");
+    assert_eq!(lines(run.join("history.csv")).len(), 4);
+    ok(
+        &folder,
+        &format!("train story.txt {SMALL} --epochs 1 --output a.safetensors --optimizer nadam --schedule cosine"),
+    );
+    assert_eq!(lines(run.join("history.csv")).len(), 4);
+    assert_eq!(lines(folder.join("runs/a-2/history.csv")).len(), 2);
+    let (out, _) = ok(&folder, "plot runs/a runs/a-2 --output both.svg");
+    assert!(out.contains("2 runs"));
+    let svg = std::fs::read_to_string(folder.join("both.svg")).unwrap();
+    assert!(svg.contains("a-2, validation") && svg.contains("learning rate"), "{svg}");
+    refused(&folder, "plot runs/none", 1, "runs/none/history.json");
+    refused(&folder, &format!("train story.txt {SMALL} --run runs/a"), 2, "holds a run already");
+    refused(&folder, "plot", 2, "RUN");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn words_and_bytes_are_learnt_and_texts_evaluated() {
+    let folder = folder("words");
+    std::fs::write(folder.join("story.txt"), STORY.repeat(30)).unwrap();
+    std::fs::write(folder.join("test.txt"), "the cat ran to the zoo\n").unwrap();
+    let small = "--hidden 24 --batch 4 --sequence 8 --tied --dropout 0.1 --variational --weight-drop 0.1";
+    let learnt =
+        format!("train story.txt {small} --level words --epochs 6 --learning-rate 0.02 --output w.safetensors");
+    let (_, err) = ok(&folder, &learnt);
+    // the cat sat on mat dog ran to, <eos>, <unk>
+    assert!(err.contains("10 distinct words") && err.contains("val_ppl"), "{err}");
+    let (out, err) = ok(&folder, "evaluate --model w.safetensors test.txt story.txt");
+    assert!(
+        out.contains("words predicted: loss ") && out.contains("perplexity") && err.contains("words a second"),
+        "{out}"
+    );
+    let perplexity: f64 = out.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(perplexity > 1.0 && perplexity < 6.0, "it has learnt: {out}");
+    let (out, _) = ok(&folder, "generate --model w.safetensors --prompt the --length 30 --temperature 0.5");
+    assert!(out.starts_with("the ") && out.contains("\nthe ") && !out.contains("  "), "{out}");
+    ok(&folder, &format!("train story.txt {SMALL} --level bytes --epochs 1 --output b.safetensors"));
+    let (out, _) = ok(&folder, "evaluate --model b.safetensors test.txt");
+    assert!(out.contains("22 bytes predicted") && out.contains("bits per character"), "{out}");
+    refused(&folder, "train story.txt --level words --tied --hidden 8 --embedding 9", 2, "tied");
+    refused(&folder, "evaluate --model none.safetensors test.txt", 1, "none.safetensors");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn classifiers_learn_labels_and_say_them() {
+    let folder = folder("classify");
+    let (good, bad) = (
+        ["a fine film", "truly a joy", "fine acting and a joy"],
+        ["a dull film", "truly a bore", "dull acting and a bore"],
+    );
+    let rows = |times: usize| {
+        let pairs = (0..times).flat_map(|n| [(good[n % 3], "pos"), (bad[n % 3], "neg")]);
+        pairs.map(|(text, label)| format!("{text}\t{label}\n")).collect::<String>()
+    };
+    std::fs::write(folder.join("train.tsv"), rows(60)).unwrap();
+    std::fs::write(folder.join("dev.tsv"), rows(9)).unwrap();
+    let sizes = "--hidden 8 --embedding 8 --batch 8 --epochs 8 --learning-rate 0.01";
+    let (out, err) = ok(&folder, &format!("classify train.tsv --dev dev.tsv --output c.safetensors {sizes}"));
+    assert!(err.contains("120 texts to train on, 18 to validate") && err.contains("2 labels"), "{err}");
+    assert!(out.contains("accuracy 1.0000 of 18 texts") && out.contains("predicted"), "{out}");
+    assert!(folder.join("runs/c/history.svg").is_file());
+    let (out, _) = ok(&folder, "classify --model c.safetensors --report dev.tsv");
+    assert!(out.contains("accuracy 1.0000 of 18 texts"), "{out}");
+    let mut child = command(&folder, "classify --model c.safetensors");
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"a joy\nsuch a bore\n\n").unwrap();
+    let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let labels: Vec<&str> = out.lines().map(|l| l.split('\t').next().unwrap()).collect();
+    assert_eq!((&labels[..2], labels.len()), (&["pos", "neg"][..], 3), "{out}");
+    std::fs::write(folder.join("other.tsv"), "a film\tmaybe\n").unwrap();
+    refused(&folder, "classify --model c.safetensors --report other.tsv", 1, "`maybe` is not among");
+    std::fs::write(folder.join("one.tsv"), "a film\tpos\nb film\tpos\n").unwrap();
+    refused(&folder, "classify one.tsv --output d.safetensors", 1, "at least two labels");
+    refused(&folder, "classify", 2, "--model");
+    refused(&folder, "classify --model runs/c/config.json", 1, "config.json");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A disk that is full, or a limit on files, ends training with an error and leaves the last good checkpoint as it was.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
+    let folder = folder("full");
+    std::fs::write(folder.join("story.txt"), STORY.repeat(20)).unwrap();
+    ok(&folder, &format!("train story.txt {SMALL} --epochs 1"));
+    let before = std::fs::read(folder.join("model.safetensors")).unwrap();
+    // In blocks of 512 bytes: less than the model takes.
+    let blocks = before.len() / 1024;
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec '{}' train story.txt --resume model.safetensors --epochs 2",
+        env!("CARGO_BIN_EXE_mnemon")
+    );
+    let output =
+        Command::new("sh").current_dir(&folder).env("MNEMON_DEVICE", "cpu").args(["-c", &limited]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(1) && err.contains("cannot write") && err.contains("model.safetensors"),
+        "{err}"
+    );
+    assert!(std::fs::read(folder.join("model.safetensors")).unwrap() == before);
+    assert_eq!(lines(folder.join("runs/model/history.csv")).len(), 2, "what was not saved is not recorded");
+    // With room it goes on from there.
+    ok(&folder, "train story.txt --resume model.safetensors --epochs 2");
+    assert_eq!(lines(folder.join("runs/model/history.csv")).len(), 3);
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".tmp")), "{left:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
