@@ -144,6 +144,36 @@ fn classifiers_learn_labels_and_say_them() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+#[test]
+fn series_are_forecast_better_than_by_their_last_value() {
+    let folder = folder("forecast");
+    let rows = mnemon::data::AIR_PASSENGERS.iter().enumerate();
+    let rows = rows.map(|(n, v)| match n {
+        40 => format!("{}-{:02};\n", 1949 + n / 12, n % 12 + 1),
+        _ => format!("{}-{:02};{v}\n", 1949 + n / 12, n % 12 + 1),
+    });
+    std::fs::write(folder.join("series.csv"), format!("month;passengers\n{}", rows.collect::<String>())).unwrap();
+    let small = "--hidden 16 --epochs 60 --learning-rate 0.01 --batch 16";
+    let (out, err) = ok(&folder, &format!("forecast series.csv --log --horizon 6 --test 18 --output air {small}"));
+    assert!(err.contains("1 missing values of `passengers`") && err.contains("a season of 12"), "{err}");
+    let errors = |name: &str| -> f64 {
+        let line = out.lines().find(|l| l.trim_start().starts_with(name)).unwrap();
+        line.trim_start().trim_start_matches(name).split_whitespace().next().unwrap().parse().unwrap()
+    };
+    assert!(errors("lstm") < 0.7 * errors("last value"), "{out}");
+    assert!(out.contains("inside the 80 % intervals"), "{out}");
+    let csv = lines(folder.join("air.csv"));
+    assert_eq!((csv.len(), csv[0].as_str()), (7, "ahead,\"passengers\",\"passengers low\",\"passengers high\""));
+    let last: Vec<f32> = csv[6].split(',').map(|f| f.parse().unwrap()).collect();
+    assert!(last[0] == 6.0 && last[2] < last[1] && last[1] < last[3] && (300.0..800.0).contains(&last[1]), "{last:?}");
+    let svg = std::fs::read_to_string(folder.join("air.svg")).unwrap();
+    assert!(svg.contains("80 % interval") && svg.contains("1960") && folder.join("air.safetensors").is_file());
+    refused(&folder, "forecast series.csv --horizon 60", 1, "144 for training");
+    refused(&folder, "forecast missing.csv", 1, "missing.csv");
+    refused(&folder, "forecast series.csv --column none", 2, "no column `none`");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// A disk that is full, or a limit on files, ends training with an error and leaves the last good checkpoint as it was.
 #[cfg(unix)]
 #[test]

@@ -53,7 +53,7 @@ fn all() -> Vec<(&'static str, Optimizer)> {
         |momentum: f64, nesterov: bool| Sgd { learning_rate: 0.02, momentum, nesterov, convention: Convention::Keras };
     let sgd = || Optimizer::from(torch_sgd(0.05, 0.0));
     let adam = || Adam::pytorch().learning_rate(0.02);
-    let centered = |of: RmsProp| RmsProp { momentum: 0.5, centered: true, learning_rate: 0.01, ..of };
+    let centered = |rate, of: RmsProp| RmsProp { momentum: 0.5, centered: true, learning_rate: rate, ..of };
     let decayed = Adagrad { learning_rate_decay: 0.1, initial: 0.2, learning_rate: 0.1, ..Adagrad::pytorch() };
     let asgd = AveragedSgd { learning_rate: 0.1, lambda: 0.01, t0: 20, ..AveragedSgd::default() };
     let cosine = Schedule::Cosine { steps: 40, least: 0.1 };
@@ -70,7 +70,7 @@ fn all() -> Vec<(&'static str, Optimizer)> {
         ("torch_nadam", Nadam { learning_rate: 0.02, ..Nadam::pytorch() }.into()),
         ("torch_adamax", Adamax { learning_rate: 0.02, ..Adamax::pytorch() }.into()),
         ("torch_rmsprop", RmsProp::pytorch().into()),
-        ("torch_rmsprop_centered", centered(RmsProp::pytorch()).into()),
+        ("torch_rmsprop_centered", centered(0.01, RmsProp::pytorch()).into()),
         ("torch_adagrad", Adagrad { learning_rate: 0.1, ..Adagrad::pytorch() }.into()),
         ("torch_adagrad_decay", decayed.into()),
         ("torch_adadelta", Adadelta::pytorch().into()),
@@ -86,7 +86,7 @@ fn all() -> Vec<(&'static str, Optimizer)> {
         ("keras_nadam", Nadam { learning_rate: 0.02, ..Nadam::default() }.into()),
         ("keras_adamax", Adamax { learning_rate: 0.02, ..Adamax::default() }.into()),
         ("keras_rmsprop", RmsProp { learning_rate: 0.002, ..RmsProp::default() }.into()),
-        ("keras_rmsprop_centered", centered(RmsProp::default()).into()),
+        ("keras_rmsprop_centered", centered(0.002, RmsProp::default()).into()),
         ("keras_adagrad", Adagrad { learning_rate: 0.1, ..Adagrad::default() }.into()),
         ("keras_adadelta", Adadelta { learning_rate: 1.0, ..Adadelta::default() }.into()),
         ("keras_lion", Lion { learning_rate: 0.01, ..Lion::default() }.into()),

@@ -6,6 +6,7 @@ mod classifier;
 mod compile;
 mod dataset;
 mod fit;
+mod forecaster;
 mod generate;
 mod language;
 mod learner;
@@ -30,6 +31,7 @@ pub use callbacks::{
 };
 pub use classifier::{Classifier, ClassifierConfig, Report};
 pub use fit::{Epoch, Evaluate, Fit, History, Scores};
+pub use forecaster::{Backtest, Errors, Forecast, Forecaster, ForecasterConfig, Parts, season_of};
 pub use generate::Generator;
 pub use language::{LanguageConfig, LanguageModel};
 pub use metrics::Metric;

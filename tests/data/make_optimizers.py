@@ -77,7 +77,7 @@ optimizers["torch_clip_norm"] = by_torch(torch_made["adam"], clipped("norm", 0.1
 optimizers["torch_accumulate"] = by_torch(torch_made["adam"], accumulated)[0]
 keras_made = dict(
     sgd_momentum=K.SGD(0.02, momentum=0.9), sgd_nesterov=K.SGD(0.02, momentum=0.9, nesterov=True), adam=K.Adam(0.02), amsgrad=K.Adam(0.05, amsgrad=True),
-    adamw=K.AdamW(0.02, weight_decay=0.1), nadam=K.Nadam(0.02), adamax=K.Adamax(0.02), rmsprop=K.RMSprop(0.002), rmsprop_centered=K.RMSprop(0.01, momentum=0.5, centered=True),
+    adamw=K.AdamW(0.02, weight_decay=0.1), nadam=K.Nadam(0.02), adamax=K.Adamax(0.02), rmsprop=K.RMSprop(0.002), rmsprop_centered=K.RMSprop(0.002, momentum=0.5, centered=True),
     adagrad=K.Adagrad(0.1), adadelta=K.Adadelta(1.0), lion=K.Lion(0.01), lion_decay=K.Lion(0.01, weight_decay=0.1), clip_value=K.SGD(0.05, clipvalue=0.05),
     clip_norm=K.SGD(0.05, clipnorm=0.1), ema=K.SGD(0.05, use_ema=True, ema_momentum=0.9), schedule=K.SGD(K.schedules.CosineDecay(0.1, 40, alpha=0.1), momentum=0.9),
 )

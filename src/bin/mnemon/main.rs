@@ -6,6 +6,7 @@ mod compare;
 mod configs;
 mod devices;
 mod evaluate;
+mod forecast;
 mod generate;
 mod optimizer;
 mod options;
@@ -47,6 +48,7 @@ enum Command {
     Train(train::Arguments),
     Classify(classify::Arguments),
     Evaluate(evaluate::Arguments),
+    Forecast(forecast::Arguments),
     Generate(generate::Arguments),
     Plot(plot::Arguments),
     Summary(summary::Arguments),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Train(a) => train::run(&a),
         Command::Classify(a) => classify::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
+        Command::Forecast(a) => forecast::run(&a),
         Command::Generate(a) => generate::run(&a),
         Command::Plot(a) => plot::run(&a),
         Command::Summary(a) => summary::run(&a),
