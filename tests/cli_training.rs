@@ -145,6 +145,27 @@ fn classifiers_learn_labels_and_say_them() {
 }
 
 #[test]
+fn taggers_learn_a_label_for_each_word() {
+    let folder = folder("tag");
+    let texts = ["Ann\tN\nruns\tV\nfar\tA\n", "Bob\tN\nsings\tV\n", "far\tA\nAnn\tN\nsings\tV\nBob\tN\n"];
+    let rows = |times: usize| (0..times).map(|n| format!("{}\n", texts[n % 3])).collect::<String>();
+    std::fs::write(folder.join("train.conll"), rows(90)).unwrap();
+    std::fs::write(folder.join("dev.conll"), rows(9)).unwrap();
+    let sizes = "--hidden 8 --embedding 8 --batch 8 --epochs 6 --learning-rate 0.02 --dropout 0.1";
+    let (out, err) = ok(&folder, &format!("tag train.conll --dev dev.conll --output t.safetensors {sizes}"));
+    assert!(err.contains("90 texts to train on, 9 to validate") && err.contains("3 labels"), "{err}");
+    assert!(out.contains("accuracy 1.0000 of 27 words"), "{out}");
+    let mut child = command(&folder, "tag --model t.safetensors");
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"Bob runs far\n\nAnn\n").unwrap();
+    let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(out, "Bob\tN\nruns\tV\nfar\tA\n\n\nAnn\tN\n\n");
+    refused(&folder, "classify --model t.safetensors", 1, "expected a classifier");
+    refused(&folder, "tag --model t.safetensors --report none.conll", 1, "none.conll");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn series_are_forecast_better_than_by_their_last_value() {
     let folder = folder("forecast");
     let rows = mnemon::data::AIR_PASSENGERS.iter().enumerate();

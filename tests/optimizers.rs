@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 
 const STEPS: usize = 50;
 const SIZES: [usize; 3] = [12, 5, 3];
-/// Of the largest weight; the fixture is computed in 64 bits, ours in 32.
+/// Of the largest weight; the fixture is computed in 64 bits, ours in 32. Rates are small enough for gradients to stay far above their
+/// rounding, which rules that divide by a gradient's size make larger.
 const TOLERANCE: f64 = 1e-5;
 
 #[derive(Deserialize)]
@@ -52,9 +53,9 @@ fn all() -> Vec<(&'static str, Optimizer)> {
     let keras_sgd =
         |momentum: f64, nesterov: bool| Sgd { learning_rate: 0.02, momentum, nesterov, convention: Convention::Keras };
     let sgd = || Optimizer::from(torch_sgd(0.05, 0.0));
-    let adam = || Adam::pytorch().learning_rate(0.02);
+    let adam = || Adam::pytorch().learning_rate(0.005);
     let centered = |rate, of: RmsProp| RmsProp { momentum: 0.5, centered: true, learning_rate: rate, ..of };
-    let decayed = Adagrad { learning_rate_decay: 0.1, initial: 0.2, learning_rate: 0.1, ..Adagrad::pytorch() };
+    let decayed = Adagrad { learning_rate_decay: 0.1, initial: 0.2, learning_rate: 0.03, ..Adagrad::pytorch() };
     let asgd = AveragedSgd { learning_rate: 0.1, lambda: 0.01, t0: 20, ..AveragedSgd::default() };
     let cosine = Schedule::Cosine { steps: 40, least: 0.1 };
     let scheduled = Sgd { learning_rate: 0.1, ..keras_sgd(0.9, false) };
@@ -66,12 +67,12 @@ fn all() -> Vec<(&'static str, Optimizer)> {
         ("torch_adam", adam().into()),
         ("torch_adam_l2", Optimizer::from(adam()).weight_decay(WeightDecay::l2(0.1))),
         ("torch_adamw", AdamW { adam: adam(), weight_decay: 0.1 }.into()),
-        ("torch_amsgrad", Adam { amsgrad: true, ..adam().learning_rate(0.05) }.into()),
-        ("torch_nadam", Nadam { learning_rate: 0.02, ..Nadam::pytorch() }.into()),
-        ("torch_adamax", Adamax { learning_rate: 0.02, ..Adamax::pytorch() }.into()),
-        ("torch_rmsprop", RmsProp::pytorch().into()),
-        ("torch_rmsprop_centered", centered(0.01, RmsProp::pytorch()).into()),
-        ("torch_adagrad", Adagrad { learning_rate: 0.1, ..Adagrad::pytorch() }.into()),
+        ("torch_amsgrad", Adam { amsgrad: true, ..adam().learning_rate(0.01) }.into()),
+        ("torch_nadam", Nadam { learning_rate: 0.005, ..Nadam::pytorch() }.into()),
+        ("torch_adamax", Adamax { learning_rate: 0.005, ..Adamax::pytorch() }.into()),
+        ("torch_rmsprop", RmsProp { learning_rate: 0.002, ..RmsProp::pytorch() }.into()),
+        ("torch_rmsprop_centered", centered(0.002, RmsProp::pytorch()).into()),
+        ("torch_adagrad", Adagrad { learning_rate: 0.03, ..Adagrad::pytorch() }.into()),
         ("torch_adagrad_decay", decayed.into()),
         ("torch_adadelta", Adadelta::pytorch().into()),
         ("torch_asgd_average", asgd.into()),
@@ -80,14 +81,14 @@ fn all() -> Vec<(&'static str, Optimizer)> {
         ("torch_accumulate", Optimizer::from(adam()).accumulate(3)),
         ("keras_sgd_momentum", keras_sgd(0.9, false).into()),
         ("keras_sgd_nesterov", keras_sgd(0.9, true).into()),
-        ("keras_adam", Adam::default().learning_rate(0.02).into()),
-        ("keras_amsgrad", Adam { amsgrad: true, ..Adam::default().learning_rate(0.05) }.into()),
-        ("keras_adamw", AdamW { adam: Adam::default().learning_rate(0.02), weight_decay: 0.1 }.into()),
-        ("keras_nadam", Nadam { learning_rate: 0.02, ..Nadam::default() }.into()),
-        ("keras_adamax", Adamax { learning_rate: 0.02, ..Adamax::default() }.into()),
+        ("keras_adam", Adam::default().learning_rate(0.005).into()),
+        ("keras_amsgrad", Adam { amsgrad: true, ..Adam::default().learning_rate(0.01) }.into()),
+        ("keras_adamw", AdamW { adam: Adam::default().learning_rate(0.005), weight_decay: 0.1 }.into()),
+        ("keras_nadam", Nadam { learning_rate: 0.005, ..Nadam::default() }.into()),
+        ("keras_adamax", Adamax { learning_rate: 0.005, ..Adamax::default() }.into()),
         ("keras_rmsprop", RmsProp { learning_rate: 0.002, ..RmsProp::default() }.into()),
         ("keras_rmsprop_centered", centered(0.002, RmsProp::default()).into()),
-        ("keras_adagrad", Adagrad { learning_rate: 0.1, ..Adagrad::default() }.into()),
+        ("keras_adagrad", Adagrad { learning_rate: 0.03, ..Adagrad::default() }.into()),
         ("keras_adadelta", Adadelta { learning_rate: 1.0, ..Adadelta::default() }.into()),
         ("keras_lion", Lion { learning_rate: 0.01, ..Lion::default() }.into()),
         (

@@ -1,4 +1,4 @@
-//! Labelled text from CSV and TSV files.
+//! Labelled texts from CSV and TSV files, and texts of labelled words.
 
 use crate::error::{Error, Result};
 use csv::{ReaderBuilder, StringRecord};
@@ -108,6 +108,70 @@ impl Labelled {
     }
 }
 
+/// Texts whose words have labels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tagged {
+    /// The words of each text.
+    pub words: Vec<Vec<String>>,
+    /// A label for each word.
+    pub labels: Vec<Vec<String>>,
+}
+
+impl Tagged {
+    /// Reads a file of a word and its label on each line (the first and the last of what tabs, or else spaces, separate), with an
+    /// empty line between texts, as CoNLL's files are. Lines that begin with `#` and a space, and CoNLL-2003's `-DOCSTART-`, are
+    /// passed over.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let (mut read, mut words, mut labels) = (Self::default(), Vec::new(), Vec::new());
+        for (number, line) in text.lines().chain([""]).enumerate() {
+            if line.trim().is_empty() {
+                if !words.is_empty() {
+                    read.words.push(std::mem::take(&mut words));
+                    read.labels.push(std::mem::take(&mut labels));
+                }
+                continue;
+            }
+            if line.starts_with("# ") || line.starts_with("-DOCSTART-") {
+                continue;
+            }
+            let fields: Vec<&str> =
+                if line.contains('\t') { line.split('\t').collect() } else { line.split_whitespace().collect() };
+            match (fields.first().map(|f| f.trim()), fields.last().map(|f| f.trim()), fields.len()) {
+                (Some(word), Some(label), 2..) if !word.is_empty() && !word.contains(char::is_whitespace) => {
+                    words.push(word.to_string());
+                    labels.push(label.to_string());
+                }
+                _ => {
+                    let message = format!("line {}: expected a word and a label, got `{line}`", number + 1);
+                    return Err(Error::file(path, message));
+                }
+            }
+        }
+        match read.words.is_empty() {
+            true => Err(Error::file(path, "expected lines of a word and a label, got none")),
+            false => Ok(read),
+        }
+    }
+
+    /// How many texts there are.
+    pub fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The texts `order`.
+    #[must_use]
+    pub fn take(&self, order: &[usize]) -> Self {
+        let of = |all: &[Vec<String>]| order.iter().map(|&row| all[row].clone()).collect();
+        Self { words: of(&self.words), labels: of(&self.labels) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +197,28 @@ mod tests {
         assert_eq!(read("a.csv", odd, &columns).unwrap(), wanted);
         let columns = Columns { text: Some("3".into()), label: Some("1".into()) };
         assert_eq!(read("a.csv", odd, &columns).unwrap().len(), 3, "numbers say nothing of a header");
+    }
+
+    #[test]
+    fn labelled_words_are_read_text_by_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("words.txt");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Tagged::read(&path)
+        };
+        let words = |all: &[&str]| all.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+        let wanted = Tagged {
+            words: vec![words(&["EU", "rejects"]), words(&["#", "Peter"])],
+            labels: vec![words(&["B-ORG", "O"]), words(&["O", "B-PER"])],
+        };
+        assert_eq!(
+            read("-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\n\n#\tO\nPeter\tB-PER").unwrap(),
+            wanted
+        );
+        assert_eq!(read("# text 1\nEU\tB-ORG\nrejects\tO\n\n# O\n#\tO\nPeter B-PER\n").unwrap(), wanted);
+        assert!(read("EU B-ORG\nrejects\n").unwrap_err().to_string().contains("line 2"));
+        assert!(read("\n\n").unwrap_err().to_string().contains("got none"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod text;
 pub mod vocabulary;
 
 pub use crate::scheduler::sampler::{Batching, Cost, Sampler};
-pub use labelled::{Columns, Labelled};
+pub use labelled::{Columns, Labelled, Tagged};
 pub use series::{AIR_PASSENGERS, Scaler, windows};
 pub use table::Table;
 pub use text::{Corpus, read_corpus, split};

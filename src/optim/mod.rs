@@ -7,11 +7,15 @@
 mod average;
 mod clipping;
 mod constraint;
+mod course;
+mod decay;
 mod rules;
 mod schedule;
 
 pub use average::Average;
 pub use clipping::{Clipping, clip_factor};
+pub use course::Course;
+pub use decay::WeightDecay;
 pub use rules::{Adadelta, Adagrad, Adam, AdamW, Adamax, AveragedSgd, Convention, Lion, Nadam, RmsProp, Rule, Sgd};
 pub use schedule::{Plateau, Schedule, Waiting};
 
@@ -21,35 +25,6 @@ use crate::params::{ParameterSpec, Tensor};
 use average::AVERAGE;
 use rules::{Slot, not_negative, positive};
 use serde::{Deserialize, Serialize};
-
-/// A pull of parameters to zero. Parameters whose names contain one of `exclude` are spared.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct WeightDecay {
-    /// At least 0.
-    pub rate: f64,
-    /// Whether each step does w -= lr · rate · w (AdamW's, and Keras's everywhere), rather than adding rate · w to the
-    /// gradient after it was clipped (PyTorch's, for all but AdamW).
-    pub decoupled: bool,
-    /// For example `bias`.
-    #[serde(default)]
-    pub exclude: Vec<String>,
-}
-
-impl WeightDecay {
-    /// That of AdamW and Keras.
-    pub fn decoupled(rate: f64) -> Self {
-        Self { rate, decoupled: true, exclude: Vec::new() }
-    }
-
-    /// A penalty of rate/2 Σ w², as PyTorch's optimisers have it.
-    pub fn l2(rate: f64) -> Self {
-        Self { rate, decoupled: false, exclude: Vec::new() }
-    }
-
-    fn of(&self, parameter: &str) -> Option<&Self> {
-        (self.rate > 0.0 && !self.exclude.iter().any(|part| parameter.contains(part.as_str()))).then_some(self)
-    }
-}
 
 /// How parameters change by their gradients: a [`Rule`] such as [`Adam`], and what is done around it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,32 +88,6 @@ from_rules!(Sgd AveragedSgd Adam Nadam Adamax Lion RmsProp Adagrad Adadelta);
 impl From<AdamW> for Optimizer {
     fn from(AdamW { adam, weight_decay }: AdamW) -> Self {
         Self { weight_decay: WeightDecay::decoupled(weight_decay), ..adam.into() }
-    }
-}
-
-/// Where training stands: what scalars and schedules follow from, kept with an optimiser's slots.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Course {
-    /// Batches trained on.
-    pub step: u32,
-    /// Epochs done.
-    #[serde(default)]
-    pub epoch: u32,
-    /// Of a [`Plateau`].
-    #[serde(default)]
-    pub waiting: Waiting,
-    /// When a triggered average began, in steps of the optimiser.
-    #[serde(default)]
-    pub averaged_since: Option<u32>,
-    /// Losses of validation that a trigger looks back to.
-    #[serde(default)]
-    losses: Vec<f32>,
-}
-
-impl Course {
-    /// After `step` batches of the first epoch.
-    pub fn at(step: u32) -> Self {
-        Self { step, ..Self::default() }
     }
 }
 
@@ -251,21 +200,6 @@ impl Optimizer {
         match self.accumulation {
             0 => Err(Error::argument("optimizer: gradients of at least 1 batch make a step, got 0")),
             _ => Ok(()),
-        }
-    }
-
-    /// Tells the schedule how an epoch ended; of validation, where there is any. `course` counts that epoch as done.
-    pub fn observe(&self, course: &mut Course, loss: f32) {
-        if let Some(plateau) = &self.plateau {
-            plateau.observe(&mut course.waiting, loss);
-        }
-        if let Some(Average::Triggered { interval }) = self.average {
-            let before = course.losses.len().saturating_sub(interval as usize);
-            let best = course.losses[..before].iter().copied().reduce(f32::min);
-            if course.averaged_since.is_none() && best.is_some_and(|best| loss > best) {
-                course.averaged_since = Some(course.step / self.accumulation);
-            }
-            course.losses.push(loss);
         }
     }
 
@@ -493,19 +427,5 @@ mod tests {
         ];
         refused.iter().for_each(|o| assert!(o.validate().is_err(), "{o:?}"));
         assert!(sgd().validate().is_ok());
-    }
-
-    #[test]
-    fn an_average_is_triggered_by_a_loss_that_rises_over_an_interval() {
-        let optimizer = Optimizer::from(Sgd::default()).average(Average::Triggered { interval: 2 });
-        let mut course = Course::default();
-        for (epoch, loss) in [3.0, 2.0, 1.0, 1.5, 1.6, 1.2].into_iter().enumerate() {
-            course.step += 10;
-            optimizer.observe(&mut course, loss);
-            // At the sixth, the best of two epochs ago and before was 1.0.
-            assert_eq!(course.averaged_since, (epoch >= 5).then_some(60), "{epoch}");
-        }
-        assert_eq!(Average::Triggered { interval: 2 }.rate(62.0, course.averaged_since).1, 1.0);
-        assert_eq!(Average::Triggered { interval: 2 }.rate(64.0, course.averaged_since).1, 1.0 / 3.0);
     }
 }

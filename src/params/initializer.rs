@@ -2,7 +2,7 @@
 
 use super::admit;
 use super::random::Random;
-use crate::config::GATE_F;
+use crate::config::{GATE_F, GATE_I};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,9 @@ pub enum Initializer {
     /// Zero but for the forget gate's block, which is this (Gers et al. 2000; Jozefowicz et al. 2015); with 1 Keras's
     /// `unit_forget_bias`. Biases of LSTMs only.
     ForgetBias(f32),
+    /// For dependencies over up to so many steps: the forget gate's block is ln u, u uniform from 1 to one less, the input gate's
+    /// its negative, the rest zero (Tallec and Ollivier 2018). Biases of LSTMs only.
+    Chrono(f32),
 }
 
 /// The standard deviation of a normal variable of deviation 1 that is cut off at 2.
@@ -54,6 +57,9 @@ impl Initializer {
                 if !v.is_finite() =>
             {
                 Err(Error::argument(format!("initializer: expected a finite number, got {v}")))
+            }
+            Self::Chrono(steps) if !(steps > 2.0 && steps.is_finite()) => {
+                Err(Error::argument(format!("initializer: expected more than 2 steps, got {steps}")))
             }
             _ => Ok(()),
         }
@@ -86,6 +92,15 @@ impl Initializer {
             Self::ForgetBias(value) => {
                 let hidden = count / 4;
                 (0..count).map(|i| if hidden > 0 && i / hidden == GATE_F { value } else { 0.0 }).collect()
+            }
+            Self::Chrono(steps) => {
+                let hidden = count / 4;
+                let mut values = vec![0.0; count];
+                for unit in 0..hidden {
+                    let forget = (1.0 + random.uniform() * (f64::from(steps) - 2.0)).ln() as f32;
+                    (values[GATE_F * hidden + unit], values[GATE_I * hidden + unit]) = (forget, -forget);
+                }
+                values
             }
         })
     }
@@ -151,6 +166,11 @@ mod tests {
         let w = Initializer::GlorotUniform.values(&[4, 8], 1, 0).unwrap();
         assert!(w.iter().all(|x| x.abs() <= 0.5f32.sqrt()) && w.iter().any(|x| x.abs() > 0.3));
         assert_eq!(Initializer::ForgetBias(1.0).values(&[8], 0, 0).unwrap(), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        let chrono = Initializer::Chrono(100.0).values(&[400], 0, 0).unwrap();
+        assert!((0..100).all(|u| chrono[u] == -chrono[100 + u] && chrono[200 + u] == 0.0 && chrono[300 + u] == 0.0));
+        let forget = &chrono[100..200];
+        assert!(forget.iter().all(|f| (0.0..=99.0f32.ln()).contains(f)) && forget.iter().any(|f| *f > 4.3));
+        assert!(Initializer::Chrono(2.0).validate().is_err());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! character language models, and [`Model`], which runs any network.
 
 mod callbacks;
-mod classifier;
 mod compile;
 mod dataset;
 mod fit;
@@ -24,12 +23,12 @@ mod scaling;
 mod step;
 mod text;
 mod trainer;
+mod words;
 
 pub use crate::scheduler::{Batching, Cost};
 pub use callbacks::{
     Backup, Better, Callback, Checkpoint, CsvLog, EarlyStopping, Saved, TerminateOnNan, Training, Watched,
 };
-pub use classifier::{Classifier, ClassifierConfig, Report};
 pub use fit::{Epoch, Evaluate, Fit, History, Scores};
 pub use forecaster::{Backtest, Errors, Forecast, Forecaster, ForecasterConfig, Parts, season_of};
 pub use generate::Generator;
@@ -39,6 +38,8 @@ pub use model::{Model, Named};
 pub use plan::plan;
 pub use runs::{EventWriter, Record, Records, Run, plot as plot_runs};
 pub use trainer::{Progress, TrainOptions, Trainer};
+
+pub use words::{Classifier, Report, Tagger, WordsConfig};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};

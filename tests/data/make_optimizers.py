@@ -64,10 +64,10 @@ def accumulated(w, step, optimizer):
 T, K = torch.optim, keras.optimizers
 torch_made = dict(
     sgd=lambda p: T.SGD(p, 0.05), sgd_momentum=lambda p: T.SGD(p, 0.02, momentum=0.9), sgd_nesterov=lambda p: T.SGD(p, 0.02, momentum=0.9, nesterov=True),
-    sgd_decay=lambda p: T.SGD(p, 0.05, momentum=0.5, weight_decay=0.1), adam=lambda p: T.Adam(p, 0.02), adam_l2=lambda p: T.Adam(p, 0.02, weight_decay=0.1),
-    adamw=lambda p: T.AdamW(p, 0.02, weight_decay=0.1), amsgrad=lambda p: T.Adam(p, 0.05, amsgrad=True), nadam=lambda p: T.NAdam(p, 0.02),
-    adamax=lambda p: T.Adamax(p, 0.02), rmsprop=lambda p: T.RMSprop(p, 0.01), rmsprop_centered=lambda p: T.RMSprop(p, 0.01, momentum=0.5, centered=True),
-    adagrad=lambda p: T.Adagrad(p, 0.1), adagrad_decay=lambda p: T.Adagrad(p, 0.1, lr_decay=0.1, initial_accumulator_value=0.2), adadelta=lambda p: T.Adadelta(p, 1.0),
+    sgd_decay=lambda p: T.SGD(p, 0.05, momentum=0.5, weight_decay=0.1), adam=lambda p: T.Adam(p, 0.005), adam_l2=lambda p: T.Adam(p, 0.005, weight_decay=0.1),
+    adamw=lambda p: T.AdamW(p, 0.005, weight_decay=0.1), amsgrad=lambda p: T.Adam(p, 0.01, amsgrad=True), nadam=lambda p: T.NAdam(p, 0.005),
+    adamax=lambda p: T.Adamax(p, 0.005), rmsprop=lambda p: T.RMSprop(p, 0.002), rmsprop_centered=lambda p: T.RMSprop(p, 0.002, momentum=0.5, centered=True),
+    adagrad=lambda p: T.Adagrad(p, 0.03), adagrad_decay=lambda p: T.Adagrad(p, 0.03, lr_decay=0.1, initial_accumulator_value=0.2), adadelta=lambda p: T.Adadelta(p, 1.0),
 )
 optimizers = {f"torch_{name}": by_torch(make)[0] for name, make in torch_made.items()}
 w, asgd = by_torch(lambda p: T.ASGD(p, 0.1, lambd=0.01, t0=20))
@@ -76,9 +76,9 @@ optimizers["torch_clip_value"] = by_torch(torch_made["sgd"], clipped("value", 0.
 optimizers["torch_clip_norm"] = by_torch(torch_made["adam"], clipped("norm", 0.1))[0]
 optimizers["torch_accumulate"] = by_torch(torch_made["adam"], accumulated)[0]
 keras_made = dict(
-    sgd_momentum=K.SGD(0.02, momentum=0.9), sgd_nesterov=K.SGD(0.02, momentum=0.9, nesterov=True), adam=K.Adam(0.02), amsgrad=K.Adam(0.05, amsgrad=True),
-    adamw=K.AdamW(0.02, weight_decay=0.1), nadam=K.Nadam(0.02), adamax=K.Adamax(0.02), rmsprop=K.RMSprop(0.002), rmsprop_centered=K.RMSprop(0.002, momentum=0.5, centered=True),
-    adagrad=K.Adagrad(0.1), adadelta=K.Adadelta(1.0), lion=K.Lion(0.01), lion_decay=K.Lion(0.01, weight_decay=0.1), clip_value=K.SGD(0.05, clipvalue=0.05),
+    sgd_momentum=K.SGD(0.02, momentum=0.9), sgd_nesterov=K.SGD(0.02, momentum=0.9, nesterov=True), adam=K.Adam(0.005), amsgrad=K.Adam(0.01, amsgrad=True),
+    adamw=K.AdamW(0.005, weight_decay=0.1), nadam=K.Nadam(0.005), adamax=K.Adamax(0.005), rmsprop=K.RMSprop(0.002), rmsprop_centered=K.RMSprop(0.002, momentum=0.5, centered=True),
+    adagrad=K.Adagrad(0.03), adadelta=K.Adadelta(1.0), lion=K.Lion(0.01), lion_decay=K.Lion(0.01, weight_decay=0.1), clip_value=K.SGD(0.05, clipvalue=0.05),
     clip_norm=K.SGD(0.05, clipnorm=0.1), ema=K.SGD(0.05, use_ema=True, ema_momentum=0.9), schedule=K.SGD(K.schedules.CosineDecay(0.1, 40, alpha=0.1), momentum=0.9),
 )
 optimizers |= {f"keras_{name}": by_keras(made) for name, made in keras_made.items()}

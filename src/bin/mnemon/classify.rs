@@ -2,17 +2,13 @@
 
 use crate::options::DeviceOptions;
 use crate::output::say;
+use crate::words::WordsOptions;
 use clap::Args;
-use mnemon::data::{Batching, Columns, Labelled};
+use mnemon::data::{Columns, Labelled};
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
-use mnemon::optim::Adam;
-use mnemon::params::random::Random;
-use mnemon::train::{
-    Callback, Classifier, ClassifierConfig, EarlyStopping, Epoch, Fit, Metric, Run, Training, Watched,
-};
+use mnemon::train::Classifier;
 use std::io::BufRead;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -57,63 +53,11 @@ pub struct Arguments {
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
 
-    /// Stacked layers
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    layers: usize,
-
-    /// Units of each layer in each direction
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    hidden: usize,
-
-    /// Values that stand for a word
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    embedding: usize,
-
-    /// Probability with which dropout drops a value, in [0, 1)
-    #[arg(long, value_name = "RATE", default_value_t = 0.5)]
-    dropout: f32,
-
-    /// Words that the training texts have less often become one
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    least: usize,
-
-    /// Times to read the texts
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    epochs: usize,
-
-    /// Texts a step
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    batch: usize,
-
-    /// Learning rate of Adam
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
-    learning_rate: f64,
-
-    /// Seed of all random numbers
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-
-    /// The folder of this training's records [default: runs/NAME beside the model, NAME-2 and so on]
-    #[arg(long, value_name = "FOLDER")]
-    run: Option<PathBuf>,
+    #[command(flatten)]
+    words: WordsOptions,
 
     #[command(flatten)]
     device: DeviceOptions,
-}
-
-/// The share of texts that validation takes where there are no others.
-const HELD_OUT: usize = 10;
-
-/// A line an epoch.
-struct Shown(usize);
-
-impl Callback for Shown {
-    fn on_epoch_end(&mut self, _: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
-        let values = epoch.values().into_iter().filter(|v| v.0 != "learning_rate" && v.0 != "seconds");
-        let values: Vec<String> = values.map(|(name, value)| format!("{name} {value:.4}")).collect();
-        eprintln!("epoch {}/{} {} {:.1} s", epoch.epoch, self.0, values.join(" "), epoch.seconds);
-        Ok(ControlFlow::Continue(()))
-    }
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -149,41 +93,18 @@ fn train_on(
     dev: Option<Labelled>,
     output: &Path,
 ) -> Result<Classifier> {
+    let options = &arguments.words;
     let (texts, dev) = match dev {
         Some(dev) => (all, dev),
         None => {
-            let order = Random::new(arguments.seed, 1).permutation(all.len());
-            let held = (all.len() / HELD_OUT).max(1).min(all.len() - 1);
-            (all.take(&order[held..]), all.take(&order[..held]))
+            let (texts, held) = options.hold_out(all.len());
+            (all.take(&texts), all.take(&held))
         }
     };
-    let config = ClassifierConfig {
-        layers: arguments.layers,
-        hidden: arguments.hidden,
-        embedding: arguments.embedding,
-        dropout: arguments.dropout,
-        least: arguments.least,
-        seed: arguments.seed,
-    };
-    let mut classifier = Classifier::new(device, &config, &texts)?;
-    let (words, labels) = (classifier.words(), classifier.labels().len());
-    eprintln!("{} texts to train on, {} to validate, {words} words, {labels} labels", texts.len(), dev.len());
-    let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let next = Run::named(&output.with_file_name("runs"), &name).1;
-    let mut run = Run::create(arguments.run.as_ref().unwrap_or(&next), &config, arguments.seed, device)?;
-    eprintln!("records are in {}", run.folder().display());
-    let fit = Fit {
-        epochs: arguments.epochs,
-        batch_size: arguments.batch,
-        batching: Batching::Sorted { batches: 50 },
-        metrics: vec![Metric::Accuracy],
-        seed: arguments.seed,
-        ..Fit::default()
-    };
-    let mut best = EarlyStopping::new(Watched::higher("val_accuracy"), usize::MAX).restore_best(true);
-    let mut shown = Shown(arguments.epochs);
-    let adam = Adam::pytorch().learning_rate(arguments.learning_rate);
-    classifier.fit(adam, &texts, Some(&dev), &fit, &mut [&mut shown, &mut best, &mut run])?;
+    let mut classifier = Classifier::new(device, &options.config(), &texts)?;
+    options.introduce((texts.len(), dev.len()), classifier.words(), classifier.labels().len());
+    let (adam, mut training) = options.training(output, device)?;
+    classifier.fit(adam, &texts, Some(&dev), &options.fit(), &mut training.callbacks())?;
     say!("{}", classifier.report(&dev)?);
     classifier.save(output)?;
     Ok(classifier)

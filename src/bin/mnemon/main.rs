@@ -21,9 +21,11 @@ mod serve;
 #[cfg(feature = "gpu")]
 mod shaders;
 mod summary;
+mod tag;
 mod train;
 mod tune;
 mod verify;
+mod words;
 
 use clap::{Parser, Subcommand};
 use mnemon::error::{Error, ErrorKind, Result};
@@ -47,6 +49,7 @@ enum Command {
     Devices(devices::Arguments),
     Train(train::Arguments),
     Classify(classify::Arguments),
+    Tag(tag::Arguments),
     Evaluate(evaluate::Arguments),
     Forecast(forecast::Arguments),
     Generate(generate::Arguments),
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Devices(a) => devices::run(&a),
         Command::Train(a) => train::run(&a),
         Command::Classify(a) => classify::run(&a),
+        Command::Tag(a) => tag::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
         Command::Forecast(a) => forecast::run(&a),
         Command::Generate(a) => generate::run(&a),

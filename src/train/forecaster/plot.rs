@@ -64,8 +64,11 @@ impl Forecaster {
             .map_err(drawing)?;
         let moment = |x: &f64| {
             let row = *x as usize;
-            let named = table.moments.as_ref().and_then(|m| m.get(row.saturating_sub(1)));
-            named.cloned().unwrap_or_else(|| format!("{row}"))
+            match (row > rows, &table.moments) {
+                (true, _) => format!("+{}", row - rows),
+                (false, Some(moments)) => moments.get(row.saturating_sub(1)).cloned().unwrap_or_default(),
+                (false, None) => format!("{row}"),
+            }
         };
         chart
             .configure_mesh()

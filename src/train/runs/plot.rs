@@ -88,7 +88,8 @@ fn panel(area: &Area<'_>, quantity: &str, curves: &[Curve]) -> Result<()> {
         (low, high)
     };
     let ((first, last), (low, high)) = (range(|p| p.0), range(|p| p.1));
-    let margin = if high > low { 0.05 * (high - low) } else { (0.05 * high.abs()).max(1e-9) };
+    // What is always the same is in the middle.
+    let margin = if high > low { 0.05 * (high - low) } else { (0.5 * high.abs()).max(1e-9) };
     let title = quantity.replace('_', " ");
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 18))
