@@ -103,7 +103,7 @@ fn words_and_bytes_are_learnt_and_texts_evaluated() {
     assert!(out.starts_with("the ") && out.contains("\nthe ") && !out.contains("  "), "{out}");
     ok(&folder, &format!("train story.txt {SMALL} --level bytes --epochs 1 --output b.safetensors"));
     let (out, _) = ok(&folder, "evaluate --model b.safetensors test.txt");
-    assert!(out.contains("22 bytes predicted") && out.contains("bits per character"), "{out}");
+    assert!(out.contains("22 bytes predicted") && out.contains("bits per byte"), "{out}");
     refused(&folder, "train story.txt --level words --tied --hidden 8 --embedding 9", 2, "tied");
     refused(&folder, "evaluate --model none.safetensors test.txt", 1, "none.safetensors");
     std::fs::remove_dir_all(&folder).unwrap();
@@ -140,6 +140,11 @@ fn classifiers_learn_labels_and_say_them() {
     std::fs::write(folder.join("one.tsv"), "a film\tpos\nb film\tpos\n").unwrap();
     refused(&folder, "classify one.tsv --output d.safetensors", 1, "at least two labels");
     refused(&folder, "classify", 2, "--model");
+    refused(&folder, "classify --model c.safetensors --epochs 3", 2, "--epochs");
+    // A label of one text alone is learnt, whatever the lot.
+    std::fs::write(folder.join("rare.tsv"), format!("{}odd one\trare\n", rows(20))).unwrap();
+    let (_, err) = ok(&folder, &format!("classify rare.tsv --output r.safetensors {sizes}"));
+    assert!(err.contains("3 labels"), "{err}");
     refused(&folder, "classify --model runs/c/config.json", 1, "config.json");
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -189,6 +194,10 @@ fn series_are_forecast_better_than_by_their_last_value() {
     assert!(last[0] == 6.0 && last[2] < last[1] && last[1] < last[3] && (300.0..800.0).contains(&last[1]), "{last:?}");
     let svg = std::fs::read_to_string(folder.join("air.svg")).unwrap();
     assert!(svg.contains("80 % interval") && svg.contains("1960") && folder.join("air.safetensors").is_file());
+    refused(&folder, "forecast series.csv --output series", 2, "would be written over");
+    refused(&folder, "forecast series.csv --level 1.5", 2, "1.5");
+    refused(&folder, "forecast series.csv --season 200", 2, "a season must have");
+    refused(&folder, "forecast series.csv --steps 1", 2, "steps must be at least 2");
     refused(&folder, "forecast series.csv --horizon 60", 1, "144 for training");
     refused(&folder, "forecast missing.csv", 1, "missing.csv");
     refused(&folder, "forecast series.csv --column none", 2, "no column `none`");

@@ -47,7 +47,7 @@ impl Labelled {
         };
         let usual = |fields: &StringRecord| {
             let any = |names: &[&str]| fields.iter().any(|f| names.contains(&f.trim().to_lowercase().as_str()));
-            fields.len() >= 2 && any(&TEXTS) && any(&LABELS)
+            fields.len() >= 2 && (any(&TEXTS) || any(&LABELS))
         };
         let (header, rows) = rows(path, |fields| fields.iter().any(named) || usual(fields))?;
         let place = |asked: &Option<String>, usual: &[&str], otherwise: Option<usize>| -> Result<Option<usize>> {
@@ -66,12 +66,17 @@ impl Labelled {
         let text = place(&columns.text, &TEXTS, Some(0))?;
         let label = place(&columns.label, &LABELS, None)?;
         let mut read = Self::default();
+        let width = header.as_ref().or(rows.first()).map_or(0, StringRecord::len);
         for (number, row) in rows.iter().enumerate() {
             let line = number + 1 + usize::from(header.is_some());
+            if row.len() != width {
+                let message = format!("row {line}: expected {width} fields as in the first row, got {}", row.len());
+                return Err(Error::file(path, message));
+            }
             let label = label.or(row.len().checked_sub(1));
             let field = |at: Option<usize>| at.and_then(|at| row.get(at));
             match (field(text), field(label)) {
-                (Some(text_of), Some(label_of)) if label != text => {
+                (Some(text_of), Some(label_of)) if label != text && !label_of.trim().is_empty() => {
                     read.texts.push(text_of.to_string());
                     read.labels.push(label_of.trim().to_string());
                 }
@@ -123,6 +128,7 @@ impl Tagged {
     /// passed over.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let text = text.trim_start_matches('\u{feff}');
         let (mut read, mut words, mut labels) = (Self::default(), Vec::new(), Vec::new());
         for (number, line) in text.lines().chain([""]).enumerate() {
             if line.trim().is_empty() {
@@ -138,7 +144,9 @@ impl Tagged {
             let fields: Vec<&str> =
                 if line.contains('\t') { line.split('\t').collect() } else { line.split_whitespace().collect() };
             match (fields.first().map(|f| f.trim()), fields.last().map(|f| f.trim()), fields.len()) {
-                (Some(word), Some(label), 2..) if !word.is_empty() && !word.contains(char::is_whitespace) => {
+                (Some(word), Some(label), 2..)
+                    if !word.is_empty() && !label.is_empty() && !word.contains(char::is_whitespace) =>
+                {
                     words.push(word.to_string());
                     labels.push(label.to_string());
                 }
@@ -192,6 +200,7 @@ mod tests {
         assert_eq!(read("a.csv", "\"good , \"\"really\"\"\",1\nbad,0\n", &plain).unwrap(), wanted);
         let header = "id,Sentiment,Review\n7,1,\"good , \"\"really\"\"\"\n8,0,bad\n";
         assert_eq!(read("a.csv", header, &plain).unwrap(), wanted);
+        assert_eq!(read("a.csv", "comment,label\n\"good , \"\"really\"\"\",1\nbad,0\n", &plain).unwrap(), wanted);
         let odd = "stars,id,said\n1,7,\"good , \"\"really\"\"\"\n0,8,bad\n";
         let columns = Columns { text: Some("said".into()), label: Some("stars".into()) };
         assert_eq!(read("a.csv", odd, &columns).unwrap(), wanted);
@@ -224,7 +233,8 @@ mod tests {
     #[test]
     fn what_is_no_labelled_text_is_refused_by_row() {
         let plain = Columns::default();
-        for (text, wanted) in [("", "got none"), ("a\t1\nb\n", "row 2"), ("only\n", "row 1")] {
+        for (text, wanted) in [("", "got none"), ("a\t1\nb\n", "row 2"), ("only\n", "row 1"), ("a\t1\nb\t \n", "row 2")]
+        {
             let error = read("a.tsv", text, &plain).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
         }

@@ -11,7 +11,7 @@ pub struct Table {
     pub names: Vec<String>,
     /// Each column's values.
     pub columns: Vec<Vec<f32>>,
-    /// How many values of each column were missing, and were put between their neighbours.
+    /// How many values of each column were missing, and are as the last before them.
     pub filled: Vec<usize>,
     /// What the file has beside each row in its first column that is no number, for example a date.
     pub moments: Option<Vec<String>>,
@@ -20,14 +20,26 @@ pub struct Table {
 /// What stands for a value that is missing.
 const MISSING: [&str; 8] = ["", "na", "n/a", "nan", "null", "none", "?", "-"];
 
-/// A field that says a number, or that there is none; nothing where it says something else.
-fn number(field: &str) -> Option<Option<f32>> {
+/// A field that says a number, or that there is none; nothing where it says something else. Where fields are not separated by
+/// commas, one comma without a point is decimal; else commas stand before each three digits of the whole part.
+fn number(field: &str, decimal_comma: bool) -> Option<Option<f32>> {
     let field = field.trim();
     if MISSING.contains(&field.to_lowercase().as_str()) {
         return Some(None);
     }
-    // Thousands as 1,234.5 in quotes.
-    let plain = field.replace(',', "");
+    let plain = match field.matches(',').count() {
+        0 => field.to_string(),
+        1 if decimal_comma && !field.contains('.') => field.replace(',', "."),
+        _ => {
+            let (whole, _) = field.split_once('.').unwrap_or((field, ""));
+            let mut groups = whole.trim_start_matches('-').split(',');
+            let first = groups.next().is_some_and(|g| (1..=3).contains(&g.len()));
+            if !first || !groups.all(|g| g.len() == 3) || field.rfind(',') > field.find('.').or(Some(usize::MAX)) {
+                return None;
+            }
+            field.replace(',', "")
+        }
+    };
     plain.parse::<f32>().ok().filter(|v| v.is_finite()).map(Some)
 }
 
@@ -41,8 +53,8 @@ fn separator(line: &str) -> u8 {
 
 impl Table {
     /// Reads the columns called `wanted`, or all that hold numbers. Lines that begin with `#` and empty ones are passed over;
-    /// the separator is found from the first line, and so is whether it is a header. Missing values inside a column are put on a
-    /// line between their neighbours, those at its ends are like the next one.
+    /// the separator is found from the first line, and so is whether it is a header. Missing values are as the last before them, those
+    /// at the beginning as the first.
     pub fn read(path: &Path, wanted: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
         let text = text.trim_start_matches('\u{feff}');
@@ -52,10 +64,19 @@ impl Table {
         let rows = reader.from_reader(text.as_bytes()).into_records().collect::<std::result::Result<Vec<_>, _>>();
         let mut rows = rows.map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
         rows.retain(|row| row.iter().any(|field| !field.is_empty()));
-        Self::of(&rows, wanted).map_err(|e| e.within(path.display()))
+        let width = rows.first().map_or(0, StringRecord::len);
+        if let Some((at, row)) = rows.iter().enumerate().find(|(_, row)| row.len() > width) {
+            let got = row.len();
+            return Err(Error::file(
+                path,
+                format!("row {}: expected {width} fields as in the first, got {got}", at + 1),
+            ));
+        }
+        Self::of(&rows, wanted, separator(first) != b',').map_err(|e| e.within(path.display()))
     }
 
-    fn of(rows: &[StringRecord], wanted: &[String]) -> Result<Self> {
+    fn of(rows: &[StringRecord], wanted: &[String], decimal_comma: bool) -> Result<Self> {
+        let number = |field: &str| number(field, decimal_comma);
         let width = rows.first().map_or(0, StringRecord::len);
         // A header says something else than a number over a column of numbers.
         let second = rows.get(1);
@@ -115,20 +136,15 @@ impl Table {
     }
 }
 
-/// Values with those that are missing on lines between their neighbours; none where all are missing.
+/// Values with those that are missing like the last before them, for nothing may be known before its time; none where all are
+/// missing.
 fn fill(values: &[Option<f32>]) -> Option<Vec<f32>> {
-    let known: Vec<(usize, f32)> = values.iter().enumerate().filter_map(|(at, v)| v.map(|v| (at, v))).collect();
-    let (&first, &last) = (known.first()?, known.last()?);
-    let between = |at: usize| {
-        let next = known.partition_point(|k| k.0 < at);
-        match (next.checked_sub(1).map(|n| known[n]), known.get(next)) {
-            (_, Some(&(there, v))) if there == at => v,
-            (Some((a, low)), Some(&(b, high))) => low + (high - low) * (at - a) as f32 / (b - a) as f32,
-            (None, _) => first.1,
-            (_, None) => last.1,
-        }
-    };
-    Some((0..values.len()).map(between).collect())
+    let mut last = values.iter().find_map(|v| *v)?;
+    let filled = values.iter().map(|value| {
+        last = value.unwrap_or(last);
+        last
+    });
+    Some(filled.collect())
 }
 
 #[cfg(test)]
@@ -144,7 +160,7 @@ mod tests {
 
     #[test]
     fn headers_separators_and_missing_values_are_understood() {
-        let wanted = [vec![1.0, 2.0, 3.0, 4.0], vec![10.0, 10.0, 20.0, 20.0]];
+        let wanted = [vec![1.0, 1.0, 3.0, 4.0], vec![10.0, 10.0, 20.0, 20.0]];
         for text in [
             "date,sales,\"price, net\"\n2020-01,1,\n2020-02,NA,10\n2020-03,3,20\n2020-04,4,n/a\n",
             "\u{feff}# from the till\nday;a;b\nmo;1;?\ntu;;10\n\nwe;3;20\nth;4;-\n",
@@ -162,6 +178,7 @@ mod tests {
         );
         assert_eq!(read("1\n2\n3\n", &[]).unwrap().names, ["column 1"]);
         assert_eq!(read("t\n\"1,234.5\"\n-2e3\n", &[]).unwrap().columns[0], [1234.5, -2000.0]);
+        assert_eq!(read("d;v\na;1,5\nb;12,25\n", &[]).unwrap().columns[0], [1.5, 12.25]);
         assert_eq!(read("x,y\n1,2\n3,4\n", &["2"]).unwrap().columns[0], [2.0, 4.0]);
     }
 
@@ -173,6 +190,8 @@ mod tests {
             ("a,b\n1,y\n2,w\n", &["b"], "row 1 of `b`: expected a number, got `y`"),
             ("a,b\n1,y\n2,w\n", &["c"], "no column `c`, only a, b"),
             ("a\n1\n", &[], "got 1 rows"),
+            ("v\n1,5\n2,5\n", &[], "row 2: expected 1 fields"),
+            ("v\n\"1,5\"\n\"2,5\"\n", &["v"], "expected a number, got `1,5`"),
             ("a,b\n1,\n2,\n", &["b"], "`b` has no number"),
         ] {
             let error = read(text, wanted).unwrap_err().to_string();

@@ -24,7 +24,7 @@ impl Clipping {
 }
 
 fn check(most: f32) -> Result<()> {
-    match most > 0.0 {
+    match most > 0.0 && most.is_finite() {
         true => Ok(()),
         false => Err(Error::argument(format!("clipping: the largest gradient must be above 0, got {most}"))),
     }

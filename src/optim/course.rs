@@ -41,7 +41,8 @@ impl Optimizer {
             if course.averaged_since.is_none() && best.is_some_and(|best| loss > best) {
                 course.averaged_since = Some(course.step / self.accumulation);
             }
-            course.losses.push(loss);
+            // JSON knows no infinity.
+            course.losses.push(if loss.is_finite() { loss } else { f32::MAX });
         }
     }
 }

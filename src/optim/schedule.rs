@@ -228,7 +228,8 @@ impl Plateau {
     }
 
     pub(super) fn observe(&self, waiting: &mut Waiting, loss: f32) {
-        let better = waiting.best.is_none_or(|best| f64::from(loss) < f64::from(best) * (1.0 - self.threshold));
+        let below = |best: f32| f64::from(loss) < f64::from(best) * (1.0 - self.threshold);
+        let better = !loss.is_nan() && waiting.best.is_none_or(below);
         if better {
             waiting.best = Some(loss);
             waiting.epochs = 0;

@@ -3,13 +3,12 @@
 use super::Named;
 use super::fit::{Epoch, History};
 use super::learner::Learner;
+use super::monitor::{Monitor, not_finite};
 use super::save;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io;
 use crate::optim::Course;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +52,12 @@ impl<'a> Training<'a> {
     }
 
     /// Writes the model and the state of its training to one file, as `save` of the model does.
+    ///
+    /// Refuses where a step was not finite, which changed nothing since: what was saved before it stays.
     pub fn save(&mut self, path: &Path) -> Result<()> {
+        if let Some(bad) = Monitor::default().now_if_latched(self.learner.session()?)? {
+            return Err(not_finite(bad));
+        }
         io::save(path, &save::file(self.learner)?)
     }
 
@@ -129,23 +133,31 @@ impl Watched {
         Self { name: name.to_string(), better: Better::Higher }
     }
 
-    fn of(&self, epoch: &Epoch) -> Result<f64> {
-        epoch.value(&self.name).ok_or_else(|| {
-            let known: Vec<String> = epoch.values().into_iter().map(|v| v.0).collect();
-            Error::argument(format!("callback: an epoch has no `{}`, only {}", self.name, known.join(", ")))
-        })
+    /// Its value after an epoch; none where there was no validation to have one.
+    fn of(&self, epoch: &Epoch) -> Result<Option<f64>> {
+        if let Some(value) = epoch.value(&self.name) {
+            return Ok(Some(value));
+        }
+        if epoch.val_loss.is_none() && self.name.starts_with("val_") {
+            log::debug!("callback: there was no validation after epoch {}", epoch.epoch);
+            return Ok(None);
+        }
+        let known: Vec<String> = epoch.values().into_iter().map(|v| v.0).collect();
+        Err(Error::argument(format!("callback: an epoch has no `{}`, only {}", self.name, known.join(", "))))
     }
 
-    /// Whether `value` is better than `best` by more than `least`.
+    /// Whether `value` is better than `best` by more than `least`; what is not a number never is.
     fn improves(&self, value: f64, best: Option<f64>, least: f64) -> bool {
-        best.is_none_or(|best| match self.better {
-            Better::Lower => value < best - least,
-            Better::Higher => value > best + least,
-        })
+        !value.is_nan()
+            && best.is_none_or(|best| match self.better {
+                Better::Lower => value < best - least,
+                Better::Higher => value > best + least,
+            })
     }
 }
 
-/// Ends training where nothing gets better any more.
+/// Ends training where nothing gets better any more. Epochs without validation do not count where it is watched. What was best is
+/// not known to another process, which begins anew.
 pub struct EarlyStopping {
     watched: Watched,
     patience: usize,
@@ -184,7 +196,7 @@ impl Callback for EarlyStopping {
     }
 
     fn on_epoch_end(&mut self, training: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
-        let value = self.watched.of(epoch)?;
+        let Some(value) = self.watched.of(epoch)? else { return Ok(ControlFlow::Continue(())) };
         if self.watched.improves(value, self.best, self.min_delta) {
             (self.best, self.waited) = (Some(value), 0);
             if self.restore {
@@ -210,7 +222,7 @@ pub enum Saved {
     Last(usize),
 }
 
-/// Saves models with the state of their training.
+/// Saves models with the state of their training. What was best is not known to another process, which begins anew.
 pub struct Checkpoint {
     path: PathBuf,
     saved: Saved,
@@ -229,10 +241,10 @@ impl Callback for Checkpoint {
     fn on_epoch_end(&mut self, training: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
         match &self.saved {
             Saved::Best(watched) => {
-                let value = watched.of(epoch)?;
-                if watched.improves(value, self.best, 0.0) {
+                let value = watched.of(epoch)?.filter(|&value| watched.improves(value, self.best, 0.0));
+                if value.is_some() {
                     training.save(&self.path)?;
-                    self.best = Some(value);
+                    self.best = value;
                 }
             }
             Saved::Last(count) => {
@@ -252,7 +264,7 @@ impl Callback for Checkpoint {
 }
 
 /// Saves training after each epoch, and after every so many batches, and goes on from there where a process that was killed
-/// begins again. The file is removed when all epochs are done.
+/// begins again; stateful layers begin from states of zero. The file is removed when `fit` ends without an error.
 pub struct Backup {
     path: PathBuf,
     every: Option<u32>,
@@ -299,35 +311,55 @@ impl Callback for Backup {
     }
 }
 
-/// A file with a line an epoch: its number and all its values by name. Epochs of later calls follow.
+/// A file with a line an epoch: its number and all its values by name, empty where there was none. Epochs of later calls follow.
 pub struct CsvLog {
     path: PathBuf,
-    file: Option<File>,
+    /// The file's fields, the header first, once they were read.
+    rows: Option<Vec<Vec<String>>>,
 }
 
 impl CsvLog {
     /// To `path`, which is added to where it exists.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), file: None }
+        Self { path: path.into(), rows: None }
+    }
+
+    fn read(path: &Path) -> Result<Vec<Vec<String>>> {
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(|e| Error::io(path, "read", e))?,
+        };
+        let rows: Vec<Vec<String>> = text.lines().map(|l| l.split(',').map(String::from).collect()).collect();
+        match rows.first() {
+            None => Ok(vec![vec!["epoch".to_string()]]),
+            Some(header) if header[0] == "epoch" => Ok(rows),
+            Some(_) => Err(Error::file(path, "expected a log of epochs, got another file")),
+        }
     }
 }
 
 impl Callback for CsvLog {
     fn on_epoch_end(&mut self, _: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
-        let values = epoch.values();
-        let failed = |e| Error::io(&self.path, "write", e);
-        let mut text = String::new();
-        if self.file.is_none() {
-            let file = OpenOptions::new().create(true).append(true).open(&self.path).map_err(failed)?;
-            if file.metadata().map_err(failed)?.len() == 0 {
-                let names: Vec<&str> = values.iter().map(|v| v.0.as_str()).collect();
-                text = format!("epoch,{}\n", names.join(","));
+        let rows = match &mut self.rows {
+            Some(rows) => rows,
+            None => self.rows.insert(Self::read(&self.path)?),
+        };
+        let mut row = vec![String::new(); rows[0].len()];
+        row[0] = epoch.epoch.to_string();
+        for (name, value) in epoch.values() {
+            match rows[0].iter().position(|n| *n == name) {
+                Some(at) => row[at] = value.to_string(),
+                None => {
+                    rows[0].push(name);
+                    row.push(value.to_string());
+                }
             }
-            self.file = Some(file);
         }
-        let numbers: Vec<String> = values.iter().map(|v| v.1.to_string()).collect();
-        text += &format!("{},{}\n", epoch.epoch, numbers.join(","));
-        self.file.as_mut().map_or(Ok(()), |file| file.write_all(text.as_bytes())).map_err(failed)?;
+        rows.push(row);
+        let width = rows[0].len();
+        rows.iter_mut().for_each(|row| row.resize(width, String::new()));
+        let text: String = rows.iter().map(|row| row.join(",") + "\n").collect();
+        io::replace(&self.path, text.as_bytes())?;
         Ok(ControlFlow::Continue(()))
     }
 }

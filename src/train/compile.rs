@@ -101,7 +101,9 @@ impl Model {
     }
 
     /// Takes on parameters, and the training if there is one, that [`Self::save`] wrote; training goes on to the same bits.
+    /// The model has to be compiled with the losses that it had.
     pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        Learner::compiled(self)?;
         Training::new(self).restore(path.as_ref())
     }
 

@@ -12,6 +12,7 @@ use ndarray::{ArrayD, ArrayViewD};
 use std::collections::BTreeMap;
 
 /// Inputs of a network by name, each with a row a sample, and targets of its outputs.
+#[derive(Clone)]
 pub(super) struct Dataset {
     pub(super) samples: usize,
     network: Network,
@@ -22,6 +23,7 @@ pub(super) struct Dataset {
 }
 
 /// What an output should be, and how much each row counts.
+#[derive(Clone)]
 struct Targets {
     objective: Objective,
     signal: Signal,

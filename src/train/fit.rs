@@ -79,7 +79,8 @@ impl Default for Fit {
 }
 
 impl Fit {
-    pub(super) fn validate(&self) -> Result<()> {
+    /// Refuses what means nothing.
+    pub fn validate(&self) -> Result<()> {
         if self.batch_size == 0 || !(0.0..1.0).contains(&self.validation_split) {
             return Err(Error::argument(format!(
                 "fit: batch_size must be at least 1 and validation_split in [0, 1), got {} and {}",
@@ -131,7 +132,7 @@ pub struct Epoch {
     pub epoch: usize,
     /// The mean loss over its samples, as they were met.
     pub loss: f32,
-    /// Metrics of its predictions, as they were met.
+    /// Metrics of its predictions, as they were met; of an epoch that was entered in its middle, by what was met since.
     pub metrics: Vec<(String, f64)>,
     /// The loss over the validation samples after it.
     pub val_loss: Option<f32>,

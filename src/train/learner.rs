@@ -14,6 +14,7 @@ use crate::device::{Executable, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Description, Network};
 use crate::scheduler::{Batch, Batching, Capacity, Cost, Sampler};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -57,6 +58,12 @@ fn exchange(learner: &mut dyn Learner, averaged: bool) -> Result<()> {
     }
     let parameters = learner.network()?.parameters()?;
     let Some(graph) = compiled.optimizer.exchange(&parameters)? else { return Ok(()) };
+    let kept: Vec<String> = learner.session()?.names().map(String::from).collect();
+    if compiled.optimizer.slots(&parameters).iter().any(|slot| !kept.contains(&slot.name)) {
+        // The model was built anew since.
+        learner.keep(Compiled { averaged: false, ..compiled });
+        return Ok(());
+    }
     let batch = Batch::dense(1, 1)?;
     let (session, program) =
         learner.program("exchange", &|session| session.load(&graph, &Capacity::exactly(&batch)))?;
@@ -74,14 +81,18 @@ pub(super) fn fit(
     callbacks: &mut [&mut dyn Callback],
 ) -> Result<History> {
     fit.validate()?;
+    if validation.is_some() && fit.validation_split > 0.0 {
+        return Err(Error::argument("fit: expected a validation_split or validation samples, got both"));
+    }
+    // Classes have weights in training alone; samples wherever they are met.
+    let samples = fit.sample_weight.as_ref();
+    let held_out = match fit.validation_split > 0.0 && !fit.class_weight.is_empty() {
+        true => Some(data.clone().weighted(samples, &BTreeMap::new())?),
+        false => None,
+    };
+    let data = data.weighted(samples, &fit.class_weight)?;
     exchange(learner, false)?;
-    let fitted = fit_parameters(
-        learner,
-        &data.weighted(fit.sample_weight.as_ref(), &fit.class_weight)?,
-        validation,
-        fit,
-        callbacks,
-    );
+    let fitted = fit_parameters(learner, &data, (validation, held_out.as_ref()), fit, callbacks);
     // The model is what was averaged, however training ended.
     match (fitted, exchange(learner, true)) {
         (Ok(history), Ok(())) => {
@@ -95,7 +106,7 @@ pub(super) fn fit(
 fn fit_parameters(
     learner: &mut dyn Learner,
     data: &Dataset,
-    validation: Option<&Dataset>,
+    (validation, held_out): (Option<&Dataset>, Option<&Dataset>),
     fit: &Fit,
     callbacks: &mut [&mut dyn Callback],
 ) -> Result<History> {
@@ -103,7 +114,9 @@ fn fit_parameters(
     let size = fit.batch_size.min(cut);
     let network = learner.network()?;
     check_stateful(&network, cut, size, fit.shuffle || fit.batching != Batching::Plain)?;
-    let held_out = validation.map(|v| (v, 0..v.samples)).or((cut < data.samples).then_some((data, cut..data.samples)));
+    let held_out = validation
+        .map(|v| (v, 0..v.samples))
+        .or((cut < data.samples).then_some((held_out.unwrap_or(data), cut..data.samples)));
     if let Some((_, rows)) = &held_out {
         check_stateful(&network, rows.len(), size.min(rows.len()), false)?;
     }
@@ -119,12 +132,14 @@ fn fit_parameters(
         epochs = epochs.saturating_sub(first);
     }
     compiled.fresh = false;
-    let first = compiled.course.epoch;
+    let (first, begun) = (compiled.course.epoch, compiled.course.step);
     learner.keep(compiled);
     callbacks.iter_mut().try_for_each(|c| c.on_train_begin(&mut Training::new(learner)))?;
     // A callback may have taken training on to where it was once.
     exchange(learner, false)?;
-    let resumed = learner.compiled()?.course.epoch.saturating_sub(first) as usize;
+    let course = learner.compiled()?.course;
+    let resumed = course.epoch.saturating_sub(first) as usize;
+    let restored = course.step.saturating_sub(begun) as usize;
     let mut lengths = data.lengths()?;
     lengths.truncate(cut);
     let sampler = Sampler::new(lengths, size, fit.batching, fit.shuffle.then_some(fit.seed))?;
@@ -136,7 +151,7 @@ fn fit_parameters(
         sampler,
         size,
         meters,
-        left: fit.steps.unwrap_or(usize::MAX),
+        left: fit.steps.map_or(usize::MAX, |steps| steps.saturating_sub(restored)),
         done: resumed,
         stopped: false,
         monitor: Monitor::default(),
@@ -147,15 +162,14 @@ fn fit_parameters(
         let start = Instant::now();
         let mut whole = || -> Result<_> {
             let Some(trained) = run.epoch(learner, callbacks)? else { return Ok(None) };
+            // What averages there are is what is validated, and what callbacks see.
+            exchange(learner, true)?;
             let last = run.done + 1 == epochs;
             let due = last || (run.done + 1).is_multiple_of(fit.validation_frequency);
             let scores = match held_out.clone().filter(|_| due) {
                 Some((held_out, rows)) => {
-                    exchange(learner, true)?;
                     let how = Evaluate { batch_size: size, metrics: fit.metrics.clone(), ..Evaluate::default() };
-                    let scores = evaluate(learner, held_out, rows, &how);
-                    exchange(learner, false)?;
-                    Some(scores?)
+                    Some(evaluate(learner, held_out, rows, &how)?)
                 }
                 None => None,
             };
@@ -177,8 +191,10 @@ fn fit_parameters(
         };
         run.done += 1;
         let mut compiled = learner.compiled()?;
-        let (optimizer, watched) = (compiled.optimizer.clone(), scores.as_ref().map_or(loss, |s| s.loss));
-        optimizer.observe(&mut compiled.course, watched);
+        // Losses of training and of validation are not to be compared.
+        let watched = if held_out.is_some() { scores.as_ref().map(|s| s.loss) } else { Some(loss) };
+        let optimizer = compiled.optimizer.clone();
+        watched.into_iter().for_each(|loss| optimizer.observe(&mut compiled.course, loss));
         let epoch = compiled.course.epoch as usize;
         learner.keep(compiled);
         let seconds = start.elapsed().as_secs_f64();
@@ -187,9 +203,19 @@ fn fit_parameters(
         let epoch = Epoch { epoch, loss, metrics, val_loss, val_metrics, learning_rate, seconds, waited, cost };
         // An epoch that a lost device has had done again was told of before.
         if run.done > told {
-            for callback in callbacks.iter_mut() {
-                run.stopped |= callback.on_epoch_end(&mut Training::new(learner), &epoch)?.is_break();
+            let mut tell = || -> Result<()> {
+                for callback in callbacks.iter_mut() {
+                    run.stopped |= callback.on_epoch_end(&mut Training::new(learner), &epoch)?.is_break();
+                }
+                exchange(learner, false)
+            };
+            if let Err(error) = tell() {
+                run.recover(learner, error)?;
+                done.truncate(run.done.saturating_sub(resumed));
+                continue;
             }
+        } else {
+            exchange(learner, false)?;
         }
         done.push(epoch);
         told = told.max(run.done);
@@ -213,6 +239,13 @@ impl Meters<'_> {
     /// A meter for each metric of each objective, by its name.
     fn begin(&self) -> Result<Vec<(String, usize, Meter)>> {
         let mut all = Vec::new();
+        if let (Some(metric), 2..) = (self.metrics.iter().find(|m| m.is_of_the_loss()), self.objectives.len()) {
+            return Err(Error::argument(format!(
+                "{}: expected one loss, got {}",
+                metric.name(),
+                self.objectives.len()
+            )));
+        }
         for (at, (objective, &features)) in self.objectives.iter().zip(&self.features).enumerate() {
             for &metric in self.metrics {
                 let name = match self.objectives.len() {
@@ -353,7 +386,8 @@ impl TrainingRun<'_> {
         let first = of(pass).skip(batch as usize);
         match self.fit.steps_per_epoch {
             Some(steps) => {
-                let left = steps.saturating_sub(taken as usize);
+                // One more than may be taken says that the epoch is not whole.
+                let left = steps.saturating_sub(taken as usize).min(self.left.saturating_add(1));
                 first.chain((pass + 1..).flat_map(of)).take(left).collect()
             }
             None => first.collect(),
@@ -364,7 +398,7 @@ impl TrainingRun<'_> {
     fn epoch(&mut self, learner: &mut dyn Learner, callbacks: &mut [&mut dyn Callback]) -> Result<Option<Trained>> {
         let mut compiled = learner.compiled()?;
         let fingerprint = self.sampler.fingerprint();
-        if compiled.batch > 0 && compiled.order != fingerprint {
+        if (compiled.batch > 0 || compiled.taken > 0) && compiled.order != fingerprint {
             log::warn!("fit: the samples or their batches are others than before: the epoch begins anew");
             (compiled.batch, compiled.taken) = (0, 0);
         }
@@ -432,7 +466,11 @@ impl TrainingRun<'_> {
                 }
             }
             Ok::<_, Error>(batches.waited().as_secs_f64())
-        })?;
+        });
+        let waited = match waited {
+            Err(error) if error.is_of_the_device() => return Err(error),
+            other => other,
+        };
         if bad.is_none() {
             bad = self.monitor.now(learner.session()?)?;
         }
@@ -448,6 +486,7 @@ impl TrainingRun<'_> {
             learner.keep(stood);
             return Err(not_finite(bad));
         }
+        let waited = waited?;
         if !whole || learner.compiled()?.taken < compiled.taken + places.len() as u32 {
             return Ok(None);
         }

@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// A measure of predictions. Classes are those of logits or probabilities; one output of probability, or of its logit, is that of
+/// A measure of predictions, none of which has a weight. Those that follow from the loss take it with what regularisers and weights
+/// make of it. Classes are those of logits or probabilities; one output of probability, or of its logit, is that of
 /// class 1 against class 0, and predicts it above a half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,11 +47,12 @@ impl Metric {
     fn check(self, loss: Loss, features: usize) -> Result<()> {
         let classes =
             matches!(loss, Loss::CrossEntropy | Loss::CategoricalCrossEntropy | Loss::BinaryCrossEntropy { .. });
+        let binary = matches!(loss, Loss::BinaryCrossEntropy { .. });
         let possible = match self {
             Self::Accuracy => classes,
             Self::Precision | Self::Recall | Self::F1 => classes,
-            Self::TopK(k) => classes && k > 0 && k <= features,
-            Self::Auc => classes && (features == 1 || features == 2),
+            Self::TopK(k) => classes && !binary && k > 0 && k <= features,
+            Self::Auc => classes && (binary || features == 2),
             Self::MeanAbsoluteError | Self::MeanSquaredError => !matches!(loss, Loss::CrossEntropy),
             Self::Perplexity | Self::BitsPerCharacter => loss == Loss::CrossEntropy,
         };
@@ -99,7 +101,9 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(metric: Metric, objective: &Objective, features: usize) -> Result<Self> {
         metric.check(objective.loss, features)?;
-        let counts = vec![Counts::default(); features.max(2)];
+        // Each output of a binary loss is a case of two classes.
+        let classes = if matches!(objective.loss, Loss::BinaryCrossEntropy { .. }) { 2 } else { features.max(2) };
+        let counts = vec![Counts::default(); classes];
         Ok(Self { metric, loss: objective.loss, rows: 0, sum: 0.0, counts, scores: Vec::new() })
     }
 
@@ -200,12 +204,15 @@ fn largest(values: &[f32]) -> usize {
 
 /// The chance that one of class 1 scores above one of class 0, equals counting half: the area under the curve.
 fn area(scores: &[(f32, bool)]) -> f64 {
+    if scores.iter().any(|s| s.0.is_nan()) {
+        return f64::NAN;
+    }
     let mut sorted = scores.to_vec();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
     let positive = sorted.iter().filter(|s| s.1).count() as f64;
     let (mut ranks, mut at) = (0.0, 0);
     while at < sorted.len() {
-        let equal = sorted[at..].iter().take_while(|s| s.0 == sorted[at].0).count();
+        let equal = sorted[at..].iter().take_while(|s| s.0.total_cmp(&sorted[at].0).is_eq()).count();
         let rank = at as f64 + (equal as f64 + 1.0) / 2.0;
         ranks += rank * sorted[at..at + equal].iter().filter(|s| s.1).count() as f64;
         at += equal;

@@ -37,6 +37,11 @@ impl Monitor {
         Ok(None)
     }
 
+    /// [`Self::now`], where training has begun at all.
+    pub(super) fn now_if_latched(&mut self, session: &mut Session) -> Result<Option<u32>> {
+        if session.names().any(|name| name == LATCH) { self.now(session) } else { Ok(None) }
+    }
+
     /// The step that was not finite, if there was one. Waits for the device.
     pub(super) fn now(&mut self, session: &mut Session) -> Result<Option<u32>> {
         self.pending = None;

@@ -94,7 +94,11 @@ pub(super) fn restore(learner: &mut dyn Learner, file: &ModelFile) -> Result<()>
 /// Takes on the training of a file, if it has one. A language model's has a state of its own, which
 /// [`Trainer::resume`](super::Trainer::resume) reads.
 fn restore_training(learner: &mut dyn Learner, file: &ModelFile) -> Result<()> {
-    let Ok(training) = file.part::<Training>("training") else { return Ok(()) };
+    let part = file.metadata.get("training");
+    if part.is_none_or(|part| part.get("options").is_some()) {
+        return Ok(());
+    }
+    let training: Training = file.part("training")?;
     training.optimizer.validate()?;
     training.loss.validate()?;
     let Training { optimizer, loss, course, pass, batch, taken, order, averaged } = training;

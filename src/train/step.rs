@@ -153,6 +153,9 @@ pub(super) fn training_graph(
     scaled: bool,
     observed: bool,
 ) -> Result<Graph> {
+    if scaled && optimizer.accumulation > 1 {
+        return Err(Error::unsupported("training: gradients of several batches in one step, with f16-products"));
+    }
     let mut graph = Graph::new();
     let g = &mut graph;
     let built = network.build(g, GraphOptions { training: true, state_prefix, ..GraphOptions::default() })?;

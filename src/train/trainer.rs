@@ -104,6 +104,7 @@ pub struct Trainer {
     monitor: Monitor,
     recovery: Recovery<Course>,
     course: Course,
+    rate: f64,
     /// What the schedule had seen when each epoch began, for what a lost device has done again.
     seen: BTreeMap<u32, Course>,
     failed: Option<u32>,
@@ -152,6 +153,7 @@ impl Trainer {
         let (executable, validation) = Self::programs(&mut model, &options, &train, valid)?;
         zero_states(model.model.session()?, &executable)?;
         let (monitor, recovery) = (Monitor::default(), Recovery::default());
+        let rate = options.optimizer.learning_rate(&Course::default());
         Ok(Self {
             model,
             options,
@@ -163,6 +165,7 @@ impl Trainer {
             monitor,
             recovery,
             course: Course::default(),
+            rate,
             seen: BTreeMap::new(),
             failed: None,
             text,
@@ -230,6 +233,10 @@ impl Trainer {
             self.go_on(session, course.clone())?;
             while self.course.step < stood {
                 self.advance()?;
+            }
+            let epoch = stood / self.train.windows() as u32;
+            if let Some(seen) = self.seen.get(&epoch).filter(|_| self.end_of_epoch()) {
+                self.course = seen.clone();
             }
             work(self)
         });
@@ -377,6 +384,7 @@ impl Trainer {
         self.recovery.keep(self.model.model.session()?, &self.course)?;
         let (batch, x, y) = self.next_window()?;
         let mut batch = batch.at_step(self.options.seed, step);
+        self.rate = self.options.optimizer.learning_rate(&self.course);
         for (name, value) in training_scalars(&self.options.optimizer, &self.course) {
             batch.set_scalar(name, value);
         }
@@ -443,7 +451,7 @@ impl Trainer {
         let loss = self.loss_so_far()?;
         let validation = self.validate()?;
         let epoch = self.course.step / self.train.windows() as u32;
-        if self.end_of_epoch() && !self.seen.contains_key(&epoch) {
+        if self.end_of_epoch() && self.course.epoch < epoch {
             self.course.epoch = epoch;
             self.options.optimizer.observe(&mut self.course, validation.unwrap_or(loss));
             self.seen.insert(epoch, self.course.clone());
@@ -451,9 +459,9 @@ impl Trainer {
         Ok((loss, validation))
     }
 
-    /// The learning rate of the next step.
+    /// The learning rate of the last step; of the first, before there was one.
     pub fn learning_rate(&self) -> f64 {
-        self.options.optimizer.learning_rate(&self.course)
+        self.rate
     }
 
     /// The loss over the validation text, read with a state of its own from zero, in nats a token.

@@ -38,7 +38,7 @@ pub struct Arguments {
     report: Option<PathBuf>,
 
     /// Where to save the classifier
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "model")]
     output: Option<PathBuf>,
 
     /// A classifier that was saved
@@ -97,7 +97,8 @@ fn train_on(
     let (texts, dev) = match dev {
         Some(dev) => (all, dev),
         None => {
-            let (texts, held) = options.hold_out(all.len());
+            let labels: Vec<Vec<&str>> = all.labels.iter().map(|l| vec![l.as_str()]).collect();
+            let (texts, held) = options.hold_out(&labels)?;
             (all.take(&texts), all.take(&held))
         }
     };

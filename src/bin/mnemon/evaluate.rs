@@ -5,7 +5,7 @@ use crate::output::say;
 use clap::Args;
 use mnemon::data::{Level, read_corpus};
 use mnemon::error::Result;
-use mnemon::train::{LanguageModel, Metric};
+use mnemon::train::LanguageModel;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -30,6 +30,16 @@ pub struct Arguments {
     device: DeviceOptions,
 }
 
+/// What a mean loss is called and is in the usual measure.
+pub fn measured(level: Level, loss: f32) -> (&'static str, f64) {
+    let bits = f64::from(loss) / std::f64::consts::LN_2;
+    match level {
+        Level::Words => ("perplexity", f64::from(loss).exp()),
+        Level::Characters => ("bits_per_character", bits),
+        Level::Bytes => ("bits_per_byte", bits),
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let corpus = read_corpus(&arguments.paths)?;
     let device = arguments.device.open()?;
@@ -39,9 +49,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (loss, count) = model.score(tokens)?;
     let seconds = start.elapsed().as_secs_f64();
     let level = model.vocabulary().level();
-    let measure = if level == Level::Words { Metric::Perplexity } else { Metric::BitsPerCharacter };
-    let value = measure.of_loss(loss).unwrap_or(f64::NAN);
-    let (unit, name) = (level.unit(), measure.name().replace('_', " "));
+    let ((name, value), unit) = (measured(level, loss), level.unit());
+    let name = name.replace('_', " ");
     say!("{count} {unit}s predicted: loss {loss:.4} nats, {name} {value:.3}");
     eprintln!("{:.0} {unit}s a second on {}", count as f64 / seconds, device.name());
     Ok(ExitCode::SUCCESS)

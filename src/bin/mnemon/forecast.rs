@@ -8,7 +8,7 @@ use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::io::replace;
 use mnemon::optim::{Adam, Clipping, Optimizer};
 use mnemon::train::{Backtest, Fit, Forecast, Forecaster, ForecasterConfig, Run, season_of};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 12)]
     horizon: usize,
 
-    /// Rows that the model reads [default: two seasons, at least 8]
+    /// Rows that the model reads [default: two seasons, from 8 to 400]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
 
@@ -92,28 +92,47 @@ pub struct Arguments {
 const LONGEST_SEASON: usize = 400;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let model_file = arguments.output.with_extension("safetensors");
-    crate::output::check_folder(&model_file)?;
-    let table = Table::read(&arguments.file, &arguments.column)?;
-    let season = match arguments.season {
-        Some(0) => return Err(Error::new(ErrorKind::Argument, "forecast: a season must have at least 1 row, got 0")),
-        Some(rows) => rows,
-        None => season_of(&table.columns[0], LONGEST_SEASON),
+    let named = |ending: &str| {
+        let mut name = arguments.output.clone().into_os_string();
+        name.push(ending);
+        PathBuf::from(name)
     };
+    let (model_file, csv_file, svg_file) = (named(".safetensors"), named(".csv"), named(".svg"));
+    crate::output::check_folder(&model_file)?;
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(&csv_file, &arguments.file) {
+        let message = format!("forecast: {} would be written over: name another --output", arguments.file.display());
+        return Err(Error::new(ErrorKind::Argument, message));
+    }
+    let table = Table::read(&arguments.file, &arguments.column)?;
+    // What tests must not be looked at: neither may the season.
+    let unseen = arguments.test.unwrap_or(table.len() / 10).saturating_mul(2).min(table.len() / 2);
+    let known = &table.columns[0][..table.len() - unseen];
+    let season = arguments.season.unwrap_or_else(|| season_of(known, LONGEST_SEASON));
     let config = ForecasterConfig {
-        steps: arguments.steps.unwrap_or((2 * season).clamp(8, LONGEST_SEASON)),
+        steps: arguments.steps.unwrap_or(season.saturating_mul(2).clamp(8, LONGEST_SEASON)),
         horizon: arguments.horizon,
         layers: arguments.layers,
         hidden: arguments.hidden,
         log: arguments.log,
         seed: arguments.seed,
     };
-    let test = arguments.test.unwrap_or((table.len() / 10).max(2 * config.horizon));
+    let test = arguments.test.unwrap_or((table.len() / 10).max(config.horizon.saturating_mul(2)));
     let parts = Forecaster::parts(&config, table.len(), test)?;
+    Forecaster::check_options(&parts, season, arguments.level)?;
+    let errors = test + 1 - config.horizon;
+    if errors < Forecaster::least_errors(arguments.level) {
+        log::warn!("intervals are measured by {errors} errors alone and may be too narrow: a larger --test has more");
+    }
+    let adam = Adam::default().learning_rate(arguments.learning_rate);
+    let optimizer = Optimizer::from(adam).clip(Clipping::GlobalNorm(1.0));
+    optimizer.validate()?;
+    let fit = Fit { epochs: arguments.epochs, batch_size: arguments.batch, seed: config.seed, ..Fit::default() };
+    fit.validate()?;
     let device = arguments.device.open()?;
     let mut forecaster = Forecaster::new(&device, &config, &table, parts.train.clone())?;
     for (name, filled) in table.names.iter().zip(&table.filled).filter(|f| *f.1 > 0) {
-        eprintln!("{filled} missing values of `{name}` were put between their neighbours");
+        eprintln!("{filled} missing values of `{name}` are taken to be as the last before them");
     }
     let columns = table.names.join(", ");
     eprintln!(
@@ -123,18 +142,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     );
     eprintln!("reads {} rows, forecasts {}; a season of {season} on {}", config.steps, config.horizon, device.name());
     let name = arguments.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut run =
-        Run::create(&Run::named(&arguments.output.with_file_name("runs"), &name).1, &config, config.seed, &device)?;
-    let optimizer =
-        Optimizer::from(Adam::default().learning_rate(arguments.learning_rate)).clip(Clipping::GlobalNorm(1.0));
-    let fit = Fit { epochs: arguments.epochs, batch_size: arguments.batch, seed: config.seed, ..Fit::default() };
+    let folder = Run::named(&arguments.output.with_file_name("runs"), &name).1;
+    // What is saved in the end has scales and errors besides parameters.
+    let mut run = Run::create(&folder, &config, config.seed, &device)?.keep_checkpoints(false);
     let history = forecaster.fit(optimizer, &table, &parts, &fit, &mut [&mut run])?;
     eprintln!("{} epochs; records are in {}", history.loss.len(), run.folder().display());
     show(&forecaster.backtest(&table, &parts, season, arguments.level)?, arguments);
     let forecast = forecaster.forecast(&table, table.len(), arguments.level)?;
     forecaster.save(&model_file)?;
-    replace(&arguments.output.with_extension("csv"), csv(&table, &forecast).as_bytes())?;
-    replace(&arguments.output.with_extension("svg"), forecaster.plot(&table, &forecast, arguments.level)?.as_bytes())?;
+    replace(&csv_file, csv(&table, &forecast).as_bytes())?;
+    replace(&svg_file, forecaster.plot(&table, &forecast, arguments.level)?.as_bytes())?;
     let output = arguments.output.display();
     say!("wrote {output}.csv, {output}.svg and {output}.safetensors");
     Ok(ExitCode::SUCCESS)

@@ -75,7 +75,7 @@ pub struct OptimizerOptions {
     #[arg(long, value_name = "RATE", conflicts_with = "resume")]
     weight_decay: Option<f64>,
 
-    /// Keep an exponential average of the parameters with this momentum, and use it
+    /// Keep an exponential average of the parameters with this momentum, and use it, in place of what the optimiser averages
     #[arg(long, value_name = "MOMENTUM", conflicts_with = "resume")]
     average: Option<f64>,
 

@@ -39,7 +39,7 @@ pub struct Arguments {
     report: Option<PathBuf>,
 
     /// Where to save the tagger
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "model")]
     output: Option<PathBuf>,
 
     /// A tagger that was saved
@@ -84,7 +84,8 @@ fn train_on(
     let (texts, dev) = match dev {
         Some(dev) => (all, dev),
         None => {
-            let (texts, held) = options.hold_out(all.len());
+            let labels: Vec<Vec<&str>> = all.labels.iter().map(|l| l.iter().map(String::as_str).collect()).collect();
+            let (texts, held) = options.hold_out(&labels)?;
             (all.take(&texts), all.take(&held))
         }
     };

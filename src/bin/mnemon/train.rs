@@ -1,5 +1,6 @@
 //! `mnemon train`: a language model from text.
 
+use crate::evaluate::measured;
 use crate::optimizer::OptimizerOptions;
 use crate::options::DeviceOptions;
 use crate::output::say;
@@ -9,7 +10,7 @@ use mnemon::data::{Corpus, Level, Vocabulary, read_corpus, split};
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::params::random::Random;
-use mnemon::train::{Generator, LanguageConfig, LanguageModel, Metric, Record, Run, TrainOptions, Trainer};
+use mnemon::train::{Generator, LanguageConfig, LanguageModel, Record, Run, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -162,13 +163,16 @@ impl Arguments {
 
     /// How to train on so many tokens.
     fn training(&self, tokens: usize) -> TrainOptions {
-        let epochs = self.epochs.unwrap_or(TrainOptions::default().epochs);
         let windows = (tokens.saturating_sub(1) / self.batch.max(1)).div_ceil(self.sequence.max(1));
-        let batches = u32::try_from(windows).unwrap_or(u32::MAX).saturating_mul(epochs);
+        let of = |epochs: u32| u32::try_from(windows).unwrap_or(u32::MAX).saturating_mul(epochs);
+        let batches = match (self.epochs, self.steps) {
+            (None, Some(steps)) => steps,
+            (epochs, steps) => of(epochs.unwrap_or(TrainOptions::default().epochs)).min(steps.unwrap_or(u32::MAX)),
+        };
         TrainOptions {
             batch: self.batch,
             sequence: self.sequence,
-            optimizer: self.optimizer.optimizer(self.steps.map_or(batches, |steps| steps.min(batches))),
+            optimizer: self.optimizer.optimizer(batches),
             seed: self.seed,
             ..TrainOptions::default()
         }
@@ -177,6 +181,9 @@ impl Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let output = arguments.output();
+    if arguments.least > 1 && arguments.level != Units::Words {
+        return Err(Error::new(ErrorKind::Argument, "train: --least is for --level words"));
+    }
     crate::output::check_folder(&output)?;
     let corpus = read_corpus(&arguments.paths)?;
     let device = arguments.device.open()?;
@@ -217,24 +224,40 @@ fn limits(arguments: &Arguments) -> String {
     if arguments.validation != 0.1 {
         text += &format!(" --validation {}", arguments.validation);
     }
+    text += &arguments.run.as_ref().map(|folder| format!(" --run {}", folder.display())).unwrap_or_default();
     text += &arguments.epochs.map(|n| format!(" --epochs {n}")).unwrap_or_default();
     text + &arguments.steps.map(|n| format!(" --steps {n}")).unwrap_or_default()
 }
 
 /// The run that training is recorded in; training that is resumed goes on with the last of its model's name.
 fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Result<Run> {
-    let output = arguments.output();
-    let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let (last, next) = Run::named(&output.with_file_name(RUNS), &name);
-    let last = arguments.run.clone().filter(|folder| Run::is_in(folder)).or(last);
-    match last.filter(|_| arguments.resume.is_some()) {
-        Some(folder) => Run::resume(&folder),
-        None => {
-            let (model, options) = (*trainer.model().config(), trainer.options().clone());
-            let configuration = serde_json::json!({ "model": model, "options": options, "files": arguments.paths });
-            Run::create(arguments.run.as_ref().unwrap_or(&next), &configuration, options.seed, device)
+    // A model that is resumed was recorded beside where it is, under its own name.
+    let file = arguments.resume.clone().unwrap_or_else(|| arguments.output());
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (last, next) = Run::named(&file.with_file_name(RUNS), name.strip_suffix(".safetensors").unwrap_or(&name));
+    let (model, options) = (*trainer.model().config(), trainer.options().clone());
+    let files: Vec<String> = arguments.paths.iter().map(|p| p.display().to_string()).collect();
+    let configuration = serde_json::json!({ "model": model, "options": options, "files": files });
+    if arguments.resume.is_some() {
+        let known = match &arguments.run {
+            Some(folder) => Some(folder.clone()).filter(|folder| Run::is_in(folder)),
+            None => last,
+        };
+        if let Some(run) = known.map(|folder| Run::resume(&folder)).transpose()? {
+            let before = run.configuration()?;
+            let same = before["model"] == configuration["model"]
+                && before["options"]["optimizer"] == configuration["options"]["optimizer"];
+            match (same, &arguments.run) {
+                (true, _) => return Ok(run),
+                (false, Some(folder)) => {
+                    let message = format!("{}: holds the run of another training", folder.display());
+                    return Err(Error::new(ErrorKind::Argument, message));
+                }
+                (false, None) => {}
+            }
         }
     }
+    Run::create(arguments.run.as_ref().unwrap_or(&next), &configuration, options.seed, device)
 }
 
 fn trainer(arguments: &Arguments, device: &Device, corpus: &Corpus) -> Result<Trainer> {
@@ -363,10 +386,9 @@ fn record(
     learning_rate: f64,
     (seconds, speed): (f64, f64),
 ) -> Record {
-    let measure = if level == Level::Words { Metric::Perplexity } else { Metric::BitsPerCharacter };
     let of = |prefix: &str, loss: f32| {
-        let measured = measure.of_loss(loss).map(|value| (format!("{prefix}{}", measure.name()), value));
-        [Some((format!("{prefix}loss"), f64::from(loss))), measured].into_iter().flatten().collect::<Vec<_>>()
+        let (name, value) = measured(level, loss);
+        vec![(format!("{prefix}loss"), f64::from(loss)), (format!("{prefix}{name}"), value)]
     };
     let mut values = of("", loss);
     values.extend(validation.map(|loss| of("val_", loss)).unwrap_or_default());

@@ -3,53 +3,54 @@
 use clap::Args;
 use mnemon::data::Batching;
 use mnemon::device::Device;
-use mnemon::error::Result;
-use mnemon::optim::Adam;
+use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::optim::{Adam, Optimizer};
 use mnemon::params::random::Random;
 use mnemon::train::{Callback, EarlyStopping, Epoch, Fit, Metric, Run, Training, Watched, WordsConfig};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct WordsOptions {
     /// Stacked layers
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "model")]
     layers: usize,
 
     /// Units of each layer in each direction
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "model")]
     hidden: usize,
 
     /// Values that stand for a word
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "model")]
     embedding: usize,
 
     /// Probability with which dropout drops a value, in [0, 1)
-    #[arg(long, value_name = "RATE", default_value_t = 0.5)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.5, conflicts_with = "model")]
     dropout: f32,
 
     /// Words that the training texts have less often become one
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "model")]
     least: usize,
 
     /// Times to read the texts
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 6, conflicts_with = "model")]
     epochs: usize,
 
     /// Texts a step
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, conflicts_with = "model")]
     batch: usize,
 
     /// Learning rate of Adam
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, conflicts_with = "model")]
     learning_rate: f64,
 
     /// Seed of all random numbers
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "model")]
     seed: u64,
 
     /// The folder of this training's records [default: runs/NAME beside the model, NAME-2 and so on]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
     run: Option<PathBuf>,
 }
 
@@ -104,11 +105,32 @@ impl WordsOptions {
         }
     }
 
-    /// The texts to train on and those to validate on, by lot.
-    pub fn hold_out(&self, texts: usize) -> (Vec<usize>, Vec<usize>) {
-        let order: Vec<usize> = Random::new(self.seed, 1).permutation(texts).into_iter().map(|n| n as usize).collect();
-        let held = (texts / HELD_OUT).max(1).min(texts.saturating_sub(1));
-        (order[held..].to_vec(), order[..held].to_vec())
+    /// The texts to train on and those to validate on, by lot; texts with a label that no other text has are trained on.
+    pub fn hold_out<'a>(&self, labels: &[Vec<&'a str>]) -> Result<(Vec<usize>, Vec<usize>)> {
+        if labels.len() < 2 {
+            let message = format!("expected at least two texts, to train and to validate on, got {}", labels.len());
+            return Err(Error::new(ErrorKind::Data, message));
+        }
+        let mut left: HashMap<&'a str, usize> = HashMap::new();
+        labels.iter().flatten().for_each(|label| *left.entry(label).or_default() += 1);
+        let (mut train, mut held) = (Vec::new(), Vec::new());
+        let most = (labels.len() / HELD_OUT).max(1);
+        for at in Random::new(self.seed, 1).permutation(labels.len()).into_iter().map(|n| n as usize) {
+            let of = |label: &&str| labels[at].iter().filter(|l| *l == label).count();
+            if held.len() < most && labels[at].iter().all(|label| left[label] > of(label)) {
+                labels[at].iter().for_each(|label| *left.entry(label).or_default() -= 1);
+                held.push(at);
+            } else {
+                train.push(at);
+            }
+        }
+        match held.is_empty() {
+            true => Err(Error::new(
+                ErrorKind::Data,
+                "every text has a label that no other has: expected texts to validate on (--dev)",
+            )),
+            false => Ok((train, held)),
+        }
     }
 
     pub fn introduce(&self, (texts, held_out): (usize, usize), words: usize, labels: usize) {
@@ -119,10 +141,14 @@ impl WordsOptions {
     pub fn training(&self, output: &Path, device: &Device) -> Result<(Adam, Watching)> {
         let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let next = Run::named(&output.with_file_name("runs"), &name).1;
+        let adam = Adam::pytorch().learning_rate(self.learning_rate);
+        Optimizer::from(adam).validate()?;
+        self.fit().validate()?;
         let run = Run::create(self.run.as_ref().unwrap_or(&next), &self.config(), self.seed, device)?;
+        // What is saved in the end has words and labels besides parameters.
+        let run = run.keep_checkpoints(false);
         eprintln!("records are in {}", run.folder().display());
         let best = EarlyStopping::new(Watched::higher("val_accuracy"), usize::MAX).restore_best(true);
-        let adam = Adam::pytorch().learning_rate(self.learning_rate);
         Ok((adam, Watching { shown: Shown(self.epochs), best, run }))
     }
 }

@@ -103,7 +103,7 @@ fn share(name: &str, x: f64) -> Result<()> {
 }
 
 pub(super) fn positive(name: &str, x: f64) -> Result<()> {
-    match x > 0.0 && x.is_finite() {
+    match x as f32 > 0.0 && x.is_finite() {
         true => Ok(()),
         false => Err(Error::argument(format!("optimizer: {name} must be above 0, got {x}"))),
     }

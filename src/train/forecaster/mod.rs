@@ -45,6 +45,34 @@ impl Default for ForecasterConfig {
     }
 }
 
+impl ForecasterConfig {
+    /// Refuses what means nothing.
+    pub fn validate(&self) -> Result<()> {
+        let Self { steps, horizon, layers, .. } = *self;
+        match steps >= 2 && horizon >= 1 && layers >= 1 {
+            true => Ok(()),
+            false => Err(Error::argument(format!(
+                "forecaster: steps must be at least 2, horizon and layers at least 1, got {steps}, {horizon} and {layers}"
+            ))),
+        }
+    }
+
+    fn check_column(&self, name: &str, column: &[f32]) -> Result<()> {
+        match column.iter().find(|v| self.log && **v <= 0.0) {
+            Some(low) => Err(Error::data(format!("forecaster: logarithms need values above 0, got {low} in `{name}`"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Refuses intervals that hold no share of values.
+fn check_level(level: f64) -> Result<()> {
+    match level > 0.0 && level < 1.0 {
+        true => Ok(()),
+        false => Err(Error::argument(format!("forecast: the level of intervals must be in (0, 1), got {level}"))),
+    }
+}
+
 /// Rows in order: what is trained on, what is validated on, what tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
@@ -97,7 +125,8 @@ pub struct Errors {
     pub mean_absolute: f64,
     /// The root of the mean of its square.
     pub root_mean_square: f64,
-    /// The mean absolute error over that of forecasting each training row by the season before it (Hyndman and Koehler 2006).
+    /// The mean absolute error over that of forecasting each training row by the season before it (Hyndman and Koehler 2006); of
+    /// columns that repeat themselves exactly there, 0.
     pub scaled: f64,
 }
 
@@ -113,41 +142,48 @@ pub struct Backtest {
 }
 
 impl Forecaster {
+    /// Refuses, before anything is trained, a season or a level of intervals that means nothing.
+    pub fn check_options(parts: &Parts, season: usize, level: f64) -> Result<()> {
+        check_level(level)?;
+        check_season(parts, season)
+    }
+
     /// Cuts rows into parts: the last `test` test, as many before them validate, and the rest is trained on.
     pub fn parts(config: &ForecasterConfig, rows: usize, test: usize) -> Result<Parts> {
-        let least = config.steps + config.horizon;
-        let trained = rows.saturating_sub(2 * test);
-        if test < config.horizon || trained < least + config.horizon {
+        config.validate()?;
+        let least = config.steps.saturating_add(config.horizon);
+        let trained = rows.saturating_sub(test.saturating_mul(2));
+        if test < config.horizon || trained < least.saturating_add(config.horizon) {
             return Err(Error::data(format!(
                 "forecast: expected parts of at least {} rows for test and validation and {} for training, got {rows} rows with \
                  parts of {test}; fewer steps or a nearer horizon need less",
                 config.horizon,
-                least + config.horizon
+                least.saturating_add(config.horizon)
             )));
         }
         Ok(Parts { train: 0..trained, valid: trained..trained + test, test: trained + test..rows })
     }
 
-    /// A forecaster of the columns of `table` that knows its first rows' `scale`.
+    /// A forecaster of the columns of `table`, scaled by its rows `train`.
     pub fn new(device: &Device, config: &ForecasterConfig, table: &Table, train: Range<usize>) -> Result<Self> {
-        if config.steps == 0 || config.horizon == 0 || config.layers == 0 {
-            let (steps, horizon, layers) = (config.steps, config.horizon, config.layers);
+        config.validate()?;
+        if train.len() < 2 || train.end > table.len() {
+            let rows = table.len();
             return Err(Error::argument(format!(
-                "forecaster: steps, horizon and layers must be at least 1, got {steps}, {horizon} and {layers}"
+                "forecaster: expected at least 2 rows of {rows} to train on, got {train:?}"
             )));
         }
         let mut scales = Vec::new();
         for (name, column) in table.names.iter().zip(&table.columns) {
-            if let Some(low) = column.iter().find(|v| config.log && **v <= 0.0) {
-                return Err(Error::data(format!("forecaster: logarithms need values above 0, got {low} in `{name}`")));
-            }
+            config.check_column(name, column)?;
             let seen: Vec<f64> = column[train.clone()].iter().map(|&v| f64::from(seen(config, v))).collect();
             let square = seen.windows(2).map(|w| (w[1] - w[0]).powi(2)).sum::<f64>() / (seen.len() - 1).max(1) as f64;
             // A column that never changes in training has no unit of its own.
             scales.push(if square > 0.0 { square.sqrt() as f32 } else { 1.0 });
         }
         let model = Self::network(device, config, scales.len())?;
-        Ok(Self { config: config.clone(), names: table.names.clone(), scales, errors: Vec::new(), model })
+        let errors = vec![Vec::new(); config.horizon * scales.len()];
+        Ok(Self { config: config.clone(), names: table.names.clone(), scales, errors, model })
     }
 
     fn network(device: &Device, config: &ForecasterConfig, columns: usize) -> Result<Sequential> {
@@ -201,7 +237,8 @@ impl Forecaster {
         (rows.start.max(self.config.steps)..(rows.end + 1).saturating_sub(self.config.horizon)).collect()
     }
 
-    /// Trains on the training rows until validation gets no better, keeps the best, and measures its errors there.
+    /// Trains on the training rows until validation gets no better, keeps the best, and measures its errors there. Which samples
+    /// validate and what is measured besides the loss is settled, whatever `fit` says.
     pub fn fit(
         &mut self,
         optimizer: impl Into<Optimizer>,
@@ -211,6 +248,7 @@ impl Forecaster {
         callbacks: &mut [&mut dyn Callback],
     ) -> Result<History> {
         self.check(table)?;
+        self.check_parts(table, parts)?;
         let (train, valid) = (self.origins(&parts.train), self.origins(&parts.valid));
         let (x, y) = (self.windows(table, &train), self.targets(table, &train));
         let (x_valid, y_valid) = (self.windows(table, &valid), self.targets(table, &valid));
@@ -244,9 +282,7 @@ impl Forecaster {
 
     fn forecasts(&mut self, table: &Table, origins: &[usize], level: f64) -> Result<Vec<Forecast>> {
         self.check(table)?;
-        if !(level > 0.0 && level < 1.0) {
-            return Err(Error::argument(format!("forecast: the level of intervals must be in (0, 1), got {level}")));
-        }
+        check_level(level)?;
         if let Some(end) = origins.iter().find(|&&end| end < self.config.steps || end > table.len()) {
             let steps = self.config.steps;
             return Err(Error::data(format!("forecast: expected from {steps} to {} rows, got {end}", table.len())));
@@ -297,7 +333,11 @@ impl Forecaster {
                     let guesses = [forecast.values[ahead][column], values[end - 1], seasonal];
                     for (sums, guess) in off.iter_mut().zip(guesses) {
                         let size = f64::from((guess - value).abs());
-                        (sums.0, sums.1, sums.2) = (sums.0 + size, sums.1 + size * size, sums.2 + size / scale);
+                        (sums.0, sums.1, sums.2) = (
+                            sums.0 + size,
+                            sums.1 + size * size,
+                            sums.2 + if scale > 0.0 { size / scale } else { 0.0 },
+                        );
                     }
                     let (low, high) = forecast.intervals[ahead][column];
                     inside += u64::from(low <= value && value <= high);
@@ -317,13 +357,25 @@ impl Forecaster {
     }
 
     fn check(&self, table: &Table) -> Result<()> {
-        if table.names.len() != self.names.len() {
-            return Err(Error::data(format!(
-                "forecaster: expected the columns {:?}, got {:?}",
-                self.names, table.names
-            )));
+        if table.names != self.names {
+            let (wanted, got) = (&self.names, &table.names);
+            return Err(Error::data(format!("forecaster: expected the columns {wanted:?}, got {got:?}")));
         }
-        Ok(())
+        table.names.iter().zip(&table.columns).try_for_each(|(name, column)| self.config.check_column(name, column))
+    }
+
+    fn check_parts(&self, table: &Table, parts: &Parts) -> Result<()> {
+        let Parts { train, valid, test } = parts;
+        let in_order = train.end <= valid.start && valid.end <= test.start && test.end <= table.len();
+        match in_order && !self.origins(train).is_empty() && !self.origins(valid).is_empty() {
+            true => Ok(()),
+            false => Err(Error::argument(format!("forecaster: {parts:?} are no parts of {} rows", table.len()))),
+        }
+    }
+
+    /// The least values of validation by which intervals of this level are known.
+    pub fn least_errors(level: f64) -> usize {
+        (level / (1.0 - level)).ceil() as usize
     }
 
     /// Writes it with its scales and errors.
@@ -344,10 +396,23 @@ impl Forecaster {
                 return Err(Error::data("expected a forecaster, got a model without scales"));
             }
             let Described { config, names, scales, errors } = file.part(PART)?;
+            config.validate()?;
+            if scales.len() != names.len() || errors.len() != config.horizon.saturating_mul(names.len()) {
+                return Err(Error::data("the forecaster's scales and errors are not those of its columns"));
+            }
             let model = Sequential::from_file(device, &file)?;
             Ok(Self { config, names, scales, errors, model })
         };
         load().map_err(|e: Error| e.within(path.display()))
+    }
+}
+
+/// Refuses a season that the training rows do not hold.
+fn check_season(parts: &Parts, season: usize) -> Result<()> {
+    let most = parts.train.len().saturating_sub(1);
+    match (1..=most).contains(&season) {
+        true => Ok(()),
+        false => Err(Error::argument(format!("forecast: a season must have from 1 to {most} rows, got {season}"))),
     }
 }
 

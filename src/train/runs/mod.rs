@@ -20,7 +20,7 @@ use super::fit::Epoch;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,15 @@ const HISTORY: &str = "history.json";
 pub struct Record {
     /// Its number, from 1.
     pub epoch: usize,
-    /// Values by name, in the order in which they are shown. Validation's begin with `val_`.
+    /// Values by name, in the order in which they are shown. Validation's begin with `val_`. What is not finite is `null` in files.
+    #[serde(deserialize_with = "perhaps")]
     pub values: Vec<(String, f64)>,
+}
+
+/// Values of which some may be `null`, which is how JSON has what is not finite.
+fn perhaps<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<(String, f64)>, D::Error> {
+    let values = Vec::<(String, Option<f64>)>::deserialize(from)?;
+    Ok(values.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
 impl Record {
@@ -88,23 +95,28 @@ pub struct Run {
     folder: PathBuf,
     records: Records,
     events: EventWriter,
+    checkpoints: bool,
 }
 
 impl Run {
     /// A new run in `folder`, which must not hold another.
     pub fn create(folder: &Path, configuration: &impl Serialize, seed: u64, device: &Device) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make", e))?;
-        if Self::is_in(folder) {
+        let written = ["config.json", "environment.json", HISTORY, "history.csv", "history.svg", "checkpoints"];
+        if let Some(there) = written.into_iter().find(|name| folder.join(name).exists()) {
             return Err(Error::argument(format!(
-                "{}: holds a run already; expected another folder, or training that is resumed",
+                "{}: holds a run already, or something else called {there}; expected a new folder, or training that is resumed",
                 folder.display()
             )));
         }
         let folder = folder.to_path_buf();
+        let configuration = serde_json::to_value(configuration)
+            .map_err(|e| Error::argument(format!("run: the configuration cannot be written as JSON: {e}")))?;
         let configuration = json!({ "seed": seed, "training": configuration });
         write_json(&folder.join("config.json"), &configuration)?;
         write_json(&folder.join("environment.json"), &environment(device))?;
-        let run = Self { events: EventWriter::create(&folder)?, records: Records::default(), folder };
+        let (events, records) = (EventWriter::create(&folder)?, Records::default());
+        let run = Self { events, records, folder, checkpoints: true };
         run.write()?;
         Ok(run)
     }
@@ -129,7 +141,22 @@ impl Run {
     /// The run in `folder`, to go on with.
     pub fn resume(folder: &Path) -> Result<Self> {
         let records = Records::read(folder)?;
-        Ok(Self { events: EventWriter::create(folder)?, records, folder: folder.to_path_buf() })
+        Ok(Self { events: EventWriter::create(folder)?, records, folder: folder.to_path_buf(), checkpoints: true })
+    }
+
+    /// Whether it keeps checkpoints as a [`Callback`]; it does unless told otherwise.
+    #[must_use]
+    pub fn keep_checkpoints(mut self, keep: bool) -> Self {
+        self.checkpoints = keep;
+        self
+    }
+
+    /// What its `config.json` says of the training.
+    pub fn configuration(&self) -> Result<Value> {
+        let path = self.folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let all: Value = serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+        Ok(all["training"].clone())
     }
 
     /// Where it is.
@@ -149,9 +176,11 @@ impl Run {
         Ok(folder.join(format!("{name}.safetensors")))
     }
 
-    /// Whether no epoch before had a better loss: of validation, where there is any.
+    /// Whether no epoch before had a better loss: of validation, where there ever was any.
     pub fn is_best(&self, record: &Record) -> bool {
-        let loss = |r: &Record| r.value("val_loss").or_else(|| r.value("loss"));
+        let validated = self.records.0.iter().chain([record]).any(|r| r.value("val_loss").is_some());
+        let name = if validated { "val_loss" } else { "loss" };
+        let loss = |r: &Record| r.value(name).filter(|loss| loss.is_finite());
         let before = self.records.0.iter().filter(|r| r.epoch < record.epoch).filter_map(loss);
         let best = before.reduce(f64::min);
         loss(record).is_some_and(|now| best.is_none_or(|best| now < best))
@@ -177,10 +206,11 @@ impl Run {
 impl Callback for Run {
     fn on_epoch_end(&mut self, training: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
         let record = Record { epoch: epoch.epoch, values: epoch.values() };
-        let last = self.checkpoint("last")?;
-        training.save(&last)?;
-        if self.is_best(&record) {
-            training.save(&self.checkpoint("best")?)?;
+        if self.checkpoints {
+            training.save(&self.checkpoint("last")?)?;
+            if self.is_best(&record) {
+                training.save(&self.checkpoint("best")?)?;
+            }
         }
         self.record(record)?;
         Ok(ControlFlow::Continue(()))
@@ -203,6 +233,6 @@ fn environment(device: &Device) -> Value {
         "architecture": std::env::consts::ARCH,
         "processors": std::thread::available_parallelism().map_or(1, usize::from),
         "began": began,
-        "command": std::env::args().collect::<Vec<String>>(),
+        "command": std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<String>>(),
     })
 }

@@ -36,6 +36,8 @@ pub fn plot(runs: &[(String, Records)]) -> Result<String> {
             quantities.push(quantity);
         }
     }
+    // Of what was never finite there is nothing to draw.
+    quantities.retain(|quantity| !curves(runs, quantity).is_empty());
     let rows = quantities.len().max(1).div_ceil(2) as u32;
     let columns = quantities.len().clamp(1, 2) as u32;
     let mut svg = String::new();
