@@ -196,7 +196,7 @@ fn series_are_forecast_better_than_by_their_last_value() {
     assert!(svg.contains("80 % interval") && svg.contains("1960") && folder.join("air.safetensors").is_file());
     refused(&folder, "forecast series.csv --output series", 2, "would be written over");
     refused(&folder, "forecast series.csv --level 1.5", 2, "1.5");
-    refused(&folder, "forecast series.csv --season 200", 2, "a season must have");
+    refused(&folder, "forecast series.csv --season 110 --steps 24", 2, "a season must have");
     refused(&folder, "forecast series.csv --steps 1", 2, "steps must be at least 2");
     refused(&folder, "forecast series.csv --horizon 60", 1, "144 for training");
     refused(&folder, "forecast missing.csv", 1, "missing.csv");

@@ -11,7 +11,7 @@ pub struct Course {
     /// Epochs done.
     #[serde(default)]
     pub epoch: u32,
-    /// Of a [`Plateau`].
+    /// Of a [`Plateau`](super::Plateau).
     #[serde(default)]
     pub waiting: Waiting,
     /// When a triggered average began, in steps of the optimiser.

@@ -115,7 +115,7 @@ impl WordsOptions {
         labels.iter().flatten().for_each(|label| *left.entry(label).or_default() += 1);
         let (mut train, mut held) = (Vec::new(), Vec::new());
         let most = (labels.len() / HELD_OUT).max(1);
-        for at in Random::new(self.seed, 1).permutation(labels.len()).into_iter().map(|n| n as usize) {
+        for at in Random::new(self.seed, 1).permutation(labels.len()) {
             let of = |label: &&str| labels[at].iter().filter(|l| *l == label).count();
             if held.len() < most && labels[at].iter().all(|label| left[label] > of(label)) {
                 labels[at].iter().for_each(|label| *left.entry(label).or_default() -= 1);
