@@ -104,6 +104,8 @@ fn words_and_bytes_are_learnt_and_texts_evaluated() {
     ok(&folder, &format!("train story.txt {SMALL} --level bytes --epochs 1 --output b.safetensors"));
     let (out, _) = ok(&folder, "evaluate --model b.safetensors test.txt");
     assert!(out.contains("22 bytes predicted") && out.contains("bits per byte"), "{out}");
+    refused(&folder, "train story.txt --tokenizer story.txt", 1, "story.txt");
+    refused(&folder, "train story.txt --tokenizer story.txt --level words", 2, "--level");
     refused(&folder, "train story.txt --level words --tied --hidden 8 --embedding 9", 2, "tied");
     refused(&folder, "evaluate --model none.safetensors test.txt", 1, "none.safetensors");
     std::fs::remove_dir_all(&folder).unwrap();

@@ -4,6 +4,7 @@ pub mod labelled;
 pub mod series;
 pub mod table;
 pub mod text;
+mod tokenizer;
 pub mod vocabulary;
 
 pub use crate::scheduler::sampler::{Batching, Cost, Sampler};

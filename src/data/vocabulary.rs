@@ -1,5 +1,6 @@
-//! What a language model reads and writes, as numbers: characters, bytes or words.
+//! What a language model reads and writes, as numbers: characters, bytes, words, or a tokenizer's tokens.
 
+use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -15,6 +16,8 @@ pub enum Level {
     Bytes,
     /// What white space separates, and the end of each line, `<eos>`.
     Words,
+    /// Those of a tokenizer file of Hugging Face.
+    Tokens,
 }
 
 impl Level {
@@ -24,10 +27,13 @@ impl Level {
             Self::Characters => "character",
             Self::Bytes => "byte",
             Self::Words => "word",
+            Self::Tokens => "token",
         }
     }
 }
 
+/// Tokens of a tokenizer that are decoded together, at most.
+const TOGETHER: usize = 64;
 /// The word at the end of each line.
 pub const END: &str = "<eos>";
 /// The word that stands for those that are not known.
@@ -40,6 +46,7 @@ pub struct Vocabulary {
     level: Level,
     pieces: Vec<String>,
     tokens: HashMap<String, u32>,
+    tokenizer: Option<Tokenizer>,
 }
 
 /// As files have it. Characters are a list of them, as they always were.
@@ -49,17 +56,24 @@ enum Stored {
     Characters(Vec<char>),
     Other {
         level: Level,
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         words: Vec<String>,
+        /// The file, as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokenizer: Option<String>,
     },
 }
 
 impl From<Vocabulary> for Stored {
     fn from(vocabulary: Vocabulary) -> Self {
-        match vocabulary.level {
-            Level::Characters => Self::Characters(vocabulary.pieces.iter().flat_map(|p| p.chars()).collect()),
-            Level::Bytes => Self::Other { level: Level::Bytes, words: Vec::new() },
-            Level::Words => Self::Other { level: Level::Words, words: vocabulary.pieces },
+        let Vocabulary { level, pieces, tokenizer, .. } = vocabulary;
+        match level {
+            Level::Characters => Self::Characters(pieces.iter().flat_map(|p| p.chars()).collect()),
+            Level::Bytes => Self::Other { level, words: Vec::new(), tokenizer: None },
+            Level::Words => Self::Other { level, words: pieces, tokenizer: None },
+            Level::Tokens => {
+                Self::Other { level, words: Vec::new(), tokenizer: tokenizer.map(|t| t.file().to_string()) }
+            }
         }
     }
 }
@@ -70,9 +84,11 @@ impl TryFrom<Stored> for Vocabulary {
     fn try_from(stored: Stored) -> Result<Self> {
         match stored {
             Stored::Characters(all) => Self::new(Level::Characters, all.into_iter().map(String::from).collect()),
-            Stored::Other { level: Level::Words, words } => Self::new(Level::Words, words),
             Stored::Other { level: Level::Bytes, .. } => Ok(Self::bytes()),
-            Stored::Other { level: Level::Characters, words } => Self::new(Level::Characters, words),
+            Stored::Other { level: Level::Tokens, tokenizer, .. } => {
+                Self::of_tokenizer(&tokenizer.ok_or_else(|| Error::data("vocabulary: expected a tokenizer, got none"))?)
+            }
+            Stored::Other { level, words, .. } => Self::new(level, words),
         }
     }
 }
@@ -90,7 +106,16 @@ impl Vocabulary {
         if let (Level::Words, Some(missing)) = (level, [END, UNKNOWN].into_iter().find(|w| !tokens.contains_key(*w))) {
             return Err(Error::data(format!("vocabulary: expected the word {missing}, there is none")));
         }
-        Ok(Self { level, pieces, tokens })
+        Ok(Self { level, pieces, tokens, tokenizer: None })
+    }
+
+    /// The tokens of a tokenizer, from the JSON of its file (`tokenizer.json`, as the library `tokenizers` of Hugging Face writes it).
+    /// Special tokens are put into no text.
+    pub fn of_tokenizer(file: &str) -> Result<Self> {
+        let tokenizer = Tokenizer::new(file)?;
+        let pieces = tokenizer.pieces();
+        let tokens = pieces.iter().enumerate().map(|(i, p)| (p.clone(), i as u32)).collect();
+        Ok(Self { level: Level::Tokens, pieces, tokens, tokenizer: Some(tokenizer) })
     }
 
     /// The characters of `text`.
@@ -104,7 +129,7 @@ impl Vocabulary {
         // A byte's piece is the character of its number, which tells it from others.
         let pieces: Vec<String> = (0..=255u8).map(|b| char::from(b).to_string()).collect();
         let tokens = pieces.iter().enumerate().map(|(i, p)| (p.clone(), i as u32)).collect();
-        Self { level: Level::Bytes, pieces, tokens }
+        Self { level: Level::Bytes, pieces, tokens, tokenizer: None }
     }
 
     /// The words that `text` has at least `least` times, and those for a line's end and for what is not known.
@@ -128,6 +153,7 @@ impl Vocabulary {
             Level::Characters => Self::of(text),
             Level::Bytes => Ok(Self::bytes()),
             Level::Words => Self::words(text, least),
+            Level::Tokens => Err(Error::argument("vocabulary: tokens are those of a tokenizer, not of a text")),
         }
     }
 
@@ -153,12 +179,18 @@ impl Vocabulary {
 
     /// The token at which a line ends, or the first.
     pub fn line_end(&self) -> u32 {
-        self.token(if self.level == Level::Words { END } else { "\n" }).unwrap_or(0)
+        let end = match self.level {
+            Level::Words => self.token(END),
+            Level::Tokens => self.encode("\n").ok().and_then(|tokens| tokens.last().copied()),
+            Level::Characters | Level::Bytes => self.token("\n"),
+        };
+        end.unwrap_or(0)
     }
 
     /// The tokens of `text`. Words that are not known become `<unk>`; characters that are not known are an error.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self.level {
+            Level::Tokens => self.tokenizer()?.encode(text),
             Level::Bytes => Ok(text.bytes().map(u32::from).collect()),
             Level::Words => {
                 let unknown = self.token(UNKNOWN).ok_or_else(|| Error::internal("a vocabulary without <unk>"))?;
@@ -181,6 +213,10 @@ impl Vocabulary {
         }
     }
 
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::internal("vocabulary: tokens without a tokenizer"))
+    }
+
     /// The text of `tokens`, as a [`Decoder`] writes it.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let mut decoder = Decoder::new(self);
@@ -198,12 +234,14 @@ pub struct Decoder<'a> {
     begins: bool,
     /// Of a character that is not whole yet.
     bytes: Vec<u8>,
+    /// Of what a tokenizer's tokens say together: those of the last whole text, and what they said.
+    said: (Vec<u32>, String),
 }
 
 impl<'a> Decoder<'a> {
     /// At the beginning of a text.
     pub fn new(vocabulary: &'a Vocabulary) -> Self {
-        Self { vocabulary, begins: true, bytes: Vec::new() }
+        Self { vocabulary, begins: true, bytes: Vec::new(), said: (Vec::new(), String::new()) }
     }
 
     /// What a token adds to the text.
@@ -214,6 +252,23 @@ impl<'a> Decoder<'a> {
         };
         Ok(match self.vocabulary.level {
             Level::Characters => piece.clone(),
+            Level::Tokens => {
+                let (tokens, said) = &mut self.said;
+                tokens.push(token);
+                let text = self.vocabulary.tokenizer()?.decode(tokens)?;
+                // What a token says may depend on the one before it, and half a character comes out as U+FFFD.
+                if text.ends_with('\u{fffd}') || !text.starts_with(said.as_str()) {
+                    return Ok(String::new());
+                }
+                let new = text[said.len()..].to_string();
+                if tokens.len() > TOGETHER {
+                    let last = tokens.split_off(tokens.len() - 1);
+                    (*said, *tokens) = (self.vocabulary.tokenizer()?.decode(&last)?, last);
+                } else {
+                    *said = text;
+                }
+                new
+            }
             Level::Bytes => {
                 self.bytes.push(token as u8);
                 match std::str::from_utf8(&self.bytes) {
@@ -234,6 +289,11 @@ impl<'a> Decoder<'a> {
 
     /// What is left of a character that never became whole.
     pub fn finish(&mut self) -> String {
+        let (tokens, said) = std::mem::take(&mut self.said);
+        if let (false, Ok(tokenizer)) = (tokens.is_empty(), self.vocabulary.tokenizer()) {
+            let text = tokenizer.decode(&tokens).unwrap_or_default();
+            return text.strip_prefix(said.as_str()).unwrap_or_default().to_string();
+        }
         let bytes = std::mem::take(&mut self.bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -288,5 +348,33 @@ mod tests {
         assert_eq!(vocabulary.decode(&tokens[1..]).unwrap(), "\u{fffd}\n");
         let json = serde_json::to_string(&vocabulary).unwrap();
         assert_eq!(serde_json::from_str::<Vocabulary>(&json).unwrap(), vocabulary);
+    }
+
+    /// A byte-level BPE of twelve tokens.
+    #[cfg(feature = "tokenizers")]
+    const BPE: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+        "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+        "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+        "fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{"t":0,"h":1,"e":2,"\u0120":3,"c":4,"a":5,
+        "th":6,"the":7,"\u010a":8,"\u00c3":9,"\u00b6":10,"\u0120c":11},"merges":["t h","th e","\u0120 c"]}}"#;
+
+    #[cfg(feature = "tokenizers")]
+    #[test]
+    fn a_tokenizers_tokens_come_back_as_text_piece_by_piece() {
+        let vocabulary = Vocabulary::of_tokenizer(BPE).unwrap();
+        let tokens = vocabulary.encode("the cat\nö").unwrap();
+        assert_eq!((tokens.as_slice(), vocabulary.len()), (&[7, 11, 5, 0, 8, 9, 10][..], 12));
+        let mut decoder = Decoder::new(&vocabulary);
+        let pieces: Vec<String> = tokens.iter().map(|&t| decoder.push(t).unwrap()).collect();
+        assert_eq!(pieces, ["the", " c", "a", "t", "\n", "", "ö"], "half a character waits for the other");
+        assert_eq!(decoder.finish(), "");
+        let long = tokens.repeat(40);
+        assert_eq!(vocabulary.decode(&long).unwrap(), "the cat\nö".repeat(40));
+        assert_eq!(vocabulary.decode(&tokens[..6]).unwrap(), "the cat\n\u{fffd}");
+        assert!(vocabulary.line_end() == 8 && vocabulary.decode(&[12]).is_err());
+        let json = serde_json::to_string(&vocabulary).unwrap();
+        assert_eq!(serde_json::from_str::<Vocabulary>(&json).unwrap(), vocabulary);
+        assert!(Vocabulary::of_tokenizer("{}").unwrap_err().to_string().contains("tokenizer"));
     }
 }

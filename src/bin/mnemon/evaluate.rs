@@ -34,7 +34,7 @@ pub struct Arguments {
 pub fn measured(level: Level, loss: f32) -> (&'static str, f64) {
     let bits = f64::from(loss) / std::f64::consts::LN_2;
     match level {
-        Level::Words => ("perplexity", f64::from(loss).exp()),
+        Level::Words | Level::Tokens => ("perplexity", f64::from(loss).exp()),
         Level::Characters => ("bits_per_character", bits),
         Level::Bytes => ("bits_per_byte", bits),
     }

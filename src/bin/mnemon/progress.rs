@@ -68,10 +68,10 @@ impl Display {
     }
 
     /// Shows what an epoch came to: mean loss and validation loss in nats, and the latter in bits a character or byte, or as the
-    /// perplexity of words.
+    /// perplexity of words and tokens.
     pub fn epoch(&mut self, progress: &Progress, loss: f32, validation: Option<f32>, level: Level) {
         let measured = |v: f32| match level {
-            Level::Words => format!("val_ppl {:.2}", f64::from(v).exp()),
+            Level::Words | Level::Tokens => format!("val_ppl {:.2}", f64::from(v).exp()),
             _ => format!("val_bpc {:.3}", f64::from(v) / std::f64::consts::LN_2),
         };
         let validation = validation.map(|v| format!(" val_loss {v:.4} {}", measured(v))).unwrap_or_default();

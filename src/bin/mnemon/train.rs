@@ -67,6 +67,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "characters", conflicts_with = "resume")]
     level: Units,
 
+    /// A tokenizer file of Hugging Face (tokenizer.json), whose tokens are learnt in place of --level
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["resume", "level", "least"])]
+    tokenizer: Option<PathBuf>,
+
     /// Words that the training text has less often become <unk>
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "resume")]
     least: usize,
@@ -263,6 +267,11 @@ fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Re
 fn trainer(arguments: &Arguments, device: &Device, corpus: &Corpus) -> Result<Trainer> {
     let (vocabulary, tokens, validation) = match &arguments.resume {
         Some(path) => divided(LanguageModel::vocabulary_of(path)?, corpus, arguments)?,
+        None if arguments.tokenizer.is_some() => {
+            let path = arguments.tokenizer.as_deref().unwrap_or(Path::new(""));
+            let vocabulary = Vocabulary::of_tokenizer(&crate::read_text(path)?);
+            divided(vocabulary.map_err(|e| e.within(path.display()))?, corpus, arguments)?
+        }
         None if arguments.level == Units::Words => {
             // Validation must not say which words there are.
             let (everything, tokens, _) = divided(Vocabulary::words(&corpus.text, 1)?, corpus, arguments)?;
