@@ -39,7 +39,7 @@ pub use plan::plan;
 pub use runs::{EventWriter, Record, Records, Run, plot as plot_runs};
 pub use trainer::{Progress, TrainOptions, Trainer};
 
-pub use words::{Classifier, Report, Tagger, WordsConfig};
+pub use words::{Classifier, Known, Reader, Report, Tagger, Texts, WordsConfig};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -1,18 +1,40 @@
 //! What training a classifier and training a tagger have in common.
 
+use crate::output::say;
 use clap::Args;
 use mnemon::data::Batching;
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::optim::{Adam, Optimizer};
 use mnemon::params::random::Random;
-use mnemon::train::{Callback, EarlyStopping, Epoch, Fit, Metric, Run, Training, Watched, WordsConfig};
+use mnemon::train::{Callback, EarlyStopping, Epoch, Fit, Metric, Reader, Run, Texts, Training, Watched, WordsConfig};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 pub struct WordsOptions {
+    /// Labelled texts to train on; without, texts are read from standard input, one a line, and their labels written
+    #[arg(value_name = "FILE", conflicts_with = "model", requires = "output")]
+    train: Option<PathBuf>,
+
+    /// Labelled texts to validate on [default: a tenth of FILE's, by lot]
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    dev: Option<PathBuf>,
+
+    /// Labelled texts to report on, which training never sees
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
+    /// Where to save the model
+    #[arg(long, short, value_name = "FILE", conflicts_with = "model")]
+    output: Option<PathBuf>,
+
+    /// A model that was saved
+    #[arg(long, value_name = "FILE", required_unless_present = "train")]
+    model: Option<PathBuf>,
+
     /// Stacked layers
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "model")]
     layers: usize,
@@ -70,20 +92,67 @@ impl Callback for Shown {
 }
 
 /// What is done while a model trains.
-pub struct Watching {
+struct Watching {
     shown: Shown,
     best: EarlyStopping,
     run: Run,
 }
 
 impl Watching {
-    pub fn callbacks(&mut self) -> [&mut dyn Callback; 3] {
+    fn callbacks(&mut self) -> [&mut dyn Callback; 3] {
         [&mut self.shown, &mut self.best, &mut self.run]
     }
 }
 
 impl WordsOptions {
-    pub fn config(&self) -> WordsConfig {
+    /// Trains a model or loads one, and reports on it where that is asked for; else `label` has it label texts.
+    pub fn run<T: Texts>(
+        &self,
+        device: &Device,
+        read: impl Fn(&Path) -> Result<T>,
+        label: impl FnOnce(&mut Reader<T>) -> Result<()>,
+    ) -> Result<ExitCode> {
+        let mut reader = match (&self.train, &self.model, &self.output) {
+            (Some(train), _, Some(output)) => {
+                crate::output::check_folder(output)?;
+                let dev = self.dev.as_deref().map(&read).transpose()?;
+                let reader = self.train_on(device, read(train)?, dev, output)?;
+                say!("saved to {}", output.display());
+                reader
+            }
+            (_, Some(model), _) => Reader::load(device, model)?,
+            _ => {
+                let message = "expected texts to train on and --output, or --model";
+                return Err(Error::new(ErrorKind::Argument, message));
+            }
+        };
+        match (&self.report, &self.train) {
+            (Some(path), _) => say!("{}", reader.report(&read(path)?)?),
+            (None, Some(_)) => {}
+            (None, None) => label(&mut reader)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn train_on<T: Texts>(&self, device: &Device, all: T, dev: Option<T>, output: &Path) -> Result<Reader<T>> {
+        let (texts, dev) = match dev {
+            Some(dev) => (all, dev),
+            None => {
+                let (texts, held) = self.hold_out(&all.labels())?;
+                (all.choose(&texts), all.choose(&held))
+            }
+        };
+        let mut reader = Reader::new(device, &self.config(), &texts)?;
+        let (trained, held, labels) = (texts.labels().len(), dev.labels().len(), reader.labels().len());
+        eprintln!("{trained} texts to train on, {held} to validate, {} words, {labels} labels", reader.words());
+        let (adam, mut training) = self.training(output, device)?;
+        reader.fit(adam, &texts, Some(&dev), &self.fit(), &mut training.callbacks())?;
+        say!("{}", reader.report(&dev)?);
+        reader.save(output)?;
+        Ok(reader)
+    }
+
+    fn config(&self) -> WordsConfig {
         WordsConfig {
             layers: self.layers,
             hidden: self.hidden,
@@ -94,7 +163,7 @@ impl WordsOptions {
         }
     }
 
-    pub fn fit(&self) -> Fit {
+    fn fit(&self) -> Fit {
         Fit {
             epochs: self.epochs,
             batch_size: self.batch,
@@ -106,17 +175,17 @@ impl WordsOptions {
     }
 
     /// The texts to train on and those to validate on, by lot; texts with a label that no other text has are trained on.
-    pub fn hold_out<'a>(&self, labels: &[Vec<&'a str>]) -> Result<(Vec<usize>, Vec<usize>)> {
+    fn hold_out<'a>(&self, labels: &[Vec<&'a String>]) -> Result<(Vec<usize>, Vec<usize>)> {
         if labels.len() < 2 {
             let message = format!("expected at least two texts, to train and to validate on, got {}", labels.len());
             return Err(Error::new(ErrorKind::Data, message));
         }
-        let mut left: HashMap<&'a str, usize> = HashMap::new();
+        let mut left: HashMap<&'a String, usize> = HashMap::new();
         labels.iter().flatten().for_each(|label| *left.entry(label).or_default() += 1);
         let (mut train, mut held) = (Vec::new(), Vec::new());
         let most = (labels.len() / HELD_OUT).max(1);
         for at in Random::new(self.seed, 1).permutation(labels.len()) {
-            let of = |label: &&str| labels[at].iter().filter(|l| *l == label).count();
+            let of = |label: &&String| labels[at].iter().filter(|l| *l == label).count();
             if held.len() < most && labels[at].iter().all(|label| left[label] > of(label)) {
                 labels[at].iter().for_each(|label| *left.entry(label).or_default() -= 1);
                 held.push(at);
@@ -133,12 +202,8 @@ impl WordsOptions {
         }
     }
 
-    pub fn introduce(&self, (texts, held_out): (usize, usize), words: usize, labels: usize) {
-        eprintln!("{texts} texts to train on, {held_out} to validate, {words} words, {labels} labels");
-    }
-
     /// The optimiser, and what watches the training: its epochs are shown and recorded, and the best is kept.
-    pub fn training(&self, output: &Path, device: &Device) -> Result<(Adam, Watching)> {
+    fn training(&self, output: &Path, device: &Device) -> Result<(Adam, Watching)> {
         let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let next = Run::named(&output.with_file_name("runs"), &name).1;
         let adam = Adam::pytorch().learning_rate(self.learning_rate);

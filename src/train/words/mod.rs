@@ -8,16 +8,18 @@ pub use classifier::Classifier;
 pub use report::Report;
 pub use tagger::Tagger;
 
-use super::{Model, Named};
+use super::{Callback, Fit, History, Loss, Model, Named};
 use crate::config::{Bias, Direction};
-use crate::data::Vocabulary;
+use crate::data::{Level, Vocabulary};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::nn::{Dropout, Embedding, Init, Input, Lstm, Network, Port};
+use crate::optim::Optimizer;
 use crate::params::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// Sizes of a model of words.
@@ -48,17 +50,142 @@ const OUTPUT: &str = "label";
 /// Texts that are read at once where labels are predicted.
 const BATCH: usize = 256;
 
-/// What a file says of a model besides its parameters.
-#[derive(Serialize, Deserialize)]
-struct Described {
+/// The words and labels that a model knows, and its sizes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Known {
     config: WordsConfig,
     labels: Vec<String>,
     vocabulary: Vocabulary,
 }
 
-impl Described {
-    fn of(config: &WordsConfig, labels: &[String], vocabulary: &Vocabulary) -> Self {
-        Self { config: *config, labels: labels.to_vec(), vocabulary: vocabulary.clone() }
+impl Known {
+    /// The class of a label.
+    fn class(&self, label: &String) -> Result<u32> {
+        let found = self.labels.binary_search(label).map(|class| class as u32);
+        let known = || self.labels.join(", ");
+        found.map_err(|_| Error::data(format!("the label `{label}` is not among those of training: {}", known())))
+    }
+}
+
+/// Labelled texts of one kind, and what learns them.
+pub trait Texts: Sized {
+    /// What a model of them is called in its file.
+    const PART: &'static str;
+    /// What has a label.
+    const UNIT: &'static str;
+    /// The network that gives a label to each.
+    fn network(config: &WordsConfig, words: usize, labels: usize) -> Result<Network>;
+    /// Their words, a text a line.
+    fn lines(&self) -> String;
+    /// The labels of each text.
+    fn labels(&self) -> Vec<Vec<&String>>;
+    /// The texts `order`.
+    fn choose(&self, order: &[usize]) -> Self;
+    /// As a model takes and should give them.
+    fn given(&self, known: &Known) -> Result<(Named, Named)>;
+    /// Tells of each label, and what was predicted in its place, by their classes.
+    fn count(&self, reader: &mut Reader<Self>, tell: &mut dyn FnMut(usize, usize)) -> Result<()>;
+}
+
+/// A model that reads words both ways, with those and the labels that it knows.
+pub struct Reader<T> {
+    known: Known,
+    model: Model,
+    texts: PhantomData<T>,
+}
+
+impl<T: Texts> Reader<T> {
+    /// A new model of the words and labels of `texts`.
+    pub fn new(device: &Device, config: &WordsConfig, texts: &T) -> Result<Self> {
+        let mut labels: Vec<String> = texts.labels().into_iter().flatten().cloned().collect();
+        labels.sort();
+        labels.dedup();
+        if labels.len() < 2 {
+            return Err(Error::data(format!("expected at least two labels to learn, got {labels:?}")));
+        }
+        let vocabulary = Vocabulary::at(Level::Words, &texts.lines(), config.least)?;
+        let network = T::network(config, vocabulary.len(), labels.len())?;
+        let model = Model::initialized(device, &network, config.seed)?;
+        Ok(Self { known: Known { config: *config, labels, vocabulary }, model, texts: PhantomData })
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &WordsConfig {
+        &self.known.config
+    }
+
+    /// The labels, in the order of their classes.
+    pub fn labels(&self) -> &[String] {
+        &self.known.labels
+    }
+
+    /// How many words it tells apart.
+    pub fn words(&self) -> usize {
+        self.known.vocabulary.len()
+    }
+
+    /// Its layers, with their parameters.
+    pub fn model(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    /// Trains on texts, validating on others where there are any.
+    pub fn fit(
+        &mut self,
+        optimizer: impl Into<Optimizer>,
+        texts: &T,
+        validation: Option<&T>,
+        fit: &Fit,
+        callbacks: &mut [&mut dyn Callback],
+    ) -> Result<History> {
+        self.model.compile(optimizer, &[(OUTPUT, Loss::CrossEntropy)])?;
+        let (inputs, targets) = texts.given(&self.known)?;
+        let validation = validation.map(|held_out| held_out.given(&self.known)).transpose()?;
+        let validation = validation.as_ref().map(|(inputs, targets)| (inputs, targets));
+        self.model.fit_with_callbacks(&inputs, &targets, validation, fit, callbacks)
+    }
+
+    /// What it is worth on labelled texts.
+    pub fn report(&mut self, texts: &T) -> Result<Report> {
+        if texts.labels().is_empty() {
+            return Err(Error::data("expected at least one text to report on, got none"));
+        }
+        let mut report = Report::new(self.labels(), T::UNIT);
+        texts.count(self, &mut |is, predicted| report.add(is, predicted))?;
+        Ok(report)
+    }
+
+    /// The logits of the model for tokens.
+    fn logits(&mut self, rows: &[Vec<u32>]) -> Result<Tensor> {
+        let mut outputs = self.model.run_for(&inputs(rows)?, &[OUTPUT])?;
+        outputs.remove(OUTPUT).ok_or_else(|| Error::internal(format!("{}: no output", T::PART)))
+    }
+
+    /// Writes it with its words and labels.
+    pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let mut file = super::save::file(&mut self.model)?;
+        file.metadata[T::PART] = json!(self.known);
+        io::save(path.as_ref(), &file)
+    }
+
+    /// Reads what [`Self::save`] wrote.
+    pub fn load(device: &Device, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let load = || {
+            let file = io::load(path)?;
+            if file.metadata.get(T::PART).is_none() {
+                return Err(Error::data(format!("expected a {}, got another model", T::PART)));
+            }
+            let known: Known = file.part(T::PART)?;
+            let network = T::network(&known.config, known.vocabulary.len(), known.labels.len())?;
+            let mut parameters = Named::new();
+            for spec in network.parameters()? {
+                parameters.insert(spec.name.clone(), file.tensor(&spec.name)?.clone());
+            }
+            let model = Model::new(device, &network, &parameters)?;
+            Ok(Self { known, model, texts: PhantomData })
+        };
+        load().map_err(|e: Error| e.within(path.display()))
     }
 }
 
@@ -76,23 +203,6 @@ fn read_both_ways(config: &WordsConfig, words: usize) -> Result<(Network, Vec<Po
         y = network.add(lstm.return_sequences(true), &y)?;
     }
     Ok((network, y))
-}
-
-/// All labels, sorted.
-fn labels_of<'a>(all: impl Iterator<Item = &'a String>) -> Result<Vec<String>> {
-    let mut labels: Vec<String> = all.cloned().collect();
-    labels.sort();
-    labels.dedup();
-    match labels.len() {
-        0 | 1 => Err(Error::data(format!("expected at least two labels to learn, got {labels:?}"))),
-        _ => Ok(labels),
-    }
-}
-
-/// The class of a label.
-fn class_of(labels: &[String], label: &String) -> Result<u32> {
-    let found = labels.binary_search(label).map(|class| class as u32);
-    found.map_err(|_| Error::data(format!("the label `{label}` is not among those of training: {}", labels.join(", "))))
 }
 
 /// Rows of different lengths, none of them empty, as `[rows, T]`.
@@ -118,34 +228,4 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|l| (l - largest).exp()).sum();
     logits.iter().map(|l| (l - largest).exp() / sum).collect()
-}
-
-/// Writes a model with what `part` says of it.
-fn save(model: &mut Model, part: &str, described: &Described, path: &Path) -> Result<()> {
-    let mut file = super::save::file(model)?;
-    file.metadata[part] = json!(described);
-    io::save(path, &file)
-}
-
-/// Reads what [`save`] wrote; `network` makes it of its sizes, words and labels.
-fn load(
-    device: &Device,
-    part: &str,
-    path: &Path,
-    network: fn(&WordsConfig, usize, usize) -> Result<Network>,
-) -> Result<(Described, Model)> {
-    let load = || {
-        let file = io::load(path)?;
-        if file.metadata.get(part).is_none() {
-            return Err(Error::data(format!("expected a {part}, got another model")));
-        }
-        let described: Described = file.part(part)?;
-        let network = network(&described.config, described.vocabulary.len(), described.labels.len())?;
-        let mut parameters = Named::new();
-        for spec in network.parameters()? {
-            parameters.insert(spec.name.clone(), file.tensor(&spec.name)?.clone());
-        }
-        Ok((described, Model::new(device, &network, &parameters)?))
-    };
-    load().map_err(|e: Error| e.within(path.display()))
 }
