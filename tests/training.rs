@@ -144,7 +144,8 @@ fn an_epoch_of_some_steps_goes_on_where_the_last_one_stopped() {
     };
     model.fit_with(&x, &y, &late, record).unwrap();
     assert_eq!(rates, [(3, 1e-3 / 4.0), (4, 1e-3 / 8.0)]);
-    for wrong in [fit(1, Some(0)), Fit { validation_frequency: 0, ..Fit::default() }] {
+    let none = Fit { validation_steps: Some(0), ..Fit::default() };
+    for wrong in [fit(1, Some(0)), Fit { validation_frequency: 0, ..Fit::default() }, none] {
         assert_eq!(model.fit(&x, &y, &wrong).unwrap_err().kind(), ErrorKind::Argument);
     }
 }
@@ -230,9 +231,33 @@ fn checkpoints_keep_the_best_and_the_last_and_logs_have_every_epoch() {
     assert!((best.evaluate(&held_out.0, &held_out.1).unwrap() - least).abs() < 1e-6);
     let mut sixth = Sequential::load(&Device::cpu(), folder.join("last-0006.safetensors")).unwrap();
     assert_eq!(bits(&mut sixth), bits(&mut model));
+    // One batch of two of the five held out, by the parameters in the end.
+    let some =
+        Fit { epochs: 1, steps: Some(1), validation_batch_size: Some(2), validation_steps: Some(1), ..fit.clone() };
+    let some = Fit { steps_per_epoch: Some(1), ..some };
+    let mut other = classifier(&Device::cpu(), Adam::default());
+    let part = other.fit(&x, &y, &some).unwrap().val_loss[0];
+    let two = (x.slice(ndarray::s![15..17, .., ..]).to_owned(), y.slice(ndarray::s![15..17]).to_owned());
+    assert!((part - other.evaluate(&two.0, &two.1).unwrap()).abs() < 1e-6);
+    // Another process goes on with the log; a file of another kind is left as it is.
+    model
+        .fit_with_callbacks(
+            &x,
+            &y,
+            &Fit { epochs: 1, ..Fit::default() },
+            &mut [&mut CsvLog::new(folder.join("log.csv"))],
+        )
+        .unwrap();
+    let log = std::fs::read_to_string(folder.join("log.csv")).unwrap();
+    assert!(
+        log.lines().count() == 8 && log.lines().last().unwrap().contains(",,"),
+        "no validation, an empty field: {log}"
+    );
+    let mut foreign = CsvLog::new(folder.join("best.safetensors"));
+    assert!(model.fit_with_callbacks(&x, &y, &fit, &mut [&mut foreign]).is_err());
     let log = std::fs::read_to_string(folder.join("log.csv")).unwrap();
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!((lines[0], lines.len()), ("epoch,loss,val_loss,learning_rate,seconds", 7));
+    assert_eq!((lines[0], lines.len()), ("epoch,loss,val_loss,learning_rate,seconds", 8));
     assert!(lines[6].starts_with(&format!("6,{},{}", f64::from(history.loss[5]), f64::from(history.val_loss[5]))));
     std::fs::remove_dir_all(&folder).unwrap();
 }

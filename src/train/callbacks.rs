@@ -4,6 +4,7 @@ use super::Named;
 use super::fit::{Epoch, History};
 use super::learner::Learner;
 use super::monitor::{Monitor, not_finite};
+use super::runs::{Record, Records};
 use super::save;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io;
@@ -314,52 +315,26 @@ impl Callback for Backup {
 /// A file with a line an epoch: its number and all its values by name, empty where there was none. Epochs of later calls follow.
 pub struct CsvLog {
     path: PathBuf,
-    /// The file's fields, the header first, once they were read.
-    rows: Option<Vec<Vec<String>>>,
+    /// What the file has, once it was read.
+    records: Option<Records>,
 }
 
 impl CsvLog {
     /// To `path`, which is added to where it exists.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), rows: None }
-    }
-
-    fn read(path: &Path) -> Result<Vec<Vec<String>>> {
-        let text = match std::fs::read_to_string(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            other => other.map_err(|e| Error::io(path, "read", e))?,
-        };
-        let rows: Vec<Vec<String>> = text.lines().map(|l| l.split(',').map(String::from).collect()).collect();
-        match rows.first() {
-            None => Ok(vec![vec!["epoch".to_string()]]),
-            Some(header) if header[0] == "epoch" => Ok(rows),
-            Some(_) => Err(Error::file(path, "expected a log of epochs, got another file")),
-        }
+        Self { path: path.into(), records: None }
     }
 }
 
 impl Callback for CsvLog {
     fn on_epoch_end(&mut self, _: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
-        let rows = match &mut self.rows {
-            Some(rows) => rows,
-            None => self.rows.insert(Self::read(&self.path)?),
+        let records = match &mut self.records {
+            Some(records) => records,
+            None if self.path.exists() => self.records.insert(Records::read_csv(&self.path)?),
+            None => self.records.insert(Records::default()),
         };
-        let mut row = vec![String::new(); rows[0].len()];
-        row[0] = epoch.epoch.to_string();
-        for (name, value) in epoch.values() {
-            match rows[0].iter().position(|n| *n == name) {
-                Some(at) => row[at] = value.to_string(),
-                None => {
-                    rows[0].push(name);
-                    row.push(value.to_string());
-                }
-            }
-        }
-        rows.push(row);
-        let width = rows[0].len();
-        rows.iter_mut().for_each(|row| row.resize(width, String::new()));
-        let text: String = rows.iter().map(|row| row.join(",") + "\n").collect();
-        io::replace(&self.path, text.as_bytes())?;
+        records.0.push(Record { epoch: epoch.epoch, values: epoch.values() });
+        io::replace(&self.path, records.csv().as_bytes())?;
         Ok(ControlFlow::Continue(()))
     }
 }

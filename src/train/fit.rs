@@ -45,6 +45,10 @@ pub struct Fit {
     pub validation_split: f64,
     /// Samples and targets to validate on, instead.
     pub validation_data: Option<(ArrayD<f32>, ArrayD<f32>)>,
+    /// Samples of a batch of validation, at most; as many as of training where nothing is said.
+    pub validation_batch_size: Option<usize>,
+    /// The most batches of validation; all where nothing is said.
+    pub validation_steps: Option<usize>,
     /// Validation follows every so many epochs, and the last.
     pub validation_frequency: usize,
     /// What is measured besides the loss, of training and of validation. For most, each step's predictions are read from the
@@ -70,6 +74,8 @@ impl Default for Fit {
             seed: 0,
             validation_split: 0.0,
             validation_data: None,
+            validation_batch_size: None,
+            validation_steps: None,
             validation_frequency: 1,
             metrics: Vec::new(),
             class_weight: BTreeMap::new(),
@@ -90,8 +96,11 @@ impl Fit {
         if self.validation_split > 0.0 && self.validation_data.is_some() {
             return Err(Error::argument("fit: expected a validation_split or validation_data, got both"));
         }
-        if self.validation_frequency == 0 || self.steps_per_epoch == Some(0) {
-            return Err(Error::argument("fit: validation_frequency and steps_per_epoch must be at least 1, got 0"));
+        let counts = [self.steps_per_epoch, self.validation_batch_size, self.validation_steps];
+        if self.validation_frequency == 0 || counts.contains(&Some(0)) {
+            return Err(Error::argument(
+                "fit: steps per epoch and what is said of validation must be at least 1, got 0",
+            ));
         }
         Ok(())
     }

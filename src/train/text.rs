@@ -3,7 +3,7 @@
 use super::prefetch::Prefetch;
 use super::step::{EVALUATE, zero_states};
 use crate::device::{Executable, Session};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::params::Tensor;
 use crate::scheduler::{Batch, Capacity};
 
@@ -21,6 +21,32 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// `batch` streams that fill a window each.
+    pub(super) fn for_training(tokens: Vec<u32>, batch: usize, sequence: usize) -> Result<Self> {
+        if batch == 0 || sequence == 0 {
+            return Err(Error::argument(format!(
+                "training: batch and sequence must be at least 1, got {batch} and {sequence}"
+            )));
+        }
+        let length = tokens.len().saturating_sub(1) / batch;
+        if length < sequence {
+            return Err(Error::data(format!(
+                "training: a sequence of {sequence} tokens in each of {batch} streams needs a text of at least {} \
+                 tokens for training, got {}; a smaller batch or sequence needs less",
+                sequence.saturating_mul(batch).saturating_add(1),
+                tokens.len()
+            )));
+        }
+        Ok(Self { tokens, count: batch, length, sequence })
+    }
+
+    /// At most `batch` streams; none of a text too short to predict anything of.
+    pub(super) fn for_validation(tokens: Vec<u32>, batch: usize, sequence: usize) -> Option<Self> {
+        let count = batch.min(tokens.len().checked_sub(1)?);
+        let length = (tokens.len() - 1).checked_div(count)?;
+        Some(Self { tokens, count, length, sequence })
+    }
+
     pub(super) fn windows(&self) -> usize {
         self.length.div_ceil(self.sequence)
     }

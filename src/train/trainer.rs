@@ -111,25 +111,6 @@ pub struct Trainer {
     text: [u64; 2],
 }
 
-fn train_streams(tokens: Vec<u32>, options: &TrainOptions) -> Result<Streams> {
-    let TrainOptions { batch, sequence, .. } = *options;
-    if batch == 0 || sequence == 0 {
-        return Err(Error::argument(format!(
-            "training: batch and sequence must be at least 1, got {batch} and {sequence}"
-        )));
-    }
-    let length = tokens.len().saturating_sub(1) / batch;
-    if length < sequence {
-        return Err(Error::data(format!(
-            "training: a sequence of {sequence} tokens in each of {batch} streams needs a text of at least {} \
-             tokens for training, got {}; a smaller batch or sequence needs less",
-            sequence.saturating_mul(batch).saturating_add(1),
-            tokens.len()
-        )));
-    }
-    Ok(Streams { tokens, count: batch, length, sequence })
-}
-
 /// The network of a language model.
 fn network(model: &LanguageModel) -> Result<Network> {
     model.model.network(Input::Tokens)
@@ -145,11 +126,11 @@ impl Trainer {
     ) -> Result<Self> {
         options.optimizer.validate()?;
         let text = [&train_tokens, &valid_tokens].map(|tokens| fingerprint(tokens.iter().map(|&t| u64::from(t))));
-        let train = train_streams(train_tokens, &options)?;
+        let train = Streams::for_training(train_tokens, options.batch, options.sequence)?;
         let slots = options.optimizer.slots(&model.model.parameters());
         begin_slots(model.model.session()?, &slots)?;
         TRAIN.zero(model.model.session()?)?;
-        let valid = Self::valid_streams(valid_tokens, &options);
+        let valid = Streams::for_validation(valid_tokens, options.batch, options.sequence).map(Arc::new);
         let (executable, validation) = Self::programs(&mut model, &options, &train, valid)?;
         zero_states(model.model.session()?, &executable)?;
         let (monitor, recovery) = (Monitor::default(), Recovery::default());
@@ -203,12 +184,6 @@ impl Trainer {
             }
             (program, validation) => Ok((program?, validation)),
         }
-    }
-
-    fn valid_streams(tokens: Vec<u32>, options: &TrainOptions) -> Option<Arc<Streams>> {
-        let count = options.batch.min(tokens.len().checked_sub(1)?);
-        let length = (tokens.len() - 1).checked_div(count)?;
-        Some(Arc::new(Streams { tokens, count, length, sequence: options.sequence }))
     }
 
     fn validating(model: &mut LanguageModel, streams: Arc<Streams>) -> Result<Validation> {

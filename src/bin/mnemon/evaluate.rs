@@ -5,7 +5,7 @@ use crate::output::say;
 use clap::Args;
 use mnemon::data::{Level, read_corpus};
 use mnemon::error::Result;
-use mnemon::train::LanguageModel;
+use mnemon::train::{LanguageModel, Metric};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -32,12 +32,12 @@ pub struct Arguments {
 
 /// What a mean loss is called and is in the usual measure.
 pub fn measured(level: Level, loss: f32) -> (&'static str, f64) {
-    let bits = f64::from(loss) / std::f64::consts::LN_2;
-    match level {
-        Level::Words | Level::Tokens => ("perplexity", f64::from(loss).exp()),
-        Level::Characters => ("bits_per_character", bits),
-        Level::Bytes => ("bits_per_byte", bits),
-    }
+    let (name, metric) = match level {
+        Level::Words | Level::Tokens => ("perplexity", Metric::Perplexity),
+        Level::Characters => ("bits_per_character", Metric::BitsPerCharacter),
+        Level::Bytes => ("bits_per_byte", Metric::BitsPerCharacter),
+    };
+    (name, metric.of_loss(loss).unwrap_or(f64::NAN))
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! How far training is: a bar where standard error is a terminal, one line an epoch elsewhere.
 
+use crate::evaluate::measured;
 use indicatif::{ProgressBar, ProgressStyle};
 use mnemon::data::Level;
 use mnemon::train::Progress;
@@ -70,11 +71,11 @@ impl Display {
     /// Shows what an epoch came to: mean loss and validation loss in nats, and the latter in bits a character or byte, or as the
     /// perplexity of words and tokens.
     pub fn epoch(&mut self, progress: &Progress, loss: f32, validation: Option<f32>, level: Level) {
-        let measured = |v: f32| match level {
-            Level::Words | Level::Tokens => format!("val_ppl {:.2}", f64::from(v).exp()),
-            _ => format!("val_bpc {:.3}", f64::from(v) / std::f64::consts::LN_2),
+        let shown = |v: f32| match (level, measured(level, v).1) {
+            (Level::Words | Level::Tokens, perplexity) => format!("val_ppl {perplexity:.2}"),
+            (_, bits) => format!("val_bpc {bits:.3}"),
         };
-        let validation = validation.map(|v| format!(" val_loss {v:.4} {}", measured(v))).unwrap_or_default();
+        let validation = validation.map(|v| format!(" val_loss {v:.4} {}", shown(v))).unwrap_or_default();
         let (epoch, epochs, speed) = (progress.epoch, progress.epochs, self.speed);
         self.print(&format!("epoch {epoch}/{epochs} loss {loss:.4}{validation} tok/s {speed:.0}"));
         if let Some(bar) = &self.bar {

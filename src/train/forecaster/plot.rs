@@ -2,7 +2,8 @@
 
 use super::{Forecast, Forecaster};
 use crate::data::Table;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::train::runs::drawing;
 use plotters::prelude::*;
 
 /// Width and height of the panel of one column, in pixels.
@@ -11,10 +12,6 @@ const KNOWN: RGBColor = RGBColor(60, 60, 60);
 const FORECAST: RGBColor = RGBColor(0, 114, 178);
 /// Rows that are drawn before the forecast, as a multiple of it.
 const BEFORE: usize = 6;
-
-fn drawing<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> Error {
-    Error::internal(format!("plot: {error}"))
-}
 
 impl Forecaster {
     /// An SVG of the end of each column and what comes after it; `level` is that of the intervals.

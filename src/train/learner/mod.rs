@@ -120,6 +120,7 @@ fn fit_parameters(
         .map(|v| (v, 0..v.samples))
         .or((cut < data.samples).then_some((held_out.unwrap_or(data), cut..data.samples)));
     if let Some((_, rows)) = &held_out {
+        let size = fit.validation_batch_size.unwrap_or(size);
         check_stateful(&network, rows.len(), size.min(rows.len()), false)?;
     }
     let mut compiled = learner.compiled()?;
@@ -170,7 +171,12 @@ fn fit_parameters(
             let due = last || (run.done + 1).is_multiple_of(fit.validation_frequency);
             let scores = match held_out.clone().filter(|_| due) {
                 Some((held_out, rows)) => {
-                    let how = Evaluate { batch_size: size, metrics: fit.metrics.clone(), ..Evaluate::default() };
+                    let how = Evaluate {
+                        batch_size: fit.validation_batch_size.unwrap_or(size),
+                        steps: fit.validation_steps,
+                        metrics: fit.metrics.clone(),
+                        sample_weight: None,
+                    };
                     Some(evaluate(learner, held_out, rows, &how)?)
                 }
                 None => None,

@@ -13,6 +13,7 @@ mod events;
 mod plot;
 
 pub use events::EventWriter;
+pub(super) use plot::drawing;
 pub use plot::plot;
 
 use super::callbacks::{Callback, Training};
@@ -78,7 +79,23 @@ impl Records {
         self.0.iter().filter_map(|r| Some((r.epoch as f64, r.value(name)?))).collect()
     }
 
-    fn csv(&self) -> String {
+    /// The epochs of a file that [`Self::csv`] wrote.
+    pub(super) fn read_csv(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<&str>>());
+        let header = lines.next().unwrap_or_else(|| vec!["epoch"]);
+        let record = |fields: Vec<&str>| {
+            let number = |(name, field): (&&str, &&str)| Some((name.to_string(), field.parse::<f64>().ok()?));
+            let epoch = fields.first().filter(|_| fields.len() == header.len())?.parse().ok()?;
+            let given = header.iter().zip(&fields).skip(1).filter(|(_, field)| !field.is_empty());
+            Some(Record { epoch, values: given.map(number).collect::<Option<_>>()? })
+        };
+        let records = lines.map(record).collect::<Option<Vec<Record>>>().filter(|_| header[0] == "epoch");
+        records.map(Self).ok_or_else(|| Error::file(path, "expected a log of epochs, got another file"))
+    }
+
+    /// A line an epoch, empty where an epoch has no value.
+    pub(super) fn csv(&self) -> String {
         let names = self.names();
         let mut text = format!("epoch,{}\n", names.join(","));
         for record in &self.0 {

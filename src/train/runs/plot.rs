@@ -53,7 +53,8 @@ pub fn plot(runs: &[(String, Records)]) -> Result<String> {
     Ok(svg)
 }
 
-fn drawing<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> Error {
+/// The error of a picture that could not be drawn.
+pub(in crate::train) fn drawing<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> Error {
     Error::internal(format!("plot: {error}"))
 }
 
