@@ -101,6 +101,15 @@ pub(super) mod lanes {
         (simd.transmute_f32s_u32s(simd.add_u32s(one, n)), t)
     }
 
+    /// e^x for x of at most 0; zero where that is no normal number.
+    #[inline(always)]
+    pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+        let least = simd.splat_f32s(-SIGMOID_RANGE);
+        let below = simd.less_than_f32s(x, least);
+        let (p, t) = exp_parts(simd, simd.select_f32s(below, least, x));
+        simd.select_f32s(below, simd.splat_f32s(0.0), simd.mul_add_e_f32s(p, t, p))
+    }
+
     /// 1/(1+e^-x)
     #[inline(always)]
     pub fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {

@@ -20,6 +20,7 @@ mod lstm_plain_backward;
 mod lstm_plain_forward;
 mod math;
 mod matmul;
+mod memory;
 mod packed;
 mod prefetch;
 mod products;

@@ -10,7 +10,7 @@ use super::room::Room;
 use super::storage::{self, Buffer, Memory, Place};
 use super::tape::Tape;
 use super::watch::Watch;
-use super::{attention, columns, gather, products, reduce, rows, softmax, time};
+use super::{attention, columns, gather, memory, products, reduce, rows, softmax, time};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, Symbol};
 use crate::params::Tensor;
@@ -254,6 +254,11 @@ impl Run<'_> {
             Op::OverTime { kind } => time::over_time(call, *kind),
             Op::Attention(op) => attention::attention(call, op),
             Op::AttentionBackward { attention: op, part } => attention::attention_backward(call, op, *part),
+            Op::Remember(op) => memory::remember(call, op),
+            Op::Recall(op) => memory::recall(call, op),
+            Op::RecallBackward { memory: op, part } => memory::recall_backward(call, op, *part),
+            Op::RecallPlaces(op) => memory::recall_places(call, op),
+            Op::RecallTokens { memory: op, .. } => memory::recall_tokens(call, op),
             Op::Gather(gather) => {
                 let shape = |value: Option<usize>| value.map(|v| &self.program.values[v].shape);
                 let (x, y) = (shape(step.inputs[0]), shape(step.outputs[0]));

@@ -206,7 +206,7 @@ impl Session {
     pub fn run(&mut self, executable: &mut Executable, batch: &Batch, inputs: &[(&str, &Tensor)]) -> Result<()> {
         self.own(executable)?;
         let program = &executable.program;
-        program.capacity.admits(batch)?;
+        program.admits(batch)?;
         if let Some((name, _)) = inputs.iter().find(|(n, _)| !program.inputs.iter().any(|(m, _)| m == n)) {
             let names: Vec<&str> = program.inputs.iter().map(|i| i.0.as_str()).collect();
             return Err(Error::argument(format!("session: the program has inputs {names:?}, got `{name}`")));

@@ -51,6 +51,7 @@ const COMMON: &[(&str, &str)] = &[
     ("matmul_store", include_str!("../../shaders/common/matmul_store.wgsl")),
     ("matrix_tile", include_str!("../../shaders/common/matrix_tile.wgsl")),
     ("meeting", include_str!("../../shaders/common/meeting.wgsl")),
+    ("memory", include_str!("../../shaders/common/memory.wgsl")),
     ("product_tile", include_str!("../../shaders/common/product_tile.wgsl")),
     ("step_tile", include_str!("../../shaders/common/step_tile.wgsl")),
     ("table", include_str!("../../shaders/common/table.wgsl")),

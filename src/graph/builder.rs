@@ -356,12 +356,17 @@ impl Graph {
         weights: Option<Value>,
     ) -> Result<RowLoss> {
         let out = self.push(Op::CrossEntropy { ignore }, vec![Some(logits), Some(targets)])?;
+        self.row_loss(out[0], out[1], weights)
+    }
+
+    /// Of losses and whether each counts, `[R]`, times their weights `[R]`; what the mean divides by counts rows, not weights.
+    pub fn row_loss(&mut self, losses: Value, counts: Value, weights: Option<Value>) -> Result<RowLoss> {
         let losses = match weights {
-            Some(weights) => self.elementwise(Expr::Input(0) * Expr::Input(1), &[out[0], weights])?,
-            None => out[0],
+            Some(weights) => self.elementwise(Expr::Input(0) * Expr::Input(1), &[losses, weights])?,
+            None => losses,
         };
         let sum = self.sum(&[losses])?;
-        let count = self.sum(&[out[1]])?;
+        let count = self.sum(&[counts])?;
         let mean = self.elementwise(Expr::Input(0) / Expr::Input(1).max(Expr::Const(1.0)), &[sum, count])?;
         Ok(RowLoss { sum, count, mean })
     }

@@ -2,7 +2,7 @@
 
 use super::lstm::{LstmOp, LstmPart, Parameter, backward, forward};
 use super::op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
-use super::{AttentionOp, AttentionPart, Dim, Expr, Gather, Graph, Node, Value};
+use super::{AttentionOp, AttentionPart, Dim, Expr, Gather, Graph, MemoryOp, MemoryPart, Node, Value};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
@@ -184,6 +184,11 @@ impl Rule<'_> {
             (Op::OverTime { kind }, Some(dy)) => self.over_time(*kind, dy),
             (Op::Gather(gather), Some(dy)) => self.gather(gather, dy),
             (Op::Attention(op), Some(dy)) => self.attention(op, dy, gradients),
+            (Op::Recall(op), Some(dy)) => self.recall(op, dy),
+            (Op::Remember(_), Some(_)) => Err(Error::internal("what is remembered has its gradient where it is recalled")),
+            (Op::RecallPlaces(_) | Op::RecallTokens { .. }, Some(_)) => {
+                Err(Error::unsupported("the shares of a working memory have no gradient, only a loss over them has"))
+            }
             (Op::Concat, Some(dy)) => {
                 let mut first = 0;
                 for at in 0..node.inputs.len() {
@@ -212,7 +217,8 @@ impl Rule<'_> {
                 | Op::WeightGradient
                 | Op::EmbeddingBackward { .. }
                 | Op::CrossEntropyBackward { .. }
-                | Op::AttentionBackward { .. },
+                | Op::AttentionBackward { .. }
+                | Op::RecallBackward { .. },
                 Some(_),
             ) => Err(Error::unsupported("gradients of gradients are not supported")),
         }
@@ -351,6 +357,18 @@ impl Rule<'_> {
             if part == AttentionPart::Scale {
                 gradient = self.graph.reduce(ReduceKind::Sum, Over::Rows, gradient)?;
             }
+            self.pending.add(Some(value), gradient);
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, op: &MemoryOp, dy: Value) -> Result<()> {
+        use super::memory::recall::{OWN, QUERIES};
+        let mut inputs = self.node.inputs.clone();
+        inputs.push(Some(self.graph.concat(&[self.node.outputs[0], dy])?));
+        for (at, part) in [(QUERIES, MemoryPart::Queries), (OWN, MemoryPart::Own)] {
+            let Some(value) = self.wants(at) else { continue };
+            let gradient = self.graph.push(Op::RecallBackward { memory: *op, part }, inputs.clone())?[0];
             self.pending.add(Some(value), gradient);
         }
         Ok(())

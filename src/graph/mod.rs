@@ -10,6 +10,7 @@ pub mod expression;
 pub mod gather;
 pub mod gradient;
 pub mod lstm;
+pub mod memory;
 pub mod op;
 pub mod shape;
 
@@ -17,6 +18,7 @@ pub use attention::{AttentionOp, AttentionPart, Score};
 pub use expression::{Binary, Expr, Unary};
 pub use gather::{Gather, Padding, Window};
 pub use lstm::{LstmOp, LstmPart, Parameter};
+pub use memory::{MemoryOp, MemoryPart, Ring};
 pub use op::{Broadcast, Op, Over, ReduceKind, TimeKind, broadcast};
 pub use shape::{B, Dim, N, Shape, Symbol, T};
 

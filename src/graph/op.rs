@@ -4,6 +4,7 @@ use super::attention::{self, AttentionOp, AttentionPart};
 use super::expression::Expr;
 use super::gather::{self, Gather};
 use super::lstm::{self, LstmOp, LstmPart};
+use super::memory::{self, MemoryOp, MemoryPart};
 use super::shape::{B, Dim, Shape, Symbol};
 use super::{Layout, ValueInfo};
 use crate::config::Mask;
@@ -130,6 +131,26 @@ pub enum Op {
         attention: AttentionOp,
         /// Whose gradient.
         part: AttentionPart,
+    },
+    /// A ring with what a run reads in it; positions in [`super::memory::remember`].
+    Remember(MemoryOp),
+    /// Sums over the places of a ring that each step sees; positions in [`super::memory::recall`].
+    Recall(MemoryOp),
+    /// A gradient of these sums.
+    RecallBackward {
+        /// The memory.
+        memory: MemoryOp,
+        /// Whose gradient.
+        part: MemoryPart,
+    },
+    /// The share of each place of a ring in the sum over those that a step sees.
+    RecallPlaces(MemoryOp),
+    /// What the shares of a ring's places come to for each token; positions in [`super::memory::tokens`].
+    RecallTokens {
+        /// The memory.
+        memory: MemoryOp,
+        /// V.
+        vocabulary: usize,
     },
     /// Values `[R, F]` side by side `[R, ΣF]`.
     Concat,
@@ -291,6 +312,11 @@ impl Op {
             Op::Gather(_) => "gather",
             Op::Attention(_) => "attention",
             Op::AttentionBackward { .. } => "attention_backward",
+            Op::Remember(_) => "remember",
+            Op::Recall(_) => "recall",
+            Op::RecallBackward { .. } => "recall_backward",
+            Op::RecallPlaces(_) => "recall_places",
+            Op::RecallTokens { .. } => "recall_tokens",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
             Op::Pad { .. } => "pad",
@@ -391,6 +417,11 @@ impl Op {
             Op::Gather(gather) => gather::infer(&i, gather),
             Op::Attention(op) => attention::infer(&i, op),
             Op::AttentionBackward { attention, part } => attention::infer_backward(&i, attention, *part),
+            Op::Remember(op) => memory::infer_remember(&i, op),
+            Op::Recall(op) => memory::infer_recall(&i, op),
+            Op::RecallBackward { memory, .. } => memory::infer_backward(&i, memory),
+            Op::RecallPlaces(op) => memory::infer_places(&i, op),
+            Op::RecallTokens { memory, vocabulary } => memory::infer_tokens(&i, memory, *vocabulary),
             Op::Concat => {
                 let (rows, mut total) = i.matrix(0, "x")?;
                 for at in 1..inputs.len() {

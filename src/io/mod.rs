@@ -5,7 +5,7 @@ pub mod model;
 pub mod pytorch;
 pub mod safetensors;
 
-pub use model::{Imported, read_model};
+pub use model::{Imported, MEMORY, fitted_memory, read_model};
 pub use safetensors::{
     ModelFile, load, read_tensors, replace, save, tensors_from_bytes, tensors_to_bytes, write_tensors,
 };

@@ -1,8 +1,8 @@
 //! Models from files of any kind that is known.
 
-use super::{keras, pytorch, safetensors};
+use super::{ModelFile, keras, pytorch, safetensors};
 use crate::error::{Error, Result};
-use crate::nn::{Description, Network};
+use crate::nn::{Description, Network, WorkingMemory};
 use crate::params::Tensor;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +20,16 @@ pub struct Imported {
     pub parameters: BTreeMap<String, Tensor>,
     /// What the file calls each parameter.
     pub sources: BTreeMap<String, String>,
+    /// The working memory that was fitted for it, where its file has one.
+    pub memory: Option<WorkingMemory>,
+}
+
+/// A file's part that says which working memory was fitted for its model.
+pub const MEMORY: &str = "memory";
+
+/// [`MEMORY`] of a file.
+pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
+    file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
 /// Reads a model that mnemon or Keras 3 saved, or the parameters of PyTorch modules as `.safetensors`; `config` is a
@@ -56,7 +66,8 @@ fn own_model(path: &Path) -> Result<Imported> {
             parameters.insert(spec.name.clone(), file.tensor(&spec.name)?.clone());
         }
         let sources = parameters.keys().map(|name| (name.clone(), name.clone())).collect();
-        Ok(Imported { title: "Sequential".to_string(), network, parameters, sources })
+        let memory = fitted_memory(&file)?;
+        Ok(Imported { title: "Sequential".to_string(), network, parameters, sources, memory })
     };
     read().map_err(|e: Error| e.within(path.display()))
 }

@@ -3,7 +3,9 @@
 use super::activation::apply;
 use super::axes::Axes;
 use super::masks::zeros_input;
-use super::{Fill, GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, PoolingKind, Signal};
+use super::{
+    Fill, GraphOptions, Layer, Lstm, MergeKind, MergeMode, Node, Pooling1D, PoolingKind, Recalled, Signal, recall,
+};
 use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
@@ -24,8 +26,13 @@ pub(super) struct Placed<'a> {
     pub options: GraphOptions<'a>,
 }
 
-/// Adds a layer; gives its outputs. Carried states go to `states`.
-pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(Value, Value)>) -> Result<Vec<Value>> {
+/// Adds a layer; gives its outputs. Carried states go to `states`, a memory's output and what it came from to `recalled`.
+pub(super) fn append(
+    graph: &mut Graph,
+    placed: &Placed<'_>,
+    states: &mut Vec<(Value, Value)>,
+    recalled: &mut Vec<(Value, Recalled)>,
+) -> Result<Vec<Value>> {
     let Placed { node, inputs, outputs, parameters, axes, fill, options } = *placed;
     let Some(&(x, signal)) = inputs.first() else { return Err(Error::internal("a layer without input")) };
     let one = match &node.layer {
@@ -89,6 +96,11 @@ pub(super) fn append(graph: &mut Graph, placed: &Placed<'_>, states: &mut Vec<(V
                 scale = None;
             }
             graph.attention(AttentionOp { score: layer.score, causal: layer.causal }, query, key, value, scale)?
+        }
+        Layer::WorkingMemory(layer) => {
+            let (y, from) = recall::append(graph, placed, layer, states)?;
+            recalled.push((y, from));
+            y
         }
         Layer::Merge(layer) => merge(graph, layer.kind, &inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
     };

@@ -95,6 +95,8 @@ impl Network {
                 // Keras gives zeros for queries that a mask leaves out, and lets nothing see such keys.
                 Layer::Attention(_) if first == Fill::None => Fill::None,
                 Layer::Attention(_) => Fill::Zero,
+                // Where steps may be left out there is none.
+                Layer::WorkingMemory(_) => Fill::None,
                 Layer::Merge(_) if read.iter().all(|&r| r == first) => first.through(),
                 Layer::Merge(_) => Fill::Mixed,
                 Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {

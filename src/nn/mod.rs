@@ -7,6 +7,7 @@ pub mod layers;
 pub mod lstm;
 pub mod masks;
 pub mod network;
+pub mod recall;
 pub mod sequential;
 mod streaming;
 
@@ -16,11 +17,12 @@ pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub use layers::{
     Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge,
-    MergeKind, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
+    MergeKind, Mixture, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, WorkingMemory,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::{Fill, zeros_input};
 pub use network::{Built, GraphOptions, Network, Node, Port, Signal, Slots};
+pub use recall::{Evidence, Recalled};
 pub use sequential::{Description, Flow, Sequential};
 
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use super::append::{Placed, append};
 use super::axes::Axes;
 use super::layers::SIZE_LIMIT;
 use super::masks::Fill;
-use super::{Attention, Dense, Embedding, Input, Layer, MergeMode};
+use super::{Attention, Dense, Embedding, Input, Layer, MergeMode, Recalled, WorkingMemory};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec, Regularizer};
@@ -162,6 +162,8 @@ pub struct Built {
     pub states: Vec<(Value, Value)>,
     /// What outputs of layers add to a loss, each `[1]`.
     pub penalties: Vec<Value>,
+    /// The outputs of working memories, with what they came from.
+    pub recalled: Vec<(Value, Recalled)>,
 }
 
 impl Network {
@@ -362,6 +364,20 @@ impl Network {
         Ok(())
     }
 
+    /// Refuses memories of steps that masks may take away, and two of one name, which would share a ring.
+    fn check_memories(&self) -> Result<()> {
+        let mut names = BTreeSet::new();
+        for node in self.nodes.iter().filter(|n| matches!(n.layer, Layer::WorkingMemory(_))) {
+            let fault = match () {
+                () if self.masks() => "a working memory of steps that masks may leave out",
+                () if !names.insert(&node.name) => "a working memory that is used twice",
+                () => continue,
+            };
+            return Err(Error::unsupported(fault).within(&node.name));
+        }
+        Ok(())
+    }
+
     /// Refuses a layer tied to one that is not an embedding before it.
     fn check_ties(&self) -> Result<()> {
         for (at, node) in self.nodes.iter().enumerate() {
@@ -385,7 +401,8 @@ impl Network {
             network.fix_steps(at, steps)?;
         }
         for layer in layers {
-            let outputs = network.add(layer.clone(), &[at])?;
+            let read = if let Layer::WorkingMemory(_) = layer { network.memory_inputs(at)? } else { vec![at] };
+            let outputs = network.add(layer.clone(), &read)?;
             let [one] = outputs[..] else {
                 return Err(Error::argument(format!(
                     "a layer in a row gives one output, {} has {}; build a `Network`",
@@ -396,6 +413,45 @@ impl Network {
             at = one;
         }
         network.output("y", at);
+        Ok(network)
+    }
+
+    /// What a working memory over `logits` reads: the last LSTM's h, the logits, and the tokens that are read.
+    fn memory_inputs(&self, logits: Port) -> Result<Vec<Port>> {
+        let hidden = self.nodes.iter().rposition(|n| matches!(n.layer, Layer::Lstm(_)));
+        let tokens = self.inputs.iter().position(|i| i.1 == Input::Tokens);
+        match (hidden, tokens) {
+            (Some(hidden), Some(tokens)) => Ok(vec![Port::Node(hidden, 0), logits, Port::Input(tokens)]),
+            _ => Err(Error::unsupported("a working memory: expected a network that reads tokens by an LSTM")),
+        }
+    }
+
+    /// Its working memory, if it has one.
+    pub fn memory(&self) -> Option<&WorkingMemory> {
+        self.nodes.iter().find_map(|n| if let Layer::WorkingMemory(memory) = &n.layer { Some(memory) } else { None })
+    }
+
+    /// The network with another working memory over its one output of logits, or with none.
+    pub fn with_memory(&self, memory: Option<WorkingMemory>) -> Result<Self> {
+        let mut network = self.clone();
+        if let Some(at) = network.nodes.iter().position(|n| matches!(n.layer, Layer::WorkingMemory(_))) {
+            let refused = || Error::unsupported("a working memory that other layers read");
+            if at + 1 != network.nodes.len() {
+                return Err(refused());
+            }
+            let logits = network.nodes.pop().and_then(|n| n.inputs.get(1).copied()).ok_or_else(refused)?;
+            for (_, port) in &mut network.outputs {
+                if *port == Port::Node(at, 0) {
+                    *port = logits;
+                }
+            }
+        }
+        let Some(memory) = memory else { return Ok(network) };
+        let [(_, logits)] = network.outputs[..] else {
+            return Err(Error::unsupported("a working memory: expected a network with one output, its logits"));
+        };
+        let read = network.memory_inputs(logits)?;
+        network.outputs[0].1 = network.add(memory, &read)?[0];
         Ok(network)
     }
 
@@ -422,6 +478,7 @@ impl Network {
         self.parameters()?;
         let fills = self.fills()?;
         self.check_causal(&inputs, &signals)?;
+        self.check_memories()?;
         let mut given = Vec::new();
         for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
@@ -435,7 +492,7 @@ impl Network {
             given.push(value);
         }
         let mut values: Vec<Vec<Value>> = Vec::new();
-        let (mut states, mut penalties) = (Vec::new(), Vec::new());
+        let (mut states, mut penalties, mut recalled) = (Vec::new(), Vec::new(), Vec::new());
         for (at, node) in self.nodes.iter().enumerate() {
             let read: Vec<(Value, Signal)> = node
                 .inputs
@@ -449,7 +506,7 @@ impl Network {
                 let fill = node.inputs.first().map_or(Fill::None, |&port| self.fill_of(&fills, port));
                 let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
                 let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
-                let made = append(graph, &placed, &mut states)?;
+                let made = append(graph, &placed, &mut states, &mut recalled)?;
                 for &output in node.layer.activity().map_or(&[][..], |_| &made) {
                     penalties.extend(activity(graph, node.layer.activity(), output)?);
                 }
@@ -462,7 +519,7 @@ impl Network {
             .iter()
             .map(|&(_, port)| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
             .collect::<Result<_>>()?;
-        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties })
+        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties, recalled })
     }
 
     /// A table of the layers, as Keras prints it.

@@ -1,6 +1,6 @@
 //! Layers in a row over one session: names, parameters, graphs.
 
-use super::{GraphOptions, Input, Layer, Network};
+use super::{GraphOptions, Input, Layer, Network, WorkingMemory};
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Graph, Value};
@@ -169,6 +169,46 @@ impl Sequential {
         };
         let built = self.built.as_mut().ok_or_else(not_built)?;
         Ok((&mut built.session, &mut built.programs[at].1))
+    }
+
+    /// Its working memory, where its last layer is one.
+    pub fn memory(&self) -> Option<&WorkingMemory> {
+        match self.layers.last() {
+            Some(Layer::WorkingMemory(memory)) => Some(memory),
+            _ => None,
+        }
+    }
+
+    /// Has another working memory as its last layer, or none, and the parameters that it has; those of a memory that are new begin
+    /// as they would. What was compiled is forgotten.
+    pub fn set_memory(&mut self, memory: Option<WorkingMemory>) -> Result<()> {
+        let mut layers = self.layers.clone();
+        layers.pop_if(|last| matches!(last, Layer::WorkingMemory(_)));
+        layers.extend(memory.map(Layer::from));
+        let before = std::mem::replace(&mut self.layers, layers);
+        let adopted = self.adopt();
+        if adopted.is_err() {
+            self.layers = before;
+        }
+        adopted
+    }
+
+    /// Gives parameters that the session does not have their first values.
+    fn adopt(&mut self) -> Result<()> {
+        let Some(input) = self.input() else { return Ok(()) };
+        self.network(input)?.build(&mut Graph::new(), GraphOptions { training: true, ..GraphOptions::default() })?;
+        let (specs, seed) = (self.specs(input, self.steps())?, self.seed);
+        let session = self.session()?;
+        for (stream, spec) in specs.iter().enumerate() {
+            if session.names().all(|name| name != spec.name) {
+                let values = spec.initializer.values(&spec.shape, seed, stream as u64);
+                let values = values.map_err(|e| e.within(&spec.name))?;
+                session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
+            }
+        }
+        self.compiled = None;
+        self.built.iter_mut().for_each(|built| built.programs.clear());
+        Ok(())
     }
 
     /// The values of a parameter.

@@ -28,6 +28,10 @@ impl Network {
                 _ if reads.is_some() => Some("reads a final state, which a stream has at its end".to_string()),
                 Layer::Lstm(lstm) if names.insert(node.name.clone()) => carry(lstm, node.inputs.len() > 1),
                 Layer::Lstm(_) => Some("is used twice, each with a state of its own".to_string()),
+                Layer::WorkingMemory(memory) => {
+                    memory.stateful = true;
+                    None
+                }
                 Layer::Embedding(embedding) => {
                     embedding.mask_zero = false;
                     None

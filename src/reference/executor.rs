@@ -4,7 +4,7 @@ use super::array::{Array, Call, Rows, pack, unpack};
 use super::store::{Data, Stored};
 use super::{
     Real, argmax, attention, columns, cross_entropy, dropout, elementwise, embedding, gather, linear, lstm_backward,
-    lstm_forward, lstm_gradients, reduce, softmax, time, view,
+    lstm_forward, lstm_gradients, memory, reduce, softmax, time, view,
 };
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op};
@@ -266,6 +266,11 @@ fn execute<R: Real>(call: &Call<'_, R>) -> Result<Vec<Array<R>>> {
         Op::OverTime { kind } => one(time::over_time(call, *kind)?),
         Op::Attention(op) => attention::attention(call, op)?.into_iter().map(Array::Float).collect(),
         Op::AttentionBackward { attention: op, part } => one(attention::attention_backward(call, op, *part)?),
+        Op::Remember(op) => one(memory::remember(call, op)?),
+        Op::Recall(op) => one(memory::recall(call, op)?),
+        Op::RecallBackward { memory: op, part } => one(memory::recall_backward(call, op, *part)?),
+        Op::RecallPlaces(op) => memory::recall_places(call, op)?.into_iter().map(Array::Float).collect(),
+        Op::RecallTokens { memory: op, vocabulary } => one(memory::recall_tokens(call, op, *vocabulary)?),
         Op::Gather(places) => {
             let y = call.step.outputs[0].ok_or_else(|| Error::internal("nobody wants the output"))?;
             let shape = &call.program.values[y].shape;

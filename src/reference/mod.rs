@@ -21,6 +21,7 @@ mod lstm_backward;
 mod lstm_forward;
 mod lstm_gradients;
 mod lstm_layer;
+mod memory;
 mod reduce;
 mod softmax;
 mod store;

@@ -211,7 +211,7 @@ impl<'a> Compiler<'a> {
                         let same = broadcast(&self.values[value].shape, &self.values[i].shape);
                         let elementwise = same == Some(Broadcast::Full) && matches!(step.op, Op::Elementwise { .. });
                         // Of what is scattered into, only the table may be its own.
-                        root(&self.values, i) != persistent || elementwise || at == 0 && step.op == Op::Scatter
+                        root(&self.values, i) != persistent || elementwise || at == 0 && writes_rows(&step.op)
                     })
                     && !kept.contains(&persistent)
                     && self.readers(persistent).all(|reader| reader <= at)
@@ -398,7 +398,12 @@ fn ordered(values: &[ProgramValue], copies: &[(usize, usize)], target: &Target) 
 
 /// Whether its result may be written in the place of an operand of the same shape.
 pub fn changes_in_place(op: &Op) -> bool {
-    matches!(op, Op::Elementwise { .. } | Op::Scatter)
+    matches!(op, Op::Elementwise { .. }) || writes_rows(op)
+}
+
+/// Whether its first operand is a table, some rows of which it replaces.
+pub(super) fn writes_rows(op: &Op) -> bool {
+    matches!(op, Op::Scatter | Op::Remember(_))
 }
 
 /// Outputs that the kernels fill on the way to others, wanted or not.
@@ -422,7 +427,7 @@ pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>], executor
             backward::DPRODUCT | backward::DGAINS | backward::DCELL | backward::CELL_NORMED => normed(op),
             _ => true,
         },
-        Op::CrossEntropy { .. } | Op::Attention(_) => true,
+        Op::CrossEntropy { .. } | Op::Attention(_) | Op::RecallPlaces(_) => true,
         _ => false,
     }
 }

@@ -5,7 +5,7 @@
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
 use super::batch::Capacity;
-use super::compile::always;
+use super::compile::{always, writes_rows};
 use super::measures::Keep;
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Cut, Move, Side, Stage};
@@ -102,7 +102,7 @@ impl Plan {
                     return None;
                 }
                 // Each part would begin with the table as it was.
-                if step.op == Op::Scatter {
+                if writes_rows(&step.op) {
                     return None;
                 }
                 // Part by part, what is no rows would be added again and again.

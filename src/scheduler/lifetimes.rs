@@ -24,17 +24,29 @@ pub(super) struct Laid<'a> {
 impl Laid<'_> {
     /// Refuses an order in which a persistent value would be read after it has changed in place.
     pub fn check_updates(&self) -> Result<()> {
-        let mut changed = Vec::new();
+        let mut changed: Vec<(usize, usize)> = Vec::new();
+        // Whether `v` is what the value came to be, or a view of it.
+        let is_new = |mut v: usize, new: usize| loop {
+            match self.values[v].storage {
+                _ if v == new => return true,
+                Storage::Of(source) => v = source,
+                _ => return false,
+            }
+        };
         for action in self.stages.iter().flat_map(Stage::actions) {
-            let read = action.reads().into_iter().find(|&v| changed.contains(&root(&self.values, v)));
+            let stale = |v: usize| {
+                let mut changes = changed.iter().filter(|c| c.0 == root(&self.values, v)).rev();
+                changes.next().is_some_and(|last| !is_new(v, last.1))
+            };
+            let read = action.reads().into_iter().find(|&v| stale(v));
             if let Some(v) = read {
                 return Err(Error::unsupported(format!("memory: `{}` would change too early", self.values[v].name)));
             }
             // A view of a persistent value shares its storage too and changes nothing.
             let Action::Step(step) = &action else { continue };
-            let roots =
-                step.outputs.iter().filter(|_| changes_in_place(&step.op)).flatten().map(|&v| root(&self.values, v));
-            changed.extend(roots.filter(|&r| self.values[r].storage == Storage::Persistent));
+            let outputs = step.outputs.iter().filter(|_| changes_in_place(&step.op)).flatten();
+            let made = outputs.map(|&v| (root(&self.values, v), v));
+            changed.extend(made.filter(|m| self.values[m.0].storage == Storage::Persistent));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::program::{Program, Step};
 use super::recurrence::{Recurrence, Weights};
 use crate::error::Result;
 use crate::graph::lstm::{backward, forward};
+use crate::graph::memory::remember;
 use crate::graph::{LstmPart, Op, Parameter};
 
 /// One thing that a device or the host did.
@@ -69,14 +70,18 @@ impl Program {
             // A table is read where its tokens are, not whole.
             values += match (&step.op, at) {
                 (Op::Embedding, 0) => output(0)?.0 * row,
-                (Op::Scatter, 0) => 0,
+                (Op::Scatter | Op::Remember(_), 0) => 0,
                 _ => rows * row,
             };
         }
         for at in 0..step.outputs.len() {
             let (rows, row) = output(at)?;
             // Of a table that changes in place, too.
-            values += if matches!(step.op, Op::Scatter) { input(1)?.0 * row } else { rows * row };
+            values += match &step.op {
+                Op::Scatter => input(1)?.0 * row,
+                Op::Remember(_) => input(remember::OWN)?.0 * (input(remember::OWN)?.1 + 1),
+                _ => rows * row,
+            };
         }
         let recurrent = |parameter: fn(usize, Parameter) -> usize,
                          directions: usize,
@@ -107,6 +112,14 @@ impl Program {
                 let d = lstm.directions() as u64;
                 let ((rows, m), (_, n)) = (input(0)?, input(1)?);
                 flops = 2 * rows * (m / d) * if *part == LstmPart::InputWeights { n } else { n / d };
+            }
+            Op::Recall(op) | Op::RecallPlaces(op) => {
+                let (rows, inner) = input(0)?;
+                flops = 2 * rows * inner * op.window as u64;
+            }
+            Op::RecallBackward { memory, .. } => {
+                let (rows, inner) = input(0)?;
+                flops = 4 * rows * inner * memory.window as u64;
             }
             Op::Lstm(op) => {
                 let (rows, inner) = input(forward::X)?;

@@ -1,6 +1,6 @@
 //! A program: operations in order, and how they run: in which stages, with which values where, for capacities and a target.
 
-use super::batch::{Batch, Capacity};
+use super::batch::{Axis, Batch, Capacity};
 use super::measures::Measures;
 use super::memory::Placement;
 use super::precision::Precision;
@@ -227,6 +227,23 @@ pub fn root(values: &[ProgramValue], mut value: usize) -> usize {
 }
 
 impl Program {
+    /// Refuses a batch that it has no room for, or a working memory no places.
+    pub fn admits(&self, batch: &Batch) -> Result<()> {
+        let steps = batch.axes().first().map_or(0, Axis::steps);
+        for step in &self.steps {
+            match step.op {
+                Op::Remember(op) if steps > op.steps() => {
+                    return Err(Error::argument(format!(
+                        "working memory: it was made for runs of at most {} steps, got {steps}",
+                        op.steps()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        self.capacity.admits(batch)
+    }
+
     /// The value whose storage `value` uses.
     pub fn root(&self, value: usize) -> usize {
         root(&self.values, value)

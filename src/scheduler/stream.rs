@@ -4,7 +4,7 @@
 //! once for every step that reads it. A step's weights are packed one after the other; what a weight was packed from makes
 //! room for the next.
 
-use super::compile::changes_in_place;
+use super::compile::{changes_in_place, writes_rows};
 use super::cut::Draft;
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Move, Side, Stage};
@@ -25,7 +25,7 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)]) -> Vec<usize>
     for step in &draft.steps {
         let outputs = step.outputs.iter().flatten();
         let aliased = outputs.filter(|&&v| matches!(values[v].storage, Storage::Of(_)));
-        let scattered = step.op == Op::Scatter;
+        let scattered = writes_rows(&step.op);
         if !changes_in_place(&step.op) || scattered {
             barred.extend(aliased.map(|&v| root(values, v)));
         }

@@ -440,10 +440,10 @@ impl Learner for Sequential {
 
 /// Refuses batches over which a state cannot be carried.
 pub(super) fn check_stateful(network: &Network, samples: usize, batch: usize, shuffle: bool) -> Result<()> {
-    let stateful = network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful));
+    let stateful = network.nodes.iter().any(|n| n.layer.is_stateful());
     if stateful && (shuffle || !samples.is_multiple_of(batch.max(1))) {
         return Err(Error::argument(format!(
-            "a stateful lstm needs `shuffle: false`, plain batching and full batches, got {} and {samples} samples in \
+            "a stateful layer needs `shuffle: false`, plain batching and full batches, got {} and {samples} samples in \
              batches of {batch}",
             if shuffle { "another order" } else { "the data's order" }
         )));

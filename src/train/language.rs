@@ -9,7 +9,7 @@ use crate::data::Vocabulary;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{self, ModelFile};
-use crate::nn::{Dense, Dropout, Embedding, Init, Input, Lstm, Sequential};
+use crate::nn::{Dense, Dropout, Embedding, Init, Input, Lstm, Sequential, WorkingMemory};
 use crate::params::{Initializer, Rules};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -67,6 +67,8 @@ pub struct LanguageModel {
     config: LanguageConfig,
     vocabulary: Vocabulary,
     pub(super) model: Sequential,
+    /// What was fitted for it on text, whether it is used or not.
+    pub(super) fitted: Option<WorkingMemory>,
 }
 
 impl LanguageModel {
@@ -103,7 +105,26 @@ impl LanguageModel {
         model.add(dropout);
         model.add(logits);
         model.build(Input::Tokens)?;
-        Ok(Self { config: *config, vocabulary, model })
+        Ok(Self { config: *config, vocabulary, model, fitted: None })
+    }
+
+    /// Its working memory, where it has one.
+    pub fn memory(&self) -> Option<&WorkingMemory> {
+        self.model.memory()
+    }
+
+    /// Has another working memory, or none; what a pointer learnt is forgotten with it.
+    pub fn set_memory(&mut self, memory: Option<WorkingMemory>) -> Result<()> {
+        self.model.set_memory(memory)
+    }
+
+    /// Has a working memory of this window: its own, else the one that was fitted for it, else one of the paper's settings.
+    pub fn remember(&mut self, window: usize) -> Result<()> {
+        let memory = self.memory().or(self.fitted.as_ref()).copied().unwrap_or_else(|| {
+            log::warn!("no working memory was fitted for the model: see `mnemon tune-memory`");
+            WorkingMemory::new(window)
+        });
+        self.set_memory(Some(WorkingMemory { window, ..memory }))
     }
 
     /// Its sizes.
@@ -145,7 +166,7 @@ impl LanguageModel {
         if length == 0 {
             return Err(Error::data(format!("score: expected a text of at least 2 tokens, got {}", tokens.len())));
         }
-        let streams = Streams { tokens, count: 1, length, sequence: SCORED.min(length) };
+        let streams = Streams { tokens, count: 1, length, sequence: self.window().min(length) };
         let network = self.model.network(Input::Tokens)?;
         let graph = evaluation_graph(&network, &[Objective::sole(Loss::CrossEntropy)], "score.", false)?;
         let session = self.model.session()?;
@@ -154,10 +175,18 @@ impl LanguageModel {
         Ok((streams.evaluate(session, &mut program)?, length))
     }
 
+    /// Steps of a window of a text that is scored.
+    pub(super) fn window(&self) -> usize {
+        self.memory().map_or(SCORED, |memory| SCORED.min(memory.op().steps()))
+    }
+
     pub(super) fn model_file(&mut self) -> Result<ModelFile> {
         let mut file = save::file(&mut self.model)?;
         file.metadata["language"] = json!(self.config);
         file.metadata["vocabulary"] = json!(self.vocabulary);
+        if let Some(fitted) = &self.fitted {
+            file.metadata[io::MEMORY] = json!(fitted);
+        }
         Ok(file)
     }
 
@@ -173,6 +202,7 @@ impl LanguageModel {
             let logits = [vocabulary.len(), config.hidden];
             check_shape("dense.weight", file.tensor("dense.weight")?.shape(), &logits)?;
         }
-        Ok(Self { config, vocabulary, model })
+        let fitted = io::fitted_memory(file)?;
+        Ok(Self { config, vocabulary, model, fitted })
     }
 }

@@ -10,6 +10,7 @@ mod generate;
 mod language;
 mod learner;
 mod mask;
+mod memory;
 mod metrics;
 mod model;
 mod monitor;
@@ -31,8 +32,9 @@ pub use callbacks::{
 };
 pub use fit::{Epoch, Evaluate, Fit, History, Scores};
 pub use forecaster::{Backtest, Errors, Forecast, Forecaster, ForecasterConfig, Parts, season_of};
-pub use generate::Generator;
+pub use generate::{Explanation, Generator, Remembered};
 pub use language::{LanguageConfig, LanguageModel};
+pub use memory::{Fitted, MixtureKind};
 pub use metrics::Metric;
 pub use model::{Model, Named};
 pub use plan::plan;

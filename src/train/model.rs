@@ -236,6 +236,7 @@ impl Model {
                     | Layer::Activation(_)
                     | Layer::LayerNormalization(_)
                     | Layer::Merge(_)
+                    | Layer::WorkingMemory(_)
             )
         };
         if let Some(node) = self.network.nodes.iter().find(|n| !own_step(&n.layer)) {
@@ -289,7 +290,7 @@ impl Model {
     fn program(&mut self, task: &Task, batch: &Batch) -> Result<usize> {
         // Carried states have a row for each sequence, no more.
         let mut capacity = Capacity::around(batch);
-        if self.network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful)) {
+        if self.network.nodes.iter().any(|n| n.layer.is_stateful()) {
             capacity.sequences = batch.sequences();
         }
         let key = format!("{task:?} {capacity:?}");
@@ -317,8 +318,10 @@ impl Model {
         if let Task::Greedy(_) = task {
             prefix = GREEDY;
             for node in &mut network.nodes {
-                if let Layer::Lstm(lstm) = &mut node.layer {
-                    lstm.stateful = true;
+                match &mut node.layer {
+                    Layer::Lstm(lstm) => lstm.stateful = true,
+                    Layer::WorkingMemory(memory) => memory.stateful = true,
+                    _ => {}
                 }
             }
         }
@@ -334,7 +337,7 @@ impl Model {
                 let (value, signal) = built.outputs[output];
                 let rows = signal.axis().map_or(Symbol::Batch, Symbol::Rows);
                 let targets = g.input("targets", [Dim::Symbol(rows)], DType::U32)?;
-                let loss = g.cross_entropy(value, targets, None)?;
+                let loss = built.cross_entropy(g, value, targets, None, None)?;
                 let parameters =
                     self.specs.iter().map(|s| g.persistent(&s.name, &s.shape)).collect::<Result<Vec<Value>>>()?;
                 let gradients = g.gradients(loss.mean, &parameters)?;

@@ -3,7 +3,7 @@
 use super::mask::{self, Kept};
 use crate::device::Executable;
 use crate::error::{Error, Result};
-use crate::nn::{Fill, Input, Layer, Network, Signal, zeros_input};
+use crate::nn::{Fill, Input, Network, Signal, zeros_input};
 use crate::params::{DType, Tensor};
 use crate::scheduler::Batch;
 
@@ -73,11 +73,11 @@ pub(super) fn pack(
     if let Some(samples) = samples {
         batch = batch.with_samples(samples)?;
     }
-    let stateful = network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful));
+    let stateful = network.nodes.iter().any(|n| n.layer.is_stateful());
     if stateful && batch.order().windows(2).any(|pair| pair[0] > pair[1]) {
         // States are kept in the order in which a batch is packed.
         return Err(Error::unsupported(
-            "a stateful lstm over sequences of different lengths that are not longest first",
+            "a stateful layer over sequences of different lengths that are not longest first",
         ));
     }
     let mut packed = Packed { batch, tensors: Vec::new(), kept };

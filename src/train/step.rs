@@ -6,7 +6,7 @@ use crate::device::{Executable, Session};
 use crate::error::{Error, Result};
 use crate::graph::builder::RowLoss;
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
-use crate::nn::{Built, Flow, GraphOptions, Network, Sequential, Signal};
+use crate::nn::{Built, Flow, GraphOptions, Network, Sequential};
 use crate::optim::{Course, Gate, Kept, Optimizer};
 use crate::params::{DType, Tensor};
 use crate::scheduler::program::Storage;
@@ -63,7 +63,7 @@ impl Totals {
 /// Adds the targets as inputs and the losses of a network's outputs, with what regularisers add to them.
 fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: &[Objective]) -> Result<RowLoss> {
     let losses =
-        objectives.iter().map(|o| data_loss(graph, o, built.outputs[o.output])).collect::<Result<Vec<RowLoss>>>()?;
+        objectives.iter().map(|o| data_loss(graph, o, built)).collect::<Result<Vec<RowLoss>>>()?;
     let mut plain = *losses.first().ok_or_else(|| Error::argument("training: there is no loss"))?;
     if losses.len() > 1 {
         // The sum of means has no rows of its own: each sequence of the batch counts.
@@ -89,7 +89,8 @@ fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: 
     Ok(RowLoss { sum, mean, ..plain })
 }
 
-fn data_loss(graph: &mut Graph, objective: &Objective, (output, signal): (Value, Signal)) -> Result<RowLoss> {
+fn data_loss(graph: &mut Graph, objective: &Objective, built: &Built) -> Result<RowLoss> {
+    let (output, signal) = built.outputs[objective.output];
     let rows = Dim::Symbol(signal.axis().map_or(Symbol::Batch, Symbol::Rows));
     let Some(features) = signal.features().filter(|_| !signal.mirrored()) else {
         return Err(Error::unsupported(format!("{}: an output of {signal} has no loss", objective.name)));
@@ -102,7 +103,7 @@ fn data_loss(graph: &mut Graph, objective: &Objective, (output, signal): (Value,
     if objective.loss == Loss::CrossEntropy {
         let y = graph.input(name, [rows.clone()], DType::U32)?;
         let weights = weights.map(|w| graph.view(w, [rows])).transpose()?;
-        return graph.weighted_cross_entropy(output, y, None, weights);
+        return built.cross_entropy(graph, output, y, None, weights);
     }
     let y = graph.input(name, [rows, Dim::Fixed(features)], DType::F32)?;
     match pointwise(objective.loss) {
@@ -204,7 +205,12 @@ pub(super) fn training_graph(
     g.update(latch, latched)?;
 
     TRAIN.add(g, loss, Some(alive))?;
-    for (state, new) in built.states {
+    for &(state, new) in &built.states {
+        // What a step wrote that is undone is never seen.
+        if g.is_remembered(new) {
+            g.update(state, new)?;
+            continue;
+        }
         let guarded = Expr::Input(2).select(Expr::Input(1), Expr::Input(0));
         let kept = g.elementwise(guarded, &[state, new, alive])?;
         g.update(state, kept)?;

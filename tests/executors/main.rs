@@ -5,6 +5,7 @@ mod axes;
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod memory;
 
 use cases::{Case, axes_case, check, check_layers, check_on, kind_case, lstm_case, operations_case, random, truth};
 use common::{assert_close, devices, gpus, strategies};

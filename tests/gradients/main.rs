@@ -6,7 +6,9 @@ mod axes;
 use mnemon::config::{Activation, Bias, Cell, Direction, LstmConfig, Mask};
 use mnemon::error::Result;
 use mnemon::graph::builder::LstmWeights;
-use mnemon::graph::{B, Binary, Dim, Expr, Graph, Kind, LstmOp, N, Over, ReduceKind, Shape, TimeKind, Unary, Value};
+use mnemon::graph::{
+    B, Binary, Dim, Expr, Graph, Kind, LstmOp, MemoryOp, N, Over, ReduceKind, Ring, Shape, TimeKind, Unary, Value,
+};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, Tensor, lstm_parameters};
 use mnemon::reference::Reference;
@@ -548,6 +550,29 @@ fn expressions_have_the_gradients_of_their_differences() {
 #[test]
 fn sums_and_losses_have_the_gradients_of_their_differences() {
     check_all(&reduction_cases());
+}
+
+/// Two sums over the places of a memory, of sequences that go on after three steps of zeros.
+fn memory(g: &mut Graph) -> Result<Value> {
+    let op = MemoryOp::new(3, 5);
+    let [q, h] = ["q", "h"].map(|name| g.persistent(name, [N, 2.into()]));
+    let (q, h) = (q?, h?);
+    let tokens = [g.input("tokens", [N], DType::U32)?, g.input("targets", [N], DType::U32)?];
+    let nothing = g.input("nothing", [B, 1.into()], DType::F32)?;
+    let position = g.elementwise(Expr::Const(3.0), &[nothing])?;
+    let empty = g.input("empty", [B, op.len(2).into()], DType::F32)?;
+    let empty = g.elementwise(Expr::Input(0) * Expr::Const(0.0), &[empty])?;
+    let ring = Ring { op, values: empty, position, slots: None };
+    let values = g.remember(ring, h, tokens[0])?;
+    let sums = g.recall(Ring { values, ..ring }, q, h, tokens[1])?;
+    let found = Expr::Const(-1e29).less(Expr::Input(0));
+    let sums = g.elementwise(found.select(Expr::Input(0), Expr::Const(0.0)), &[sums])?;
+    weighted(g, sums, "k")
+}
+
+#[test]
+fn what_is_recalled_has_the_gradients_of_its_differences() {
+    check_all(&[case("memory", memory)]);
 }
 
 #[test]

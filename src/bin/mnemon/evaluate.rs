@@ -2,6 +2,7 @@
 
 use crate::options::DeviceOptions;
 use crate::output::say;
+use crate::tune_memory::MemoryOptions;
 use clap::Args;
 use mnemon::data::{Level, read_corpus};
 use mnemon::error::Result;
@@ -27,6 +28,9 @@ pub struct Arguments {
     model: PathBuf,
 
     #[command(flatten)]
+    memory: MemoryOptions,
+
+    #[command(flatten)]
     device: DeviceOptions,
 }
 
@@ -44,6 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let corpus = read_corpus(&arguments.paths)?;
     let device = arguments.device.open()?;
     let mut model = LanguageModel::load(&device, &arguments.model)?;
+    arguments.memory.apply(&mut model)?;
     let tokens = model.vocabulary().encode(&corpus.text)?;
     let start = Instant::now();
     let (loss, count) = model.score(tokens)?;

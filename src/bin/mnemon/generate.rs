@@ -2,11 +2,12 @@
 
 use crate::options::DeviceOptions;
 use crate::output::emit;
+use crate::tune_memory::MemoryOptions;
 use clap::Args;
-use mnemon::data::Decoder;
-use mnemon::error::Result;
+use mnemon::data::{Decoder, Vocabulary};
+use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::params::random::Random;
-use mnemon::train::{Generator, LanguageModel};
+use mnemon::train::{Explanation, Generator, LanguageModel};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,12 +44,24 @@ pub struct Arguments {
     seed: u64,
 
     #[command(flatten)]
+    memory: MemoryOptions,
+
+    /// Say where each token came from: what the working memory had to do with it, and which remembered places; on standard error
+    #[arg(long)]
+    explain: bool,
+
+    #[command(flatten)]
     device: DeviceOptions,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = arguments.device.open()?;
     let mut model = LanguageModel::load(&device, &arguments.model)?;
+    arguments.memory.apply(&mut model)?;
+    if arguments.explain && model.memory().is_none() {
+        let message = "--explain is for a model with a working memory: give --working-memory, or train one with it";
+        return Err(Error::new(ErrorKind::Argument, message));
+    }
     let vocabulary = model.vocabulary().clone();
     let mut decoder = Decoder::new(&vocabulary);
     for &token in &vocabulary.encode(&arguments.prompt)? {
@@ -61,7 +74,32 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for _ in 0..arguments.length {
         let next = generator.next(arguments.temperature, arguments.top_k, &mut random)?;
         emit(format_args!("{}", decoder.push(next)?));
+        if let Some(explanation) = generator.explain().filter(|_| arguments.explain) {
+            eprintln!("{}", explained(&vocabulary, explanation, generator.read_so_far())?);
+        }
     }
     emit(format_args!("{}\n", decoder.finish()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Places that are named for a token, and tokens before each that are shown.
+const PLACES: usize = 3;
+const CONTEXT: usize = 4;
+
+/// A line: the token, its probability, the memory's part of it, and the places that this came from, with what is before each.
+fn explained(vocabulary: &Vocabulary, explanation: &Explanation, read: &[u32]) -> Result<String> {
+    let text = |tokens: &[u32]| Ok::<String, Error>(format!("{:?}", vocabulary.decode(tokens)?));
+    let mut line = format!(
+        "{:<16} p {:.4}  memory {:3.0} %",
+        text(&[explanation.token])?,
+        explanation.probability,
+        100.0 * explanation.memory
+    );
+    for remembered in explanation.remembered.iter().take(PLACES) {
+        // The token itself was read since.
+        let back = read.len() - 1 - remembered.at;
+        let before = text(&read[remembered.at.saturating_sub(CONTEXT)..=remembered.at])?;
+        line += &format!("  {back} back {before} {:.0} %", 100.0 * remembered.share);
+    }
+    Ok(line)
 }

@@ -24,6 +24,7 @@ mod summary;
 mod tag;
 mod train;
 mod tune;
+mod tune_memory;
 mod verify;
 mod words;
 
@@ -62,6 +63,7 @@ enum Command {
     Plan(plan::Arguments),
     Profile(profile::Arguments),
     Tune(tune::Arguments),
+    TuneMemory(tune_memory::Arguments),
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
     #[cfg(feature = "gpu")]
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Command::Plan(a) => plan::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),
+        Command::TuneMemory(a) => tune_memory::run(&a),
         #[cfg(feature = "serve")]
         Command::Serve(a) => serve::run(&a),
         #[cfg(feature = "gpu")]

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use mnemon::data::{Corpus, Level, Vocabulary, read_corpus, split};
 use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::nn::WorkingMemory;
 use mnemon::params::random::Random;
 use mnemon::train::{Generator, LanguageConfig, LanguageModel, Record, Run, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ Examples:
   mnemon train book.txt --layers 3 --hidden 512 --device gpu --output book.safetensors
   mnemon train book.txt --resume book.safetensors --epochs 20
   mnemon train news.txt --level words --tied --dropout 0.3 --validation 0.05
+  mnemon train news.txt --level words --tied --dropout 0.5 --working-memory 500
 
 Every training writes a folder: its settings, its history as CSV, JSON, TensorBoard events and a picture, and its best
 model. The model is saved after each epoch, at the end, and on ctrl-C (which ends with exit code 130; a second one ends at
@@ -118,6 +120,10 @@ pub struct Arguments {
     /// Use the embedding's table as the logits' matrix; needs as many values as units
     #[arg(long, conflicts_with = "resume")]
     tied: bool,
+
+    /// Train a working memory with the model: an attention to the last N tokens that points at those to be repeated
+    #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    working_memory: Option<u32>,
 
     /// Share of the text, at its end, that is kept for validation; must stay the same when training resumes
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
@@ -240,8 +246,12 @@ fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Re
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (last, next) = Run::named(&file.with_file_name(RUNS), name.strip_suffix(".safetensors").unwrap_or(&name));
     let (model, options) = (*trainer.model().config(), trainer.options().clone());
+    let memory = trainer.model().memory().copied();
     let files: Vec<String> = arguments.paths.iter().map(|p| p.display().to_string()).collect();
-    let configuration = serde_json::json!({ "model": model, "options": options, "files": files });
+    let mut configuration = serde_json::json!({ "model": model, "options": options, "files": files });
+    if let Some(memory) = memory {
+        configuration["memory"] = serde_json::json!(memory);
+    }
     if arguments.resume.is_some() {
         let known = match &arguments.run {
             Some(folder) => Some(folder.clone()).filter(|folder| Run::is_in(folder)),
@@ -249,7 +259,7 @@ fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Re
         };
         if let Some(run) = known.map(|folder| Run::resume(&folder)).transpose()? {
             let before = run.configuration()?;
-            let same = before["model"] == configuration["model"]
+            let same = ["model", "memory"].iter().all(|part| before.get(part) == configuration.get(part))
                 && before["options"]["optimizer"] == configuration["options"]["optimizer"];
             match (same, &arguments.run) {
                 (true, _) => return Ok(run),
@@ -283,7 +293,12 @@ fn trainer(arguments: &Arguments, device: &Device, corpus: &Corpus) -> Result<Tr
     match &arguments.resume {
         Some(path) => Trainer::resume(device, path, tokens, validation),
         None => {
-            let model = LanguageModel::new(device, &arguments.model(), vocabulary)?;
+            let mut model = LanguageModel::new(device, &arguments.model(), vocabulary)?;
+            if let Some(window) = arguments.working_memory {
+                let memory = WorkingMemory::pointer(window as usize);
+                let steps = memory.steps.max(arguments.sequence);
+                model.set_memory(Some(memory.steps(steps)))?;
+            }
             let training = arguments.training(tokens.len());
             Trainer::new(model, tokens, validation, training)
         }

@@ -27,9 +27,12 @@ mod lstm_project;
 mod matmul;
 mod over_time;
 mod pack;
+mod recall;
+mod recall_tokens;
 mod reduce_all;
 mod reduce_columns;
 mod reduce_rows;
+mod remember;
 mod scatter;
 mod softmax;
 mod weight_gradient;
@@ -188,10 +191,15 @@ pub const KERNELS: &[&Kernel] = &[
     &over_time::KERNEL,
     &pack::KERNEL,
     &pack::HALVES,
+    &recall::KERNEL,
+    &recall::BACKWARD,
+    &recall::PLACES,
+    &recall_tokens::KERNEL,
     &reduce_all::BLOCKS,
     &reduce_all::ALL_BLOCKS,
     &reduce_columns::KERNEL,
     &reduce_rows::KERNEL,
+    &remember::KERNEL,
     &scatter::KERNEL,
     &softmax::KERNEL,
     &weight_gradient::KERNEL,
@@ -307,6 +315,13 @@ pub(super) fn prepare(preparer: &mut Preparer<'_>, step: &Step) -> Result<Box<dy
         Op::Softmax => Box::new(softmax::Softmax::prepare(preparer, step)?),
         Op::OverTime { kind } => Box::new(over_time::OverTime::prepare(preparer, step, *kind)?),
         Op::Attention(_) | Op::AttentionBackward { .. } => Box::new(attention::Attention::prepare(preparer, step)?),
+        Op::Remember(memory) => Box::new(remember::Remember::prepare(preparer, step, memory)?),
+        Op::Recall(_) | Op::RecallBackward { .. } | Op::RecallPlaces(_) => {
+            Box::new(recall::Recall::prepare(preparer, step)?)
+        }
+        Op::RecallTokens { memory, vocabulary } => {
+            Box::new(recall_tokens::RecallTokens::prepare(preparer, step, memory, *vocabulary)?)
+        }
         Op::Gather(gather) => Box::new(gather::Gather::prepare(preparer, step, gather)?),
         Op::Concat | Op::Slice { .. } | Op::Pad { .. } => Box::new(columns::Columns::prepare(preparer, step)?),
         Op::Embedding => Box::new(embedding::Embedding::prepare(preparer, step)?),

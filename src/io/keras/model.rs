@@ -70,7 +70,8 @@ impl<'a> Reader<'a> {
             return Err(Error::data(format!("keras: the weight `{path}` belongs to no layer of the model")));
         }
         let title = config.get("name").as_str().unwrap_or(name).to_string();
-        Ok(Imported { title, network: self.network, parameters: self.parameters, sources: self.sources })
+        let Self { network, parameters, sources, .. } = self;
+        Ok(Imported { title, network, parameters, sources, memory: None })
     }
 
     fn sequential(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {

@@ -2,11 +2,13 @@
 
 mod attention;
 mod basic;
+mod memory;
 mod merge;
 mod steps;
 
 pub use attention::Attention;
 pub use basic::{Activate, Dense, Dropout, Embedding, LayerNormalization, Masking};
+pub use memory::{Mixture, WorkingMemory};
 pub use merge::{Merge, MergeKind};
 pub use steps::{Conv1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
 
@@ -106,6 +108,8 @@ pub enum Layer {
     Attention(Attention),
     /// One value of several.
     Merge(Merge),
+    /// What was read, mixed into what comes next.
+    WorkingMemory(WorkingMemory),
 }
 
 macro_rules! layer {
@@ -121,7 +125,7 @@ layer!(
     Embedding => Embedding, Lstm => Lstm, Dense => Dense, Dropout => Dropout, Activate => Activation,
     LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D,
     Pooling => Pooling, RepeatVector => RepeatVector, Flatten => Flatten, Reshape => Reshape, Permute => Permute,
-    Attention => Attention, Merge => Merge
+    Attention => Attention, Merge => Merge, WorkingMemory => WorkingMemory
 );
 
 impl From<Activation> for Layer {
@@ -154,6 +158,7 @@ impl Layer {
             Self::Attention(l) if l.score == Score::Additive => "additive_attention",
             Self::Attention(_) => "attention",
             Self::Merge(l) => l.kind.class(),
+            Self::WorkingMemory(_) => "working_memory",
         }
     }
 
@@ -167,6 +172,15 @@ impl Layer {
             Self::Conv1D(l) => l.name.as_deref(),
             Self::Attention(l) => l.name.as_deref(),
             _ => None,
+        }
+    }
+
+    /// Whether it goes on from the run before.
+    pub fn is_stateful(&self) -> bool {
+        match self {
+            Self::Lstm(l) => l.stateful,
+            Self::WorkingMemory(l) => l.stateful,
+            _ => false,
         }
     }
 
@@ -211,6 +225,7 @@ impl Layer {
             Self::RepeatVector(l) => size("count", l.count),
             Self::Reshape(l) => l.shape.iter().flatten().try_for_each(|&n| size("each size", n)),
             Self::Activation(l) => l.activation.validate(),
+            Self::WorkingMemory(l) => l.validate(),
             _ => Ok(()),
         }
     }
@@ -259,6 +274,7 @@ impl Layer {
             }
             Self::Attention(l) => l.output(inputs)?,
             Self::Merge(l) => l.output(inputs)?,
+            Self::WorkingMemory(l) => l.output(inputs)?,
         };
         Ok(vec![output])
     }
@@ -272,6 +288,7 @@ impl Layer {
             Self::LayerNormalization(l) => l.parameters(name, input),
             Self::Conv1D(l) => l.parameters(name, input),
             Self::Attention(l) => l.parameters(name, input),
+            Self::WorkingMemory(l) => l.parameters(name, input),
             _ => Vec::new(),
         }
     }

@@ -8,11 +8,13 @@ mod socket;
 
 use crate::options::DeviceOptions;
 use crate::summary::ModelOptions;
+use crate::tune_memory::MemoryOptions;
 use axum::Extension;
 use clap::Args;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mnemon::error::{Error, ErrorKind, Result};
+use mnemon::nn::WorkingMemory;
 use mnemon::streams::{StreamOptions, Streams};
 use routes::{App, Connection, Limits};
 use std::io::Write;
@@ -80,6 +82,9 @@ pub struct Arguments {
     output: Option<String>,
 
     #[command(flatten)]
+    memory: MemoryOptions,
+
+    #[command(flatten)]
     device: DeviceOptions,
 }
 
@@ -92,7 +97,12 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let imported = arguments.model.read(None)?;
+    let mut imported = arguments.model.read(None)?;
+    if let Some(window) = arguments.memory.window() {
+        let known = imported.network.memory().copied().or(imported.memory);
+        let memory = WorkingMemory { window, ..known.unwrap_or(WorkingMemory::new(window)) };
+        imported.network = imported.network.with_memory(Some(memory))?;
+    }
     let options = StreamOptions {
         streams: arguments.streams,
         bound: Duration::from_secs_f64(arguments.bound / 1e3),
