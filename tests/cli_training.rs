@@ -206,6 +206,58 @@ fn series_are_forecast_better_than_by_their_last_value() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+#[test]
+fn a_model_of_words_remembers() {
+    let folder = folder("memory");
+    // Names that no training has: what is remembered is worth something.
+    let mut story = STORY.repeat(30);
+    story += &"the fox met the owl at the mat and the fox asked the owl for the cat\n".repeat(8);
+    std::fs::write(folder.join("story.txt"), &story).unwrap();
+    std::fs::write(folder.join("tale.txt"), &story[story.len() - 500..]).unwrap();
+    let small = "--level words --layers 1 --hidden 12 --batch 4 --sequence 8 --epochs 4 --validation 0";
+    ok(&folder, &format!("train story.txt {small} --output plain.safetensors"));
+    let score = |arguments: &str| -> f64 {
+        let out = ok(&folder, &format!("evaluate {arguments} tale.txt")).0;
+        out.trim().rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let alone = score("--model plain.safetensors");
+    let (_, err) = ok(&folder, "evaluate --model plain.safetensors --working-memory 50 tale.txt");
+    assert!(err.contains("mnemon tune-memory"), "it was not fitted: {err}");
+    for mixture in ["global", "linear"] {
+        let fit = format!("tune-memory --model plain.safetensors --window 50 --mixture {mixture} tale.txt");
+        let (out, err) = ok(&folder, &fit);
+        assert!(out.contains("theta") && out.contains("words predicted") && err.contains("kept in"), "{out} {err}");
+        assert!(score("--model plain.safetensors --working-memory 50") < 0.9 * alone);
+    }
+    assert_eq!(score("--model plain.safetensors"), alone, "only where it is asked for");
+    // What was fitted does not stand in the way of training.
+    ok(&folder, "train story.txt --resume plain.safetensors --epochs 5 --validation 0");
+    let (text, lines) = ok(
+        &folder,
+        "generate --model plain.safetensors --working-memory 50 --prompt the --length 20 --explain",
+    );
+    assert!(text.starts_with("the ") && lines.lines().count() == 20, "{text} {lines}");
+    assert!(lines.contains(" back ") && lines.contains("memory"), "{lines}");
+
+    let pointer = format!("train story.txt {small} --working-memory 40 --output pointer.safetensors");
+    let (_, err) = ok(&folder, &format!("{pointer} --steps 20"));
+    assert!(err.contains("parameters"), "{err}");
+    ok(&folder, "train story.txt --resume pointer.safetensors --epochs 4 --validation 0");
+    assert!(score("--model pointer.safetensors").is_finite());
+    assert_eq!(score("--model pointer.safetensors --working-memory 40"), score("--model pointer.safetensors"));
+    let summary = ok(&folder, "summary pointer.safetensors").0;
+    assert!(summary.contains("working_memory"), "{summary}");
+
+    refused(&folder, "tune-memory --model pointer.safetensors tale.txt", 2, "trained with it");
+    refused(&folder, "tune-memory --model none.safetensors tale.txt", 1, "none.safetensors");
+    refused(&folder, "generate --model plain.safetensors --explain", 2, "--working-memory");
+    refused(&folder, "evaluate --model plain.safetensors --working-memory 0 tale.txt", 2, "0");
+    let regular = "--embedding-dropout 0.1 --weight-drop 0.3 --variational --activation-penalty 2 --temporal-penalty 1";
+    ok(&folder, &format!("train story.txt {small} {regular} --dropout 0.3 --output awd.safetensors"));
+    refused(&folder, &format!("train story.txt {small} --embedding-dropout 1"), 2, "[0, 1)");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// A disk that is full, or a limit on files, ends training with an error and leaves the last good checkpoint as it was.
 #[cfg(unix)]
 #[test]

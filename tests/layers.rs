@@ -5,12 +5,14 @@ mod common;
 use common::devices;
 use mnemon::config::Mask;
 use mnemon::device::Device;
+use mnemon::graph::Graph;
 use mnemon::nn::{
-    Activation, Constraint, Conv1D, Dense, Dropout, Embedding, Flatten, Initializer, Input, Layer, Lstm, Padding,
-    Permute, Pooling, Pooling1D, Regularizer, Reshape, Rules, Sequential,
+    Activation, Constraint, Conv1D, Dense, Dropout, Embedding, Flatten, GraphOptions, Initializer, Input, Layer, Lstm,
+    Network, Padding, Permute, Pooling, Pooling1D, Regularizer, Reshape, Rules, Sequential,
 };
 use mnemon::optim::{Adam, Sgd};
 use mnemon::params::Tensor;
+use mnemon::scheduler::{Batch, Capacity};
 use mnemon::train::{Fit, Loss};
 use ndarray::{Array, Array2, Array3};
 
@@ -42,6 +44,98 @@ fn regularisers_pull_and_are_part_of_the_loss() {
         let loss = model.evaluate(&x, &y).unwrap();
         assert!((loss - 6.0 * (0.25 * wanted + 0.125 * wanted * wanted)).abs() < 1e-6, "{device:?} {loss}");
     }
+}
+
+/// AR and TAR are means over the steps and the pairs of steps that there are, and part of training alone.
+#[test]
+fn size_and_changes_of_the_state_add_to_the_loss_of_training() {
+    let lengths = [4, 1, 0, 3];
+    for device in devices() {
+        let mut network = Network::default();
+        let x = network.input("x", Input::Features(2));
+        let lstm = Lstm::new(3).return_sequences(true).activation_penalty(0.7).temporal_penalty(1.3);
+        let h = network.add(lstm, &[x]).unwrap();
+        network.output("h", h[0]);
+        let mut graph = Graph::new();
+        let built = network.build(&mut graph, GraphOptions { training: true, ..GraphOptions::default() }).unwrap();
+        let &[penalty] = &built.penalties[..] else { panic!("{:?}", built.penalties) };
+        let weight = graph.find("lstm.weight_hh_l0").unwrap();
+        let gradient = graph.gradients(penalty, &[weight]).unwrap()[0];
+        for (name, value) in [("penalty", penalty), ("h", built.outputs[0].0), ("gradient", gradient)] {
+            graph.output(name, value).unwrap();
+        }
+        let evaluated = network.build(&mut Graph::new(), GraphOptions::default()).unwrap();
+        assert!(evaluated.penalties.is_empty());
+
+        let batch = Batch::ragged(&lengths).unwrap();
+        let x = Tensor::new(&[8, 2], (0..16).map(|i| (i as f32 * 0.7).sin()).collect()).unwrap();
+        let mut session = device.session().unwrap();
+        let mut values = std::collections::BTreeMap::new();
+        for (at, spec) in network.parameters().unwrap().iter().enumerate() {
+            let len = spec.shape.iter().product::<usize>();
+            let data = (0..len).map(|i| ((i * 3 + at) as f32 * 1.1).cos()).collect();
+            values.insert(spec.name.clone(), Tensor::new(&spec.shape, data).unwrap());
+            session.set(&spec.name, &values[&spec.name]).unwrap();
+        }
+        let mut program = session.load(&graph, &Capacity::exactly(&batch)).unwrap();
+        let mut run = |session: &mut mnemon::device::Session| -> (f64, Vec<f32>) {
+            session.run(&mut program, &batch, &[("x", &x)]).unwrap();
+            let h = session.output(&program, "h").unwrap().into_f32s().unwrap();
+            // Packed step by step, the longest first: of 3, 2, 2 and 1 sequences.
+            let row = |at: usize| &h[3 * at..3 * at + 3];
+            let squares = h.iter().map(|&h| f64::from(h).powi(2)).sum::<f64>() / 24.0;
+            let pairs = [(0, 3), (1, 4), (3, 5), (4, 6), (5, 7)];
+            let change = |&(a, b): &(usize, usize)| {
+                row(a).iter().zip(row(b)).map(|(a, b)| f64::from(b - a).powi(2)).sum::<f64>()
+            };
+            let changes = pairs.iter().map(change).sum::<f64>() / 15.0;
+            let got = f64::from(session.output(&program, "penalty").unwrap().f32s().unwrap()[0]);
+            assert!((got - (0.7 * squares + 1.3 * changes)).abs() < 1e-6, "{device:?}: {got} {squares} {changes}");
+            (got, session.output(&program, "gradient").unwrap().into_f32s().unwrap())
+        };
+        let gradient = run(&mut session).1;
+        // A central difference of floats, over 0.02.
+        let mut moved = |by: f32| {
+            let mut data = values["lstm.weight_hh_l0"].f32s().unwrap().to_vec();
+            data[5] += by;
+            session.set("lstm.weight_hh_l0", &Tensor::new(&[12, 3], data).unwrap()).unwrap();
+            run(&mut session).0
+        };
+        let slope = (moved(0.01) - moved(-0.01)) / 0.02;
+        assert!((slope - f64::from(gradient[5])).abs() < 1e-4, "{device:?}: {slope} {}", gradient[5]);
+    }
+}
+
+#[test]
+fn tokens_are_dropped_whole_and_alike_in_a_batch() {
+    let mut network = Network::default();
+    let x = network.input("x", Input::Tokens);
+    let e = network.add(Embedding::new(40, 3).dropout(0.25), &[x]).unwrap();
+    network.output("e", e[0]);
+    let mut graph = Graph::new();
+    let built = network.build(&mut graph, GraphOptions { training: true, ..GraphOptions::default() }).unwrap();
+    graph.output("e", built.outputs[0].0).unwrap();
+    let words: Vec<u32> = (0..80).map(|at| at % 40).collect();
+    let x = Tensor::from_u32(&[80], words).unwrap();
+    let mut seen = Vec::new();
+    for device in devices() {
+        let mut session = device.session().unwrap();
+        session.set("embedding.weight", &Tensor::new(&[40, 3], vec![3.0; 120]).unwrap()).unwrap();
+        let mut step = |step: u32| {
+            let batch = Batch::dense(40, 2).unwrap().at_step(9, step);
+            let mut program = session.load(&graph, &Capacity::exactly(&batch)).unwrap();
+            session.run(&mut program, &batch, &[("x", &x)]).unwrap();
+            session.output(&program, "e").unwrap().into_f32s().unwrap()
+        };
+        let (first, second) = (step(1), step(2));
+        assert_eq!(first[..120], first[120..], "{device:?}: a token is dropped or not, wherever it is");
+        let rows: Vec<f32> = first[..120].chunks(3).map(|row| row[0]).collect();
+        assert!(first[..120].chunks(3).all(|row| row.iter().all(|&x| x == row[0] && (x == 0.0 || x == 4.0))));
+        let dropped = rows.iter().filter(|&&x| x == 0.0).count();
+        assert!((3..20).contains(&dropped) && first != second, "{device:?}: {dropped}");
+        seen.push(first);
+    }
+    assert!(seen.iter().all(|all| all == &seen[0]), "the same masks on every device");
 }
 
 /// The outputs' regulariser is taken over the number of samples, as Keras 3 does.

@@ -10,7 +10,7 @@ use crate::config::{Direction, Mask};
 use crate::error::{Error, Result};
 use crate::graph::builder::{LstmOutputs, LstmWeights};
 use crate::graph::{
-    AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, ReduceKind, Score, TimeKind, Value, Window,
+    AttentionOp, B, Dim, Expr, Gather, Graph, LstmOp, Over, Padding, ReduceKind, Score, TimeKind, Value, Window,
 };
 use crate::params::{DType, lstm_parameters};
 
@@ -36,7 +36,16 @@ pub(super) fn append(
     let Placed { node, inputs, outputs, parameters, axes, fill, options } = *placed;
     let Some(&(x, signal)) = inputs.first() else { return Err(Error::internal("a layer without input")) };
     let one = match &node.layer {
-        Layer::Embedding(_) => graph.embedding(parameters[0], x)?,
+        Layer::Embedding(layer) => {
+            let mut table = parameters[0];
+            if options.training && layer.dropout > 0.0 {
+                let column = graph.slice(table, 0, 1)?;
+                let ones = graph.elementwise(Expr::Const(1.0), &[column])?;
+                let kept = graph.dropout(ones, layer.dropout)?;
+                table = graph.elementwise(Expr::Input(0) * Expr::Input(1), &[table, kept])?;
+            }
+            graph.embedding(table, x)?
+        }
         Layer::Lstm(layer) => return lstm(graph, placed, layer, states),
         Layer::Dense(layer) => {
             let y = graph.linear(x, parameters[0], parameters.get(1).copied())?;
@@ -106,6 +115,36 @@ pub(super) fn append(
     };
     debug_assert!(signal.features().is_some() || matches!(node.layer, Layer::Embedding(_)));
     Ok(vec![one])
+}
+
+/// What h `[N, R]` adds to the loss of training by its size and its changes, `[1]`.
+pub(super) fn steadiness(graph: &mut Graph, layer: &Lstm, h: Value) -> Result<Option<Value>> {
+    let (Some(axis), Some(features)) = (graph.shape(h).axis(), graph.shape(h).columns()) else { return Ok(None) };
+    // A factor times Σ of squares over how many there are.
+    let mean = |graph: &mut Graph, factor: f32, squares: Value, rows: Value| {
+        let count = Expr::Input(1).max(Expr::Const(1.0)) * Expr::Const(features as f32);
+        graph.elementwise(Expr::Const(factor) * Expr::Input(0) / count, &[squares, rows])
+    };
+    let column = graph.slice(h, 0, 1)?;
+    let one = graph.elementwise(Expr::Const(1.0), &[column])?;
+    let mut parts = Vec::new();
+    if layer.activation_penalty > 0.0 {
+        let (squares, rows) = (graph.sum_of_squares(&[h])?, graph.sum(&[one])?);
+        parts.push(mean(graph, layer.activation_penalty, squares, rows)?);
+    }
+    if layer.temporal_penalty > 0.0 {
+        // Each step beside the one before; a sequence's first has none.
+        let window = Window { padding: Padding::Causal, ..Window::new(2) };
+        let pairs = graph.gather(Gather::Windows { window, axis, fill: 0.0 }, h)?;
+        let there = graph.gather(Gather::Windows { window, axis, fill: 0.0 }, one)?;
+        let (before, now) = (graph.slice(pairs, 0, features)?, graph.slice(pairs, features, features)?);
+        let has = graph.slice(there, 0, 1)?;
+        let change = (Expr::Input(1) - Expr::Input(0)) * Expr::Input(2);
+        let change = graph.elementwise(change, &[before, now, has])?;
+        let (squares, rows) = (graph.sum_of_squares(&[change])?, graph.sum(&[has])?);
+        parts.push(mean(graph, layer.temporal_penalty, squares, rows)?);
+    }
+    Ok(if parts.is_empty() { None } else { Some(graph.sum(&parts)?) })
 }
 
 fn axis(outputs: &[Signal]) -> Result<u8> {

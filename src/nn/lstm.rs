@@ -64,6 +64,12 @@ pub struct Lstm {
     /// The probability with which a recurrent weight is dropped while training (Merity et al. 2018).
     #[serde(default)]
     pub weight_drop: f32,
+    /// While training, this times the mean of h² is added to the loss (AR, Merity et al. 2017).
+    #[serde(default)]
+    pub activation_penalty: f32,
+    /// The same of the squares of what h changes by from step to step (TAR).
+    #[serde(default)]
+    pub temporal_penalty: f32,
     /// Everything else about a step; its activations are those above.
     #[serde(default)]
     pub cell: Cell,
@@ -120,6 +126,8 @@ impl Lstm {
             bias: Bias::One,
             dropout: 0.0,
             weight_drop: 0.0,
+            activation_penalty: 0.0,
+            temporal_penalty: 0.0,
             cell: Cell::default(),
             init: Init::Keras,
             kernel: Rules::default(),
@@ -157,6 +165,10 @@ impl Lstm {
         dropout: f32,
         /// Sets the probability with which a recurrent weight is dropped.
         weight_drop: f32,
+        /// Sets what the mean of h² adds to the loss of training, times this.
+        activation_penalty: f32,
+        /// Sets what the mean square of the changes of h from step to step adds to the loss of training, times this.
+        temporal_penalty: f32,
         /// Sets everything else about a step; its three activations are replaced by the layer's.
         cell: Cell,
         /// Sets what the user chooses for the input weights.
@@ -230,6 +242,15 @@ impl Lstm {
         for (name, rate) in [("dropout", self.dropout), ("weight_drop", self.weight_drop)] {
             if !(0.0..1.0).contains(&rate) {
                 return Err(Error::argument(format!("{name} must be in [0, 1), got {rate}")));
+            }
+        }
+        for (name, penalty) in
+            [("activation_penalty", self.activation_penalty), ("temporal_penalty", self.temporal_penalty)]
+        {
+            if !(penalty >= 0.0 && penalty.is_finite()) || penalty > 0.0 && !self.return_sequences {
+                return Err(Error::argument(format!(
+                    "{name} must be at least 0, and 0 where only the last h is given, got {penalty}"
+                )));
             }
         }
         if self.merge == MergeMode::Apart && self.direction != Direction::Both {

@@ -1,6 +1,6 @@
 //! Layers over each other's outputs: any graph of them, with names, shapes and parameters.
 
-use super::append::{Placed, append};
+use super::append::{Placed, append, steadiness};
 use super::axes::Axes;
 use super::layers::SIZE_LIMIT;
 use super::masks::Fill;
@@ -507,6 +507,9 @@ impl Network {
                 let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
                 let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
                 let made = append(graph, &placed, &mut states, &mut recalled)?;
+                if let (true, Layer::Lstm(layer)) = (options.training, &node.layer) {
+                    penalties.extend(steadiness(graph, layer, made[0])?);
+                }
                 for &output in node.layer.activity().map_or(&[][..], |_| &made) {
                     penalties.extend(activity(graph, node.layer.activity(), output)?);
                 }

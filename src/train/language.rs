@@ -37,6 +37,15 @@ pub struct LanguageConfig {
     /// Dropout of the recurrent weights, one mask a batch (Merity et al. 2018); in [0, 1).
     #[serde(default)]
     pub weight_drop: f32,
+    /// Dropout of whole tokens' rows of the embedding, one mask a batch; in [0, 1).
+    #[serde(default)]
+    pub embedding_dropout: f32,
+    /// What the mean square of the last layer's h adds to the loss of training, times this (AR, Merity et al. 2017).
+    #[serde(default)]
+    pub activation_penalty: f32,
+    /// The same of what h changes by from step to step (TAR).
+    #[serde(default)]
+    pub temporal_penalty: f32,
     /// Whether the logits' matrix is the embedding's table (Press and Wolf 2017): the embedding is as wide as the last layer.
     #[serde(default)]
     pub tied: bool,
@@ -53,6 +62,9 @@ impl Default for LanguageConfig {
             dropout: 0.0,
             variational: false,
             weight_drop: 0.0,
+            embedding_dropout: 0.0,
+            activation_penalty: 0.0,
+            temporal_penalty: 0.0,
             tied: false,
             seed: 0,
         }
@@ -86,6 +98,7 @@ impl LanguageModel {
         let mut model = Sequential::new(device);
         model.seed(config.seed);
         let mut embedding = Embedding::new(vocabulary.len(), config.embedding).initializers(Init::PyTorch);
+        embedding = embedding.dropout(config.embedding_dropout);
         let mut logits = Dense::new(vocabulary.len()).initializers(Init::PyTorch);
         if config.tied {
             let within = Rules { initializer: Some(Initializer::Uniform(TIED)), ..Rules::default() };
@@ -97,9 +110,13 @@ impl LanguageModel {
             dropout.mask = Mask::Sequence;
         }
         model.add(embedding);
-        for _ in 0..config.layers {
+        for layer in 1..=config.layers {
             model.add(dropout.clone());
-            let lstm = Lstm::new(config.hidden).bias(Bias::Two).initializers(Init::PyTorch);
+            let mut lstm = Lstm::new(config.hidden).bias(Bias::Two).initializers(Init::PyTorch);
+            if layer == config.layers {
+                lstm.activation_penalty = config.activation_penalty;
+                lstm.temporal_penalty = config.temporal_penalty;
+            }
             model.add(lstm.weight_drop(config.weight_drop).return_sequences(true).stateful(true));
         }
         model.add(dropout);

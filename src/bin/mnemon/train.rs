@@ -117,6 +117,18 @@ pub struct Arguments {
     #[arg(long, value_name = "RATE", default_value_t = 0.0, conflicts_with = "resume")]
     weight_drop: f32,
 
+    /// Probability with which a token's whole row of the embedding is zero for a batch, in [0, 1)
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, conflicts_with = "resume")]
+    embedding_dropout: f32,
+
+    /// Add this times the mean of the last layer's h² to the loss (AR)
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.0, conflicts_with = "resume")]
+    activation_penalty: f32,
+
+    /// Add this times the mean square of h's changes from step to step to the loss (TAR)
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.0, conflicts_with = "resume")]
+    temporal_penalty: f32,
+
     /// Use the embedding's table as the logits' matrix; needs as many values as units
     #[arg(long, conflicts_with = "resume")]
     tied: bool,
@@ -166,6 +178,9 @@ impl Arguments {
             dropout: self.dropout,
             variational: self.variational,
             weight_drop: self.weight_drop,
+            embedding_dropout: self.embedding_dropout,
+            activation_penalty: self.activation_penalty,
+            temporal_penalty: self.temporal_penalty,
             tied: self.tied,
             seed: self.seed,
         }

@@ -16,6 +16,9 @@ pub struct Embedding {
     /// Whether token 0 stands for no step at all: it is left out of its sequence.
     #[serde(default)]
     pub mask_zero: bool,
+    /// The probability with which a token's whole row is zero for a batch while training, in [0, 1) (Gal and Ghahramani 2016).
+    #[serde(default)]
+    pub dropout: f32,
     /// How the table begins.
     #[serde(default)]
     pub init: Init,
@@ -107,13 +110,20 @@ impl Embedding {
     /// A table of `vocabulary` rows of `size` values.
     pub fn new(vocabulary: usize, size: usize) -> Self {
         let (init, kernel) = (Init::Keras, Rules::default());
-        Self { vocabulary, size, mask_zero: false, init, kernel, activity: None, name: None }
+        Self { vocabulary, size, mask_zero: false, dropout: 0.0, init, kernel, activity: None, name: None }
     }
 
     /// Sets whether token 0 stands for no step.
     #[must_use]
     pub fn mask_zero(mut self, mask_zero: bool) -> Self {
         self.mask_zero = mask_zero;
+        self
+    }
+
+    /// Sets the probability with which a token's row is zero for a batch.
+    #[must_use]
+    pub fn dropout(mut self, rate: f32) -> Self {
+        self.dropout = rate;
         self
     }
 

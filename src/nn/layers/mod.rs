@@ -203,6 +203,9 @@ impl Layer {
         };
         self.activity().map_or(Ok(()), |r| r.validate())?;
         match self {
+            Self::Embedding(l) if !(0.0..1.0).contains(&l.dropout) => {
+                Err(Error::argument(format!("dropout must be in [0, 1), got {}", l.dropout)))
+            }
             Self::Embedding(l) => size("vocabulary", l.vocabulary).and(size("size", l.size)).and(l.kernel.validate()),
             Self::Lstm(l) => {
                 size("units", l.units).and(l.projection.map_or(Ok(()), |p| size("projection", p))).and(l.validate())
