@@ -35,7 +35,7 @@ fn main(
     let count = min(32u, length - first);
     let base = ring_of(b);
     // The first of these steps, counted from the sequence's beginning.
-    let now = u32(position[b]) + first;
+    let now = before_of(b) + first;
     let begin = max(now, params.window) - params.window;
     let end = now + count - 1u;
 
@@ -131,11 +131,11 @@ fn main(
         found += scores[(local + i) * 3u + 2u] * scale;
     }
     sums[row * 2u] = NOTHING;
-    if (found > 0.0) {
+    if (found != 0.0) {
         sums[row * 2u] = top + log(found);
     }
     sums[row * 2u + 1u] = NOTHING;
-    if (all > 0.0) {
+    if (all != 0.0) {
         sums[row * 2u + 1u] = top + log(all);
     }
 }

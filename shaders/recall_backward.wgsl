@@ -29,7 +29,7 @@ fn main(
     let t = step_of(row, params.offsets, params.steps);
     let b = row - table[params.offsets + t];
     let base = ring_of(b);
-    let before = u32(position[b]);
+    let before = before_of(b);
     // Steps counted from the sequence's beginning: places that are seen, or later steps that see.
     let here = before + t;
     var begin = max(here, params.window) - params.window;

@@ -22,7 +22,7 @@ fn main(
     let t = step_of(row, params.offsets, params.steps);
     let b = row - table[params.offsets + t];
     let base = ring_of(b);
-    let here = u32(position[b]) + t;
+    let here = before_of(b) + t;
     let seen = min(here, params.window);
     let to = row * params.places;
     var largest = NOTHING;
@@ -62,14 +62,14 @@ fn main(
     }
     for (var place = local; place < params.places; place += 64u) {
         var share = 0.0;
-        if (is_seen(place, here, seen)) {
+        if (parts[0] != 0.0 && is_seen(place, here, seen)) {
             share = exp_any_f32(shares[to + place] - largest) / parts[0];
         }
         shares[to + place] = share;
     }
     if (local == 0u) {
         total[row] = NOTHING;
-        if (seen > 0u) {
+        if (parts[0] != 0.0) {
             total[row] = largest + log(parts[0]);
         }
     }

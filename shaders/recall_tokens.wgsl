@@ -37,7 +37,8 @@ fn main(
     let b = row - table[params.offsets + step_of(row, params.offsets, params.steps)];
     var slot = b;
     if (SLOTTED) {
-        slot = slots[b];
+        // Slots are checked before they come here.
+        slot = min(slots[b], arrayLength(&ring) / params.row - 1u);
     }
     let kept = (slot + 1u) * params.row - params.places;
     for (var token = local; exists && token < params.vocabulary; token += 256u) {

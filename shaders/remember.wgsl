@@ -37,10 +37,11 @@ fn main(
     let b = row - table[params.offsets + t];
     var slot = b;
     if (SLOTTED) {
-        slot = slots[b];
+        // Slots are checked before they come here.
+        slot = min(slots[b], arrayLength(&ring) / (params.places * width) - 1u);
     }
     let base = slot * params.places * width;
-    let step = u32(position[b]) + t;
+    let step = min(u32(max(position[b], 0.0)), 16777216u) + t;
     let f = i % width;
     if (f < params.features) {
         ring[base + step % params.places * params.features + f] = own[row * params.features + f];

@@ -206,6 +206,56 @@ fn series_are_forecast_better_than_by_their_last_value() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// Runs a command until its standard error has said `line`, and kills it some milliseconds later.
+fn killed_after(folder: &Path, arguments: &str, line: &str, later: u64) {
+    let mut child = command(folder, arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let found = lines.map_while(std::result::Result::ok).any(|said| said.starts_with(line));
+    std::thread::sleep(std::time::Duration::from_millis(later));
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert!(found && !status.success(), "{arguments}: it should have been killed after {line}");
+}
+
+#[test]
+fn a_training_that_was_killed_is_gone_on_with() {
+    let folder = folder("killed");
+    let text =
+        |at: usize| format!("{} film of no {at}\t{}\n", if at.is_multiple_of(3) { "fine" } else { "dull" }, at % 3 / 2);
+    std::fs::write(folder.join("train.tsv"), (0..400).map(text).collect::<String>()).unwrap();
+    let words = "classify train.tsv --hidden 24 --embedding 24 --epochs 40 --batch 8";
+    ok(&folder, &format!("{words} --output whole.safetensors"));
+    let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    killed_after(&folder, &format!("{words} --output killed.safetensors"), "epoch 3/", 0);
+    assert!(!folder.join("killed.safetensors").exists());
+    refused(&folder, &format!("{words} --output other.safetensors --resume"), 2, "no training");
+    refused(&folder, &format!("{words} --seed 1 --output killed.safetensors --resume"), 2, "of another training");
+    ok(&folder, &format!("{words} --output killed.safetensors --resume"));
+    assert!(bytes("killed.safetensors") == bytes("whole.safetensors"));
+    assert_eq!(lines(folder.join("runs/killed/history.csv")).len(), 41);
+    let left: Vec<_> = std::fs::read_dir(folder.join("runs/killed/checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    let wave = (0..600).map(|t| format!("{:.4}\n", (t as f32 * 0.37).sin() + 2.0)).collect::<String>();
+    std::fs::write(folder.join("wave.csv"), format!("y\n{wave}")).unwrap();
+    let forecast = "forecast wave.csv --hidden 64 --epochs 40 --horizon 4 --season 17";
+    ok(&folder, &format!("{forecast} --output whole"));
+    killed_after(&folder, &format!("{forecast} --output waves"), "records are in", 300);
+    assert!(!folder.join("waves.csv").exists());
+    refused(&folder, &format!("{forecast} --output other --resume"), 2, "no training");
+    refused(&folder, &format!("{forecast} --batch 5 --output waves --resume"), 2, "of another training");
+    ok(&folder, &format!("{forecast} --output waves --resume"));
+    for ending in ["safetensors", "csv", "svg"] {
+        assert!(bytes(&format!("waves.{ending}")) == bytes(&format!("whole.{ending}")), "{ending}");
+    }
+
+    std::fs::write(folder.join("story.txt"), STORY.repeat(20)).unwrap();
+    let (_, err) = ok(&folder, &format!("train story.txt {SMALL} --learning-rate 0.5 --epochs 30 --patience 2"));
+    assert!(err.contains("no better for 2 epochs"), "{err}");
+    assert!(lines(folder.join("runs/model/history.csv")).len() < 31);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn a_model_of_words_remembers() {
     let folder = folder("memory");
@@ -232,10 +282,8 @@ fn a_model_of_words_remembers() {
     assert_eq!(score("--model plain.safetensors"), alone, "only where it is asked for");
     // What was fitted does not stand in the way of training.
     ok(&folder, "train story.txt --resume plain.safetensors --epochs 5 --validation 0");
-    let (text, lines) = ok(
-        &folder,
-        "generate --model plain.safetensors --working-memory 50 --prompt the --length 20 --explain",
-    );
+    let (text, lines) =
+        ok(&folder, "generate --model plain.safetensors --working-memory 50 --prompt the --length 20 --explain");
     assert!(text.starts_with("the ") && lines.lines().count() == 20, "{text} {lines}");
     assert!(lines.contains(" back ") && lines.contains("memory"), "{lines}");
 

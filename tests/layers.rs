@@ -58,14 +58,14 @@ fn size_and_changes_of_the_state_add_to_the_loss_of_training() {
         network.output("h", h[0]);
         let mut graph = Graph::new();
         let built = network.build(&mut graph, GraphOptions { training: true, ..GraphOptions::default() }).unwrap();
-        let &[penalty] = &built.penalties[..] else { panic!("{:?}", built.penalties) };
+        let &[penalty] = &built.steady[..] else { panic!("{:?}", built.steady) };
         let weight = graph.find("lstm.weight_hh_l0").unwrap();
         let gradient = graph.gradients(penalty, &[weight]).unwrap()[0];
         for (name, value) in [("penalty", penalty), ("h", built.outputs[0].0), ("gradient", gradient)] {
             graph.output(name, value).unwrap();
         }
         let evaluated = network.build(&mut Graph::new(), GraphOptions::default()).unwrap();
-        assert!(evaluated.penalties.is_empty());
+        assert!(evaluated.steady.is_empty() && built.penalties.is_empty());
 
         let batch = Batch::ragged(&lengths).unwrap();
         let x = Tensor::new(&[8, 2], (0..16).map(|i| (i as f32 * 0.7).sin()).collect()).unwrap();

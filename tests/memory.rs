@@ -6,14 +6,16 @@ use common::devices;
 use mnemon::data::{Level, Vocabulary};
 use mnemon::device::Device;
 use mnemon::graph::{Graph, N};
-use mnemon::nn::{Dense, Embedding, GraphOptions, Input, Lstm, Mixture, Network, Port, WorkingMemory};
+use mnemon::nn::{
+    Activation, Dense, Embedding, GraphOptions, Input, Lstm, Mixture, Network, Port, Sequential, WorkingMemory,
+};
 use mnemon::optim::{Adam, Clipping, Optimizer};
 use mnemon::params::random::Random;
 use mnemon::params::{DType, Tensor};
 use mnemon::scheduler::{Batch, Capacity};
 use mnemon::streams::{StreamOptions, StreamState, Streams};
 use mnemon::train::{
-    Generator, LanguageConfig, LanguageModel, MixtureKind, Model, Named, TrainOptions, Trainer,
+    Fit, Generator, LanguageConfig, LanguageModel, Loss, MixtureKind, Model, Named, TrainOptions, Trainer,
 };
 
 const WORDS: usize = 23;
@@ -250,10 +252,13 @@ fn streams_carry_their_memories_and_keep_them() {
                 got.extend(push(stream, &words[at..at + 20]));
             }
         }
+        let mut wrong = held[0].save().unwrap();
+        wrong.values.insert("working_memory.position".into(), Tensor::new(&[1], vec![-1.5]).unwrap());
+        assert!(streams.restore(&wrong).err().unwrap().to_string().contains("a count up to"));
         // One goes on in another process, after a way through a file; the other as a fork of itself, where a third has been.
         drop(streams.stream().unwrap());
         let state = StreamState::from_tensors(held[0].save().unwrap().into_tensors().unwrap()).unwrap();
-        assert_eq!(state.values["working_memory.ring"].len(), memory.op().len(17));
+        assert_eq!(state.values["working_memory.ring"].len(), memory.steps(16).op().len(17));
         let elsewhere = open();
         got[0].extend(push(&elsewhere.restore(&state).unwrap(), &words[0][100..]));
         got[1].extend(push(&held[1].fork().unwrap(), &words[1][100..]));
@@ -304,7 +309,20 @@ fn a_memory_is_fitted_and_kept_with_the_model() {
             assert!((with - fitted.loss).abs() < 1e-4, "{device:?} {with} {fitted:?}");
             other.save(&path).unwrap();
             assert_eq!(LanguageModel::load(&device, &path).unwrap().memory(), Some(&fitted.memory));
-            assert!(other.fit_memory(&words, 100, kind).is_err(), "it has one already");
+            let error = other.fit_memory(&words, 100, kind).unwrap_err().to_string();
+            assert!(error.contains("a working memory of its own"), "{error}");
+            // Another window has rings of another size, and each is as it would be in a model that had no other.
+            other.remember(300).unwrap();
+            let wide = other.score(words.clone()).unwrap().0;
+            other.remember(100).unwrap();
+            assert_eq!(f64::from(other.score(words.clone()).unwrap().0), with);
+            other.set_memory(None).unwrap();
+            assert_eq!(other.score(words.clone()).unwrap().0, alone);
+            other.fit_memory(&words, 300, kind).unwrap();
+            other.fit_memory(&words, 20, kind).unwrap();
+            let mut fresh = LanguageModel::load(&device, &path).unwrap();
+            fresh.remember(300).unwrap();
+            assert_eq!(fresh.score(words.clone()).unwrap().0, wide);
         }
     }
 }
@@ -352,21 +370,94 @@ fn what_is_generated_is_explained() {
         model.set_memory(Some(mixtures()[0])).unwrap();
         let prompt = vocabulary.decode(&words).unwrap();
         let mut generator = Generator::new(&mut model).unwrap();
+        generator = generator.explaining();
         generator.feed(&prompt).unwrap();
         assert!(generator.explain().is_none(), "nothing was drawn");
         let (mut random, mut of_memory) = (Random::new(2, 2), 0.0);
         for _ in 0..30 {
+            // The last token has no next one yet; a step sees 50 that have.
+            let before = generator.read_so_far().to_vec();
+            let seen = &before[before.len() - 50..];
             let token = generator.next(1.0, 0, &mut random).unwrap();
             let explanation = generator.explain().unwrap().clone();
+            assert!(explanation.probability > 0.0 && explanation.probability <= 1.0 + 1e-5);
             assert_eq!((explanation.token, generator.read_so_far().last()), (token, Some(&token)));
             let shares: f32 = explanation.remembered.iter().map(|r| r.share).sum();
             assert!((shares - explanation.memory).abs() < 1e-5 && shares < 1.0 + 1e-5, "{explanation:?}");
+            assert_eq!(explanation.memory > 0.0, seen.contains(&token), "{explanation:?}");
+            assert!(explanation.remembered.iter().all(|r| r.at >= before.len() - 50 && r.at < before.len()));
             for remembered in &explanation.remembered {
                 assert_eq!(generator.read_so_far()[remembered.at], token);
             }
             of_memory += explanation.memory * 1.0 / 30.0;
         }
         assert!(of_memory > 0.3, "{device:?}: {of_memory}");
+    }
+}
+
+#[test]
+fn states_are_reset_and_stateless_memories_begin_empty() {
+    let (words, memory) = (text(90), mixtures()[0]);
+    for device in devices() {
+        let mut kept = model(&device, Some(memory));
+        let first = distributions(&mut kept, &words);
+        assert_ne!(distributions(&mut kept, &words), first, "it remembers");
+        kept.reset_states().unwrap();
+        assert_eq!(distributions(&mut kept, &words), first, "{device:?}");
+        // Without a state of its own it gives the same each time, and what one that begins gives.
+        let mut network = network(None, false);
+        network.nodes.iter_mut().for_each(|node| {
+            if let mnemon::nn::Layer::Lstm(lstm) = &mut node.layer {
+                lstm.stateful = false;
+            }
+        });
+        let network = network.with_memory(Some(memory.stateful(false))).unwrap();
+        let mut free = Model::new(&device, &network, &parameters(&network)).unwrap();
+        assert_eq!(distributions(&mut free, &words), first, "{device:?}");
+        assert_eq!(distributions(&mut free, &words), first, "{device:?}");
+        // Two sequences of different lengths, each by itself.
+        let mut both = words.clone();
+        both.extend([&words[..40], &[0; 50]].concat());
+        let inputs = Named::from([
+            ("x".to_string(), Tensor::from_u32(&[2, 90], both).unwrap()),
+            ("lengths".to_string(), Tensor::from_u32(&[2], vec![90, 40]).unwrap()),
+        ]);
+        let y = free.run(&inputs).unwrap().remove("y").unwrap().into_f32s().unwrap();
+        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far(&y[..90 * WORDS], &first) < 1e-4 && far(&y[90 * WORDS..130 * WORDS], &first[..40 * WORDS]) < 1e-4);
+    }
+}
+
+#[test]
+fn a_row_of_layers_has_a_memory_as_its_last() {
+    let words = text(120);
+    let x = ndarray::Array2::from_shape_fn((4, 20), |(s, t)| words[s * 20 + t] as f32);
+    let y = ndarray::Array2::from_shape_fn((4, 20), |(s, t)| words[s * 20 + t + 1] as f32);
+    for device in devices() {
+        let mut model = Sequential::new(&device);
+        model.add(Embedding::new(WORDS, 8)).add(Lstm::new(12).return_sequences(true)).add(Dense::new(WORDS));
+        model.build(Input::Tokens).unwrap();
+        model.compile(Adam::default(), Loss::CrossEntropy).unwrap();
+        let fit = Fit { epochs: 2, batch_size: 4, shuffle: false, ..Fit::default() };
+        model.fit(&x, &y, &fit).unwrap();
+        let alone = model.evaluate(&x, &y).unwrap();
+        let memory = mixtures()[0].stateful(false);
+        model.set_memory(Some(memory)).unwrap();
+        let with = model.evaluate(&x, &y).unwrap();
+        let p = model.predict(&x).unwrap();
+        let told: f32 = p.rows().into_iter().zip(&y).map(|(row, &word)| -row[word as usize]).sum::<f32>() / 80.0;
+        assert!((told - with).abs() < 1e-5 && with != alone, "{device:?} {told} {with} {alone}");
+        // It has no parameters: training goes on where it was.
+        assert!(model.fit(&x, &y, &fit).unwrap().loss[0] < with + 0.1);
+        model.set_memory(Some(WorkingMemory::pointer(30).stateful(false))).unwrap();
+        assert_eq!(model.parameters().len(), 9);
+        assert!(model.evaluate(&x, &y).unwrap_err().to_string().contains("compile"));
+        model.set_memory(None).unwrap();
+        assert!(model.memory().is_none() && model.parameters().len() == 6);
+        model.set_memory(Some(mixtures()[1].stateful(false))).unwrap();
+        model.compile(Adam::default(), Loss::CrossEntropy).unwrap();
+        let error = model.fit(&x, &y, &fit).unwrap_err().to_string();
+        assert!(error.contains("fitted to a model, not trained"), "{error}");
     }
 }
 
@@ -385,8 +476,14 @@ fn what_cannot_be_remembered_is_refused() {
     for (memory, wanted) in [
         (WorkingMemory::new(0), "the window must be in 1..="),
         (WorkingMemory::new(10).steps(0), "the steps of a run must be in 1..="),
-        (WorkingMemory::new(10).mixture(Mixture::Linear { theta: 1.0, lambda: 1.0 }), "lambda must be in [0, 1), got 1"),
-        (WorkingMemory::new(10).mixture(Mixture::Linear { theta: -1.0, lambda: 0.1 }), "theta must be at least 0, got -1"),
+        (
+            WorkingMemory::new(10).mixture(Mixture::Linear { theta: 1.0, lambda: 1.0 }),
+            "lambda must be in [0, 1), got 1",
+        ),
+        (
+            WorkingMemory::new(10).mixture(Mixture::Linear { theta: -1.0, lambda: 0.1 }),
+            "theta must be at least 0, got -1",
+        ),
         (WorkingMemory::new(10).mixture(Mixture::Global { theta: 1.0, alpha: f32::NAN }), "alpha must be a number"),
     ] {
         let error = refused(memory);
@@ -398,6 +495,22 @@ fn what_cannot_be_remembered_is_refused() {
     floats.output("y", h[0]);
     let error = floats.with_memory(Some(WorkingMemory::new(10))).unwrap_err().to_string();
     assert!(error.contains("reads tokens by an LSTM"), "{error}");
+
+    // Probabilities are no logits, and labels are no tokens.
+    for (layer, wanted) in [
+        (Dense::new(WORDS).activation(Activation::Softmax), "takes logits, got what a softmax gives"),
+        (Dense::new(5), "logits of the tokens that are read, 23, got 5"),
+    ] {
+        let mut other = Network::default();
+        let x = other.input("x", Input::Tokens);
+        let e = other.add(Embedding::new(WORDS, 4), &[x]).unwrap();
+        let h = other.add(Lstm::new(4).return_sequences(true), &e).unwrap();
+        let y = other.add(layer, &h).unwrap();
+        other.output("y", y[0]);
+        let with = other.with_memory(Some(WorkingMemory::new(10))).unwrap();
+        let error = with.build(&mut Graph::new(), GraphOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 
     // There is nothing to remember in a memory that was taken away.
     let with = plain.with_memory(Some(WorkingMemory::new(10))).unwrap();

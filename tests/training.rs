@@ -319,6 +319,75 @@ fn a_backup_takes_a_new_process_to_the_bits_of_one_that_was_never_killed() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// Stopping early, with the best kept: in one process, and in one that is killed after each epoch, before or after its backup.
+#[test]
+fn what_was_best_is_known_to_the_next_process() {
+    let (x, y) = signs();
+    let folder = folder("best-of-processes");
+    let fit = Fit { epochs: 40, batch_size: 5, validation_split: 0.25, ..Fit::default() };
+    let optimizer = || Adam::default().learning_rate(0.1);
+    let stopping = || EarlyStopping::new(Watched::lower("val_loss"), 3).restore_best(true);
+    let mut whole = classifier(&Device::cpu(), optimizer());
+    let history = whole.fit_with_callbacks(&x, &y, &fit, &mut [&mut stopping()]).unwrap();
+    assert!((4..40).contains(&history.loss.len()), "it stopped: {history:?}");
+    let [best, last, saved] = ["best", "last", "saved"].map(|name| folder.join(format!("{name}.safetensors")));
+    for backup_first in [false, true] {
+        let mut rounds = 0;
+        let model = loop {
+            let mut model = classifier(&Device::cpu(), optimizer());
+            let (mut kept, mut backup) = (stopping().kept_in(&best), Backup::new(&last));
+            let mut checkpoint = Checkpoint::new(&saved, Saved::Best(Watched::lower("val_loss")));
+            let mut killed = AfterEpoch(1 + rounds);
+            let mut all: Vec<&mut dyn Callback> = vec![&mut kept, &mut checkpoint, &mut backup, &mut killed];
+            if backup_first && rounds % 2 == 1 {
+                // What was kept is of an epoch that the backup does not know.
+                all.swap(2, 3);
+            }
+            rounds += 1;
+            match model.fit_with_callbacks(&x, &y, &fit, &mut all) {
+                Ok(_) => break model,
+                Err(error) => assert!(error.to_string().contains("killed"), "{error}"),
+            }
+            assert!(rounds < 100, "it never ended");
+        };
+        let mut model = model;
+        assert_eq!(bits(&mut model), bits(&mut whole), "{backup_first}");
+        let mut saved = Sequential::load(&Device::cpu(), &saved).unwrap();
+        assert_eq!(bits(&mut saved), bits(&mut whole), "the best checkpoint is of the same epoch");
+        assert!(best.exists() && !last.exists());
+    }
+    // What another training left does not count.
+    let mut again = classifier(&Device::cpu(), optimizer());
+    let second = again.fit_with_callbacks(&x, &y, &fit, &mut [&mut stopping().kept_in(&best)]).unwrap();
+    assert_eq!(second.loss, history.loss);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Fails after an epoch, in the order of the callbacks.
+struct AfterEpoch(usize);
+
+impl Callback for AfterEpoch {
+    fn on_epoch_end(&mut self, _: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
+        if epoch.epoch >= self.0 {
+            return Err(mnemon::error::Error::new(ErrorKind::Internal, "killed"));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+#[test]
+fn samples_are_predicted_so_many_at_a_time() {
+    let (x, y) = signs();
+    for device in common::devices() {
+        let mut model = classifier(&device, Adam::default());
+        model.fit(&x, &y, &Fit { epochs: 1, ..Fit::default() }).unwrap();
+        let whole = model.predict(&x).unwrap();
+        let parts = model.predict_by(&x, 3).unwrap();
+        assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-6) && whole.dim() == parts.dim());
+        assert!(model.predict_by(&x, 0).unwrap_err().to_string().contains("got 0"));
+    }
+}
+
 #[test]
 fn the_average_is_evaluated_and_training_goes_on_from_what_was_averaged() {
     let (x, y) = signs();

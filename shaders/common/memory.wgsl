@@ -24,13 +24,19 @@ override SLOTTED: bool = false;
 
 const NOTHING: f32 = -1e30;
 
-// Where the ring of sequence b begins.
+// Where the ring of sequence b begins. Slots are checked before they come here.
 fn ring_of(b: u32) -> u32 {
+    let row = params.places * (params.features + 1u);
     var slot = b;
     if (SLOTTED) {
-        slot = slots[b];
+        slot = min(slots[b], arrayLength(&ring) / row - 1u);
     }
-    return slot * params.places * (params.features + 1u);
+    return slot * row;
+}
+
+// Steps that sequence b has read before: a count that a float holds.
+fn before_of(b: u32) -> u32 {
+    return min(u32(max(position[b], 0.0)), 16777216u);
 }
 
 // Where the tokens of the places begin in a ring.

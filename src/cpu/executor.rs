@@ -125,6 +125,15 @@ impl Cpu {
         }
     }
 
+    /// Lets go of a persistent value.
+    pub fn release(&mut self, name: &str) {
+        if let Some(at) = self.names.remove(name) {
+            let (data, version) = (Aligned::zeros(0), self.version());
+            let (shape, dtype) = (vec![0], DType::F32);
+            self.persistents[at] = Persistent { shape, dtype, data, _claim: None, file: None, version };
+        }
+    }
+
     /// Keeps the persistent value `name` in a file, the tensor's own unless runs `change` it; replaces one of that name.
     pub fn wait(&mut self, name: &str, tensor: &Tensor, change: bool) -> Result<()> {
         let (data, file) = storage::wait(tensor, change).map_err(|e| e.within(name))?;
@@ -255,7 +264,7 @@ impl Cpu {
     ) -> Result<()> {
         let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = Arc::clone(&prepared.program);
-        program.capacity.admits(batch)?;
+        program.admits(batch)?;
         let scalars = program.scalar_values(batch)?;
         prepared.has_run = false;
         let sizes = batch.axes().iter().flat_map(|axis| [axis.steps(), axis.rows()]);

@@ -61,7 +61,7 @@ pub(super) fn tanh(x: f32) -> f32 {
     if a < TANH_SMALL { small } else { large }
 }
 
-/// Sigmoid and tanh of a register's values, within 2 units of the last place where the result is a normal number. With fused
+/// The exponential of what is not above 0, sigmoid and tanh of a register's values, within 2 units of the last place where the result is a normal number. With fused
 /// multiplications, so that their bits are not those of the functions above.
 pub(super) mod lanes {
     use super::{EXP, LN_2, LOG2_E, ROUND, TANH, TANH_SMALL};
@@ -263,6 +263,44 @@ mod tests {
                 assert!(error <= 2.0, "sigmoid {x}: {s}, {error} ulp");
             }
         });
+    }
+
+    struct Exponential<'a>(&'a [f32], &'a mut [f32]);
+
+    impl pulp::WithSimd for Exponential<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) {
+            let ((x, _), (y, _)) = (S::as_simd_f32s(self.0), S::as_mut_simd_f32s(self.1));
+            x.iter().zip(y).for_each(|(&x, y)| *y = lanes::exp(simd, x));
+        }
+    }
+
+    #[test]
+    fn exponentials_of_registers_are_within_2_units_of_the_last_place() {
+        let mut x: Vec<f32> = (0..1_100_000).map(|i| i as f32 * -1e-4).collect();
+        x.extend([f32::NEG_INFINITY, f32::MIN, -1e30, -87.4, f32::NAN]);
+        x.resize(x.len().next_multiple_of(16), 0.0);
+        let check = |y: &[f32]| {
+            for (&x, &y) in x.iter().zip(y) {
+                let exact = f64::from(x).exp();
+                let error = if exact > f64::from(f32::MIN_POSITIVE) { ulps(y, exact) } else { f64::from(y) };
+                assert!(error <= 2.0 || x.is_nan() && y.is_nan(), "e^{x}: {y}, {error} ulp");
+            }
+            // A score that is the largest counts as one, whole.
+            assert!(y[0] == 1.0 && x[0] == 0.0);
+        };
+        let mut y = vec![0.0; x.len()];
+        pulp::Arch::new().dispatch(Exponential(&x, &mut y));
+        check(&y);
+        pulp::Arch::Scalar.dispatch(Exponential(&x, &mut y));
+        check(&y);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            pulp::Simd::vectorize(simd, Exponential(&x, &mut y));
+            check(&y);
+        }
     }
 
     #[test]

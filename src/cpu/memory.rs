@@ -11,7 +11,7 @@ use super::rows::{over_rows, rows_a_task};
 use super::simd::dispatch;
 use super::threads;
 use crate::error::{Error, Result};
-use crate::graph::memory::{BLOCK, NOTHING, recall, remember, tokens};
+use crate::graph::memory::{BLOCK, NOTHING, by_token, recall, remember};
 use crate::graph::{MemoryOp, MemoryPart};
 use crate::scheduler::Axis;
 use pulp::{Simd, WithSimd};
@@ -41,7 +41,7 @@ impl<'a> Sequences<'a> {
 
     /// Steps that sequence `b` has read before.
     fn before(&self, b: usize) -> usize {
-        self.position.map_or(0, |position| position[b] as usize)
+        self.position.map_or(0, |position| MemoryOp::before(f64::from(position[b])))
     }
 
     /// The ring's row of sequence `b`, of so many.
@@ -121,14 +121,16 @@ pub(super) fn remember(call: &mut Call<'_>, op: &MemoryOp) -> Result<()> {
     Ok(())
 }
 
-/// The steps of one sequence, whose queries are packed side by side.
+/// The steps of one sequence, whose queries are in panels of their own.
 struct Queries<'a> {
-    packed: Packed,
-    /// Looked for by each, as floats.
+    packed: &'a Packed,
+    /// Its first panel.
+    first: usize,
+    /// Looked for by each of its steps, as floats; further ones to fill a panel.
     targets: Vec<f32>,
     ring: Ring<'a>,
     before: usize,
-    window: usize,
+    op: &'a MemoryOp,
 }
 
 /// Sums over places of as many steps as a panel has, so far: the largest score, Σ e^(score - largest), the same of matches.
@@ -141,6 +143,7 @@ struct Sums<'a> {
 /// The sums of some panels of a sequence's steps.
 struct Recall<'a, 'b> {
     queries: &'b Queries<'a>,
+    /// Counted from the sequence's first.
     panels: Range<usize>,
     /// Both sums of each step of these panels, `[steps, 2]`.
     out: &'b mut [f32],
@@ -162,8 +165,8 @@ impl WithSimd for Recall<'_, '_> {
         rest.fill(0.0);
         let (all, found) = rest.split_at_mut(panels.len() * width);
         let mut scores = room.take(BLOCK * width);
-        let products = Panels::new(&queries.packed, panels.clone());
-        let seen = |t: usize| (queries.before + t).saturating_sub(queries.window)..queries.before + t;
+        let products = Panels::new(queries.packed, queries.first + panels.start..queries.first + panels.end);
+        let seen = |t: usize| queries.op.seen(queries.before + t);
         let (begin, end) = (seen(first).start, seen(first + steps - 1).end);
         // From a multiple of BLOCK on, each block is in one piece of the ring.
         for block in (begin / BLOCK * BLOCK..end).step_by(BLOCK) {
@@ -178,7 +181,7 @@ impl WithSimd for Recall<'_, '_> {
                     continue;
                 }
                 let scores = &mut scores[..rows * width];
-                products.multiply(simd, (keys, ring.features), p, scores);
+                products.multiply(simd, (keys, ring.features), queries.first + p, scores);
                 // Of the panel's steps the last sees from here, the first to here.
                 if newest.start > block || oldest.end < block + rows {
                     for (r, row) in scores.chunks_exact_mut(width).enumerate() {
@@ -192,16 +195,13 @@ impl WithSimd for Recall<'_, '_> {
                 }
                 let targets = &queries.targets[first + at..];
                 let part = at..at + width;
-                let sums = Sums {
-                    largest: &mut largest[part.clone()],
-                    all: &mut all[part.clone()],
-                    found: &mut found[part],
-                };
+                let sums =
+                    Sums { largest: &mut largest[part.clone()], all: &mut all[part.clone()], found: &mut found[part] };
                 sums.add::<S>(simd, scores, tokens, targets);
             }
         }
         for (t, out) in out.chunks_exact_mut(2).enumerate() {
-            let log = |sum: f32| if sum > 0.0 { largest[t] + sum.ln() } else { NOTHING };
+            let log = |sum: f32| if sum == 0.0 { NOTHING } else { largest[t] + sum.ln() };
             (out[0], out[1]) = (log(found[t]), log(all[t]));
         }
     }
@@ -244,27 +244,30 @@ pub(super) fn recall(call: &mut Call<'_>, op: &MemoryOp) -> Result<()> {
     let rings = rings(call, op, recall::RING, &sequences)?;
     let out = call.output(0)?;
     let lengths: Vec<usize> = (0..sequences.count()).map(|b| sequences.axis.length(b)).collect();
-    let mut all: Vec<Queries<'_>> = Vec::with_capacity(rings.len());
-    for (b, (&ring, &steps)) in rings.iter().zip(&lengths).enumerate() {
-        let mut rows = room.take(steps * features);
-        for (t, to) in rows.chunks_exact_mut(features).enumerate() {
-            to.copy_from_slice(&q[sequences.row(b, t) * features..][..features]);
-        }
-        let mut packed = Packed::default();
-        packed.transpose(&rows, features, steps);
-        let mut wanted: Vec<f32> = (0..steps).map(|t| targets[sequences.row(b, t)].to_bits() as f32).collect();
-        wanted.resize(steps.next_multiple_of(packed.width()), -1.0);
-        let before = sequences.before(b);
-        all.push(Queries { packed, targets: wanted, ring, before, window: op.window });
+    let width = Packed::panel();
+    // Whose step each packed column is.
+    let mut columns = Vec::with_capacity(lengths.iter().map(|steps| steps.next_multiple_of(width)).sum());
+    for (b, &steps) in lengths.iter().enumerate() {
+        columns.extend((0..steps.next_multiple_of(width)).map(|t| (t < steps).then(|| sequences.row(b, t))));
+    }
+    let packed = call.packs[0].get(None, |packed| {
+        let query = |column: usize| columns[column].map(|row| &q[row * features..][..features]);
+        packed.columns_from(features, columns.len(), query);
+    });
+    let (mut all, mut first) = (Vec::with_capacity(rings.len()), 0);
+    for (b, &ring) in rings.iter().enumerate() {
+        let count = lengths[b].div_ceil(width);
+        let own = &columns[first * width..(first + count) * width];
+        let targets = own.iter().map(|row| row.map_or(-1.0, |row| targets[row].to_bits() as f32)).collect();
+        all.push(Queries { packed, first, targets, ring, before: sequences.before(b), op });
+        first += count;
     }
     let total: usize = lengths.iter().sum();
     let mut sums = room.take(2 * total);
     // Panels that share the places they see, as few tasks as keep all threads at work.
-    let panels: usize = all.iter().map(|q| q.targets.len() / q.packed.width()).sum();
-    let each = panels.div_ceil(threads::count()).max(1);
+    let each = first.div_ceil(threads::count()).max(1);
     let (mut tasks, mut rest) = (Vec::new(), &mut sums[..]);
     for (queries, &steps) in all.iter().zip(&lengths) {
-        let width = queries.packed.width();
         let count = steps.div_ceil(width);
         for first in (0..count).step_by(each) {
             let panels = first..(first + each).min(count);
@@ -374,8 +377,8 @@ pub(super) fn recall_places(call: &mut Call<'_>, op: &MemoryOp) -> Result<()> {
                     }
                     let largest = math::largest(to).max(NOTHING);
                     let sum = math::sum_of_exponentials(to, largest);
-                    *total = if sum > 0.0 { largest + sum.ln() } else { NOTHING };
-                    let scale = 1.0 / sum.max(f32::MIN_POSITIVE);
+                    *total = if sum == 0.0 { NOTHING } else { largest + sum.ln() };
+                    let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
                     to.iter_mut().for_each(|x| *x = math::exp(*x - largest) * scale);
                 }
             },
@@ -385,12 +388,11 @@ pub(super) fn recall_places(call: &mut Call<'_>, op: &MemoryOp) -> Result<()> {
 }
 
 /// What each token's places come to.
-pub(super) fn recall_tokens(call: &mut Call<'_>, op: &MemoryOp) -> Result<()> {
-    let sequences = Sequences::of(call, None, tokens::SLOTS)?;
-    let rings = rings(call, op, tokens::RING, &sequences)?;
-    let places = call.input(tokens::PLACES)?;
+pub(super) fn recall_tokens(call: &mut Call<'_>, op: &MemoryOp, vocabulary: usize) -> Result<()> {
+    let sequences = Sequences::of(call, None, by_token::SLOTS)?;
+    let rings = rings(call, op, by_token::RING, &sequences)?;
+    let places = call.input(by_token::PLACES)?;
     let out = call.output(0)?;
-    let vocabulary = out.len() / (places.len() / op.places).max(1);
     over_rows(out, vocabulary, vocabulary + 2 * op.places, |first, out| {
         for (r, to) in out.chunks_exact_mut(vocabulary).enumerate() {
             let (_, b) = sequences.step(first + r);

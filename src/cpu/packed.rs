@@ -42,15 +42,30 @@ impl Packed {
 
     /// Packs the transpose of a matrix `[columns, inner]`.
     pub(super) fn transpose(&mut self, weight: &[f32], inner: usize, columns: usize) {
+        self.columns_from(inner, columns, |n| Some(&weight[n * inner..][..inner]));
+    }
+
+    /// Packs as many columns, each of `inner` values; zeros where there is none.
+    pub(super) fn columns_from<'a>(
+        &mut self,
+        inner: usize,
+        columns: usize,
+        column: impl Fn(usize) -> Option<&'a [f32]> + Sync,
+    ) {
         self.fill(inner, columns, |k, n, width, panel| {
             panel.fill(0.0);
             for j in 0..width.min(columns - n) {
-                let row = &weight[(n + j) * inner..][..inner];
-                for (to, &value) in panel.chunks_exact_mut(width).zip(&row[k..]) {
+                let Some(values) = column(n + j) else { continue };
+                for (to, &value) in panel.chunks_exact_mut(width).zip(&values[k..]) {
                     to[j] = value;
                 }
             }
         });
+    }
+
+    /// Columns of a panel on this processor.
+    pub(super) fn panel() -> usize {
+        dispatch(PanelWidth)
     }
 
     /// Packs the transpose of a layer's recurrent weights `[4H, R]` so that a panel has some units, each gate in a register.

@@ -258,7 +258,7 @@ impl Run<'_> {
             Op::Recall(op) => memory::recall(call, op),
             Op::RecallBackward { memory: op, part } => memory::recall_backward(call, op, *part),
             Op::RecallPlaces(op) => memory::recall_places(call, op),
-            Op::RecallTokens { memory: op, .. } => memory::recall_tokens(call, op),
+            Op::RecallTokens { memory: op, vocabulary } => memory::recall_tokens(call, op, *vocabulary),
             Op::Gather(gather) => {
                 let shape = |value: Option<usize>| value.map(|v| &self.program.values[v].shape);
                 let (x, y) = (shape(step.inputs[0]), shape(step.outputs[0]));

@@ -96,6 +96,10 @@ impl Registry {
         self.0.get_mut(name).ok_or_else(|| missing(name))
     }
 
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// A new value that waits for a program to say where it should be.
     pub fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         if tensor.file().is_none() {

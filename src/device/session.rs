@@ -1,7 +1,7 @@
 //! Sessions: values that outlive runs, on one device, and programs over them.
 
 use super::budget::{Budget, Held};
-use super::registry::Registry;
+use super::registry::{Registry, held};
 use super::{Choice, Device};
 use crate::cpu::{self, Cpu};
 use crate::error::{Error, Result};
@@ -150,6 +150,19 @@ impl Session {
             with_backend!(&mut self.backend, b => b.write(name, tensor))?;
         }
         self.registry.get_mut(name)?.write_home(tensor)
+    }
+
+    /// Lets go of the persistent value `name`, if there is one. Refused while a program that is loaded has it.
+    pub fn forget(&mut self, name: &str) -> Result<()> {
+        let Some(entry) = self.registry.find(name) else { return Ok(()) };
+        if held(&entry.resident) || held(&entry.brought) {
+            return Err(Error::argument(format!("session: a program that is loaded has `{name}`")));
+        }
+        if entry.kept.is_some() {
+            with_backend!(&mut self.backend, b => b.release(name));
+        }
+        self.registry.remove(name);
+        Ok(())
     }
 
     /// The contents of the persistent value `name`. Waits for the device.

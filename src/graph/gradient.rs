@@ -185,10 +185,9 @@ impl Rule<'_> {
             (Op::Gather(gather), Some(dy)) => self.gather(gather, dy),
             (Op::Attention(op), Some(dy)) => self.attention(op, dy, gradients),
             (Op::Recall(op), Some(dy)) => self.recall(op, dy),
-            (Op::Remember(_), Some(_)) => Err(Error::internal("what is remembered has its gradient where it is recalled")),
-            (Op::RecallPlaces(_) | Op::RecallTokens { .. }, Some(_)) => {
-                Err(Error::unsupported("the shares of a working memory have no gradient, only a loss over them has"))
-            }
+            (Op::Remember(_) | Op::RecallPlaces(_) | Op::RecallTokens { .. }, Some(_)) => Err(Error::unsupported(
+                "what a working memory holds and its shares have no gradient, only a loss over them has",
+            )),
             (Op::Concat, Some(dy)) => {
                 let mut first = 0;
                 for at in 0..node.inputs.len() {

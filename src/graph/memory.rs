@@ -14,8 +14,10 @@ use crate::params::DType;
 pub const BLOCK: usize = 64;
 /// The logarithm of a sum over nothing: far below that of any, and finite, so that it may be subtracted from itself.
 pub const NOTHING: f32 = -1e30;
-/// Tokens are kept as floats, which are exact below this.
-pub const TOKENS: usize = 1 << 24;
+/// Tokens and positions are kept as floats, which are exact up to this.
+pub const EXACT: usize = 1 << 24;
+/// More places than any memory has, so that sizes can be multiplied.
+const MOST: usize = 1 << 40;
 
 /// A ring, and how far back a step sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,22 +32,39 @@ pub struct MemoryOp {
 impl MemoryOp {
     /// A ring for runs of at most so many steps.
     pub fn new(window: usize, steps: usize) -> Self {
-        Self { places: (window + steps).next_multiple_of(BLOCK), window }
+        let places = window.saturating_add(steps).min(MOST);
+        Self { places: places.next_multiple_of(BLOCK), window: window.min(places) }
     }
 
     /// The most steps of a run.
     pub fn steps(&self) -> usize {
-        self.places - self.window
+        self.places.saturating_sub(self.window)
     }
 
     /// Values of a sequence's ring, where h has so many: h of each place, then the token of each.
     pub fn len(&self, features: usize) -> usize {
-        self.places * (features + 1)
+        self.places.saturating_mul(features.saturating_add(1))
     }
 
     /// Features of h in a ring of so many values.
     pub fn features(&self, len: usize) -> usize {
-        (len / self.places).saturating_sub(1)
+        (len / self.places.max(1)).saturating_sub(1)
+    }
+
+    /// Refuses sizes that mean nothing.
+    fn check(&self) -> Result<()> {
+        let Self { places, window } = *self;
+        if window == 0 || places <= window || !places.is_multiple_of(BLOCK) || places > MOST {
+            let wanted = format!("a window of at least 1 and more places, a multiple of {BLOCK}");
+            return Err(Error::argument(format!("expected {wanted}, got a window of {window} and {places} places")));
+        }
+        Ok(())
+    }
+
+    /// The steps before, of a position as a float holds it: what is no count is none, and what no float counts is the last that
+    /// one does.
+    pub fn before(position: f64) -> usize {
+        (position as usize).min(EXACT)
     }
 
     /// Places that a step at `position` sees, by the steps that they are of.
@@ -96,7 +115,7 @@ pub mod recall {
 }
 
 /// Positions of inputs of [`Op::RecallTokens`].
-pub mod tokens {
+pub mod by_token {
     /// p of each place, `[N, R]`.
     pub const PLACES: usize = 0;
     /// The ring `[S, R(H+1)]`.
@@ -114,25 +133,29 @@ fn integers(i: &Inputs<'_>, at: usize, role: &str, rows: Dim) -> Result<()> {
 
 /// The ring's values, which must hold h of `features`, and its row of each sequence.
 fn ring(i: &Inputs<'_>, op: &MemoryOp, at: usize, slots: usize, features: usize) -> Result<()> {
+    op.check()?;
     let (rows, len) = i.matrix(at, "ring")?;
-    if op.window == 0 || !op.places.is_multiple_of(BLOCK) || op.places <= op.window || len != op.len(features) {
+    if features == 0 || len != op.len(features) {
+        let wanted = op.len(features);
         return Err(Error::shape(format!(
-            "expected a ring of {} places for {features} features, {} values, got {len}",
-            op.places,
-            op.len(features)
+            "expected a ring of {} places for {features} features, at least one, {wanted} values, got {len}",
+            op.places
         )));
     }
-    if i.maybe(slots).is_some() {
-        return integers(i, slots, "slots", B);
+    match (rows, i.maybe(slots)) {
+        (Dim::Fixed(_), Some(_)) => integers(i, slots, "slots", B),
+        (rows, None) if *rows == B => Ok(()),
+        _ => Err(Error::shape(format!("expected a ring of {B} rows, or of a number of them and slots, got {rows}"))),
     }
-    if *rows == B { Ok(()) } else { Err(Error::shape(format!("without slots a ring has the rows {B}, got {rows}"))) }
 }
 
 /// The columns of a value with a row for each step of the first time axis.
 fn steps(i: &Inputs<'_>, at: usize, role: &str) -> Result<usize> {
     match i.matrix(at, role)? {
         (Dim::Symbol(Symbol::Rows(0)), columns) => Ok(columns),
-        (rows, _) => Err(Error::unsupported(format!("{role}: expected the rows {N} of the first time axis, got {rows}"))),
+        (rows, _) => {
+            Err(Error::unsupported(format!("{role}: expected the rows {N} of the first time axis, got {rows}")))
+        }
     }
 }
 
@@ -170,11 +193,13 @@ pub(super) fn infer_places(i: &Inputs<'_>, op: &MemoryOp) -> Result<Vec<OutputSp
 }
 
 pub(super) fn infer_tokens(i: &Inputs<'_>, op: &MemoryOp, vocabulary: usize) -> Result<Vec<OutputSpec>> {
-    if steps(i, tokens::PLACES, "places")? != op.places || !(1..TOKENS).contains(&vocabulary) {
-        return Err(Error::shape(format!("expected {} places and at most {TOKENS} tokens", op.places)));
+    let places = steps(i, by_token::PLACES, "places")?;
+    if places != op.places || !(1..EXACT).contains(&vocabulary) {
+        let wanted = format!("{} places and from 1 to {} tokens", op.places, EXACT - 1);
+        return Err(Error::shape(format!("expected {wanted}, got {places} and {vocabulary}")));
     }
-    let len = i.matrix(tokens::RING, "ring")?.1;
-    ring(i, op, tokens::RING, tokens::SLOTS, op.features(len))?;
+    let len = i.matrix(by_token::RING, "ring")?.1;
+    ring(i, op, by_token::RING, by_token::SLOTS, op.features(len))?;
     Ok(vec![float("tokens", [N, vocabulary.into()])])
 }
 
@@ -202,14 +227,7 @@ impl Graph {
     /// is its target, and of all; [`NOTHING`] for none. `own` `[N, H]` is h of this run's steps, which the ring has, and gets
     /// their gradient. The first sum is `NOTHING` too where its share is below what a float can hold.
     pub fn recall(&mut self, ring: Ring, queries: Value, own: Value, targets: Value) -> Result<Value> {
-        let inputs = vec![
-            Some(queries),
-            Some(ring.values),
-            Some(ring.position),
-            ring.slots,
-            Some(targets),
-            Some(own),
-        ];
+        let inputs = vec![Some(queries), Some(ring.values), Some(ring.position), ring.slots, Some(targets), Some(own)];
         Ok(self.push(Op::Recall(ring.op), inputs)?[0])
     }
 

@@ -145,7 +145,7 @@ pub enum Op {
     },
     /// The share of each place of a ring in the sum over those that a step sees.
     RecallPlaces(MemoryOp),
-    /// What the shares of a ring's places come to for each token; positions in [`super::memory::tokens`].
+    /// What the shares of a ring's places come to for each token; positions in [`super::memory::by_token`].
     RecallTokens {
         /// The memory.
         memory: MemoryOp,

@@ -64,7 +64,8 @@ pub struct Lstm {
     /// The probability with which a recurrent weight is dropped while training (Merity et al. 2018).
     #[serde(default)]
     pub weight_drop: f32,
-    /// While training, this times the mean of h² is added to the loss (AR, Merity et al. 2017).
+    /// While training, this times the mean of h² is added to what is made small (AR, Merity et al. 2017, who take h after dropout;
+    /// this is h before).
     #[serde(default)]
     pub activation_penalty: f32,
     /// The same of the squares of what h changes by from step to step (TAR).

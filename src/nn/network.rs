@@ -4,7 +4,7 @@ use super::append::{Placed, append, steadiness};
 use super::axes::Axes;
 use super::layers::SIZE_LIMIT;
 use super::masks::Fill;
-use super::{Attention, Dense, Embedding, Input, Layer, MergeMode, Recalled, WorkingMemory};
+use super::{Activation, Attention, Dense, Embedding, Input, Layer, MergeMode, Recalled, WorkingMemory};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec, Regularizer};
@@ -162,6 +162,8 @@ pub struct Built {
     pub states: Vec<(Value, Value)>,
     /// What outputs of layers add to a loss, each `[1]`.
     pub penalties: Vec<Value>,
+    /// What training makes small besides, and no loss that is told of has, each `[1]`: AR and TAR.
+    pub steady: Vec<Value>,
     /// The outputs of working memories, with what they came from.
     pub recalled: Vec<(Value, Recalled)>,
 }
@@ -368,10 +370,27 @@ impl Network {
     fn check_memories(&self) -> Result<()> {
         let mut names = BTreeSet::new();
         for node in self.nodes.iter().filter(|n| matches!(n.layer, Layer::WorkingMemory(_))) {
-            let fault = match () {
-                () if self.masks() => "a working memory of steps that masks may leave out",
-                () if !names.insert(&node.name) => "a working memory that is used twice",
-                () => continue,
+            let [_, logits, tokens] = node.inputs[..] else { continue };
+            let features = self.signal(logits)?.features().unwrap_or(0);
+            let probabilities = match logits {
+                Port::Node(at, _) => match &self.nodes[at].layer {
+                    Layer::Dense(l) => l.activation == Activation::Softmax,
+                    Layer::Activation(l) => l.activation == Activation::Softmax,
+                    _ => false,
+                },
+                Port::Input(_) => false,
+            };
+            let tables = self.nodes.iter().filter(|n| n.inputs.first() == Some(&tokens));
+            let mut sizes =
+                tables.filter_map(|n| if let Layer::Embedding(l) = &n.layer { Some(l.vocabulary) } else { None });
+            let fault = match sizes.find(|&size| size != features) {
+                _ if self.masks() => "a working memory of steps that masks may leave out".to_string(),
+                _ if !names.insert(&node.name) => "a working memory that is used twice".to_string(),
+                _ if probabilities => "a working memory takes logits, got what a softmax gives".to_string(),
+                Some(size) => {
+                    format!("a working memory takes logits of the tokens that are read, {size}, got {features}")
+                }
+                None => continue,
             };
             return Err(Error::unsupported(fault).within(&node.name));
         }
@@ -426,6 +445,16 @@ impl Network {
         }
     }
 
+    /// The names of the states that layers carry from run to run.
+    pub fn carried(&self) -> Vec<String> {
+        let stateful = self.nodes.iter().filter(|n| n.layer.is_stateful());
+        let names = stateful.flat_map(|node| {
+            let parts = if let Layer::WorkingMemory(_) = node.layer { ["ring", "position"] } else { ["h_l0", "c_l0"] };
+            parts.map(|part| format!("{}.{part}", node.name))
+        });
+        names.collect()
+    }
+
     /// Its working memory, if it has one.
     pub fn memory(&self) -> Option<&WorkingMemory> {
         self.nodes.iter().find_map(|n| if let Layer::WorkingMemory(memory) = &n.layer { Some(memory) } else { None })
@@ -435,6 +464,11 @@ impl Network {
     pub fn with_memory(&self, memory: Option<WorkingMemory>) -> Result<Self> {
         let mut network = self.clone();
         if let Some(at) = network.nodes.iter().position(|n| matches!(n.layer, Layer::WorkingMemory(_))) {
+            if let Some(memory) = memory {
+                network.nodes[at].layer = memory.into();
+                network.signals()?;
+                return Ok(network);
+            }
             let refused = || Error::unsupported("a working memory that other layers read");
             if at + 1 != network.nodes.len() {
                 return Err(refused());
@@ -492,7 +526,7 @@ impl Network {
             given.push(value);
         }
         let mut values: Vec<Vec<Value>> = Vec::new();
-        let (mut states, mut penalties, mut recalled) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut states, mut penalties, mut steady, mut recalled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (at, node) in self.nodes.iter().enumerate() {
             let read: Vec<(Value, Signal)> = node
                 .inputs
@@ -508,7 +542,10 @@ impl Network {
                 let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
                 let made = append(graph, &placed, &mut states, &mut recalled)?;
                 if let (true, Layer::Lstm(layer)) = (options.training, &node.layer) {
-                    penalties.extend(steadiness(graph, layer, made[0])?);
+                    let apart = if layer.merge == MergeMode::Apart { 2 } else { 1 };
+                    for &h in &made[..apart] {
+                        steady.extend(steadiness(graph, layer, h)?);
+                    }
                 }
                 for &output in node.layer.activity().map_or(&[][..], |_| &made) {
                     penalties.extend(activity(graph, node.layer.activity(), output)?);
@@ -522,7 +559,7 @@ impl Network {
             .iter()
             .map(|&(_, port)| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
             .collect::<Result<_>>()?;
-        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties, recalled })
+        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties, steady, recalled })
     }
 
     /// A table of the layers, as Keras prints it.

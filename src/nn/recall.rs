@@ -62,6 +62,9 @@ pub(super) fn append(
     let &[(hidden, signal), (logits, _), (tokens, _)] = inputs else {
         return Err(Error::internal("a working memory without its inputs"));
     };
+    if let (true, Mixture::Global { .. }) = (options.training, memory.mixture) {
+        return Err(Error::unsupported("a global mixture is fitted to a model, not trained with it: train a pointer"));
+    }
     let (op, features) = (memory.op(), signal.features().unwrap_or(0));
     let vocabulary = outputs[0].features().unwrap_or(0);
 
@@ -117,8 +120,7 @@ pub(super) fn append(
     let mixed = log_add(of_network + (logit - sum), of_memory + share);
     let y = graph.elementwise(mixed, &[logits, log_sum, found, parts[0], parts[1]])?;
     let gate = graph.elementwise(Expr::Input(0).exp(), &[parts[0]])?;
-    let recalled =
-        Recalled { memory: *memory, ring, hidden, logits, queries, sentinel, places, gate };
+    let recalled = Recalled { memory: *memory, ring, hidden, logits, queries, sentinel, places, gate };
     Ok((y, recalled))
 }
 
@@ -129,9 +131,8 @@ impl WorkingMemory {
         let zero = Expr::Const(0.0);
         let advantage = match self.mixture {
             Mixture::Linear { lambda, .. } => {
-                let of = |share: f32, nothing: f32| {
-                    is_something(total.clone()).select(log(share), Expr::Const(nothing))
-                };
+                let of =
+                    |share: f32, nothing: f32| is_something(total.clone()).select(log(share), Expr::Const(nothing));
                 return (of(lambda, NOTHING), of(1.0 - lambda, 0.0));
             }
             Mixture::Global { alpha, .. } => total + Expr::Const(alpha) - rest,

@@ -180,15 +180,19 @@ impl Sequential {
     }
 
     /// Has another working memory as its last layer, or none, and the parameters that it has; those of a memory that are new begin
-    /// as they would. What was compiled is forgotten.
+    /// as they would. What the memory before held is forgotten, and where parameters come or go what was compiled. Refused while a
+    /// program of another's, such as a `Trainer`, has that memory.
     pub fn set_memory(&mut self, memory: Option<WorkingMemory>) -> Result<()> {
         let mut layers = self.layers.clone();
         layers.pop_if(|last| matches!(last, Layer::WorkingMemory(_)));
         layers.extend(memory.map(Layer::from));
+        let had = self.parameters();
         let before = std::mem::replace(&mut self.layers, layers);
         let adopted = self.adopt();
-        if adopted.is_err() {
-            self.layers = before;
+        match &adopted {
+            Err(_) => self.layers = before,
+            Ok(()) if self.parameters() != had => self.compiled = None,
+            Ok(()) => {}
         }
         adopted
     }
@@ -198,7 +202,16 @@ impl Sequential {
         let Some(input) = self.input() else { return Ok(()) };
         self.network(input)?.build(&mut Graph::new(), GraphOptions { training: true, ..GraphOptions::default() })?;
         let (specs, seed) = (self.specs(input, self.steps())?, self.seed);
+        self.built.iter_mut().for_each(|built| built.programs.clear());
         let session = self.session()?;
+        // What is named after the memory, and is none of its parameters nor made for one.
+        let class = Layer::from(WorkingMemory::new(1)).class();
+        let of_memory = |name: &&str| {
+            let at = name.find(&format!("{class}."));
+            at.is_some_and(|at| specs.iter().all(|spec| spec.name != name[at..]))
+        };
+        let stale: Vec<String> = session.names().filter(of_memory).map(String::from).collect();
+        stale.iter().try_for_each(|name| session.forget(name))?;
         for (stream, spec) in specs.iter().enumerate() {
             if session.names().all(|name| name != spec.name) {
                 let values = spec.initializer.values(&spec.shape, seed, stream as u64);
@@ -206,8 +219,6 @@ impl Sequential {
                 session.set(&spec.name, &Tensor::new(&spec.shape, values)?)?;
             }
         }
-        self.compiled = None;
-        self.built.iter_mut().for_each(|built| built.programs.clear());
         Ok(())
     }
 

@@ -36,6 +36,11 @@ impl<R: Real> Reference<R> {
         Self { stored: BTreeMap::new() }
     }
 
+    /// Lets go of a persistent value.
+    pub fn release(&mut self, name: &str) {
+        self.stored.remove(name);
+    }
+
     /// Declares a persistent value of zeros, in the place of one of the same name.
     pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) {
         let data = Data::zeros(shape.iter().product(), dtype);
@@ -97,7 +102,7 @@ impl<R: Real> Reference<R> {
     ) -> Result<()> {
         let inputs: &[&Tensor] = &inputs.iter().map(std::borrow::Borrow::borrow).collect::<Vec<_>>();
         let program = prepared.program.clone();
-        program.capacity.admits(batch)?;
+        program.admits(batch)?;
         prepared.batch = None;
         prepared.values = vec![None; program.values.len()];
         self.load(prepared, batch, inputs)?;

@@ -1,9 +1,9 @@
 //! The working memory, by plain loops over steps and the places that they see.
 
-use super::{Real, real};
 use super::array::Call;
-use crate::error::{Error, Result};
-use crate::graph::memory::{NOTHING, recall, remember, tokens};
+use super::{Real, real};
+use crate::error::Result;
+use crate::graph::memory::{NOTHING, by_token, recall, remember};
 use crate::graph::{MemoryOp, MemoryPart};
 use ndarray::Array2;
 
@@ -15,12 +15,6 @@ struct At {
     before: usize,
 }
 
-/// A count that a float holds.
-fn whole<R: Real>(x: R) -> Result<usize> {
-    let x = x.to_double();
-    if x >= 0.0 && x.fract() == 0.0 { Ok(x as usize) } else { Err(Error::internal(format!("{x} is no count"))) }
-}
-
 /// Every step that exists.
 fn steps<R: Real>(call: &Call<'_, R>, rows: usize, position: Option<usize>, slots: usize) -> Result<Vec<At>> {
     let sequences = call.batch.sequences();
@@ -28,7 +22,7 @@ fn steps<R: Real>(call: &Call<'_, R>, rows: usize, position: Option<usize>, slot
     let at = |row: usize| {
         let b = row % sequences;
         let slot = if has_slots { call.index(slots)?[[b, 0]] as usize } else { b };
-        let before = position.map_or(Ok(0), |at| whole(call.float(at)?[[b, 0]]))?;
+        let before = position.map_or(Ok(0), |at| Ok(MemoryOp::before(call.float(at)?[[b, 0]].to_double())))?;
         Ok(At { row, t: row / sequences, slot, before })
     };
     call.rows(rows)?.into_iter().map(|row| at(row.at)).collect()
@@ -146,18 +140,17 @@ pub(super) fn recall_places<R: Real>(call: &Call<'_, R>, op: &MemoryOp) -> Resul
 
 /// What each token's places come to.
 pub(super) fn recall_tokens<R: Real>(call: &Call<'_, R>, op: &MemoryOp, vocabulary: usize) -> Result<Array2<R>> {
-    let (places, ring) = (call.float(tokens::PLACES)?, call.float(tokens::RING)?);
+    let (places, ring) = (call.float(by_token::PLACES)?, call.float(by_token::RING)?);
     let first = ring.ncols() - op.places;
     let mut shares = Array2::zeros((places.nrows(), vocabulary));
-    for at in steps(call, tokens::PLACES, None, tokens::SLOTS)? {
+    for at in steps(call, by_token::PLACES, None, by_token::SLOTS)? {
         for place in 0..op.places {
             let share = places[[at.row, place]];
             if share > R::zero() {
-                let token = whole(ring[[at.slot, first + place]])?;
-                if token >= vocabulary {
-                    return Err(Error::data(format!("token {token} in the memory is not below {vocabulary}")));
+                let token = ring[[at.slot, first + place]].to_double() as usize;
+                if token < vocabulary {
+                    shares[[at.row, token]] += share;
                 }
-                shares[[at.row, token]] += share;
             }
         }
     }

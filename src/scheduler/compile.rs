@@ -16,6 +16,7 @@ use super::stream::{self, Brought};
 use crate::config::Cell;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
+use crate::graph::memory::{EXACT, by_token, recall, remember};
 use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broadcast};
 use std::collections::BTreeSet;
 
@@ -455,13 +456,24 @@ fn scalars(steps: &[Step]) -> Vec<ScalarSource> {
 fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
     let mut all = Vec::new();
     for step in steps {
+        let rows = |at: usize| step.inputs[at].and_then(|t| values[t].shape.rows().cloned());
         let (position, below, except) = match &step.op {
-            Op::Embedding | Op::Scatter => (1, step.inputs[0].and_then(|t| values[t].shape.rows().cloned()), None),
+            Op::Embedding | Op::Scatter => (1, rows(0), None),
             Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
+            Op::Remember(_) => {
+                let (reader, exact) = (step.op.name(), step.inputs[remember::TOKENS]);
+                let bound = |value| Bound { value, below: EXACT, except: None, distinct: false, reader };
+                all.extend(exact.map(bound));
+                (remember::SLOTS, rows(remember::RING), None)
+            }
+            Op::Recall(_) | Op::RecallBackward { .. } | Op::RecallPlaces(_) => {
+                (recall::SLOTS, rows(recall::RING), None)
+            }
+            Op::RecallTokens { .. } => (by_token::SLOTS, rows(by_token::RING), None),
             _ => continue,
         };
         if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {
-            let distinct = matches!(step.op, Op::Scatter);
+            let distinct = writes_rows(&step.op);
             all.push(Bound { value, below, except, distinct, reader: step.op.name() });
         }
     }

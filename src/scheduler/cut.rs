@@ -35,6 +35,8 @@ fn cuts_time(op: &Op) -> bool {
             lstm.direction == Direction::Forward
         }
         Op::OverTime { .. } | Op::Attention(_) | Op::AttentionBackward { .. } => false,
+        // Their steps are counted from where the run begins.
+        Op::Recall(_) | Op::RecallBackward { .. } | Op::RecallPlaces(_) => false,
         Op::Gather(gather) => matches!(gather, Gather::EachStep { .. }),
         _ => true,
     }

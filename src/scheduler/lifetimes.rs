@@ -24,20 +24,16 @@ pub(super) struct Laid<'a> {
 impl Laid<'_> {
     /// Refuses an order in which a persistent value would be read after it has changed in place.
     pub fn check_updates(&self) -> Result<()> {
-        let mut changed: Vec<(usize, usize)> = Vec::new();
+        let mut changed: BTreeMap<usize, usize> = BTreeMap::new();
         // Whether `v` is what the value came to be, or a view of it.
-        let is_new = |mut v: usize, new: usize| loop {
-            match self.values[v].storage {
-                _ if v == new => return true,
-                Storage::Of(source) => v = source,
-                _ => return false,
+        let is_new = |mut v: usize, new: usize| {
+            while let (true, Storage::Of(source)) = (v != new, self.values[v].storage) {
+                v = source;
             }
+            v == new
         };
         for action in self.stages.iter().flat_map(Stage::actions) {
-            let stale = |v: usize| {
-                let mut changes = changed.iter().filter(|c| c.0 == root(&self.values, v)).rev();
-                changes.next().is_some_and(|last| !is_new(v, last.1))
-            };
+            let stale = |v: usize| changed.get(&root(&self.values, v)).is_some_and(|&new| !is_new(v, new));
             let read = action.reads().into_iter().find(|&v| stale(v));
             if let Some(v) = read {
                 return Err(Error::unsupported(format!("memory: `{}` would change too early", self.values[v].name)));

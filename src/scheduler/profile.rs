@@ -5,7 +5,7 @@ use super::program::{Program, Step};
 use super::recurrence::{Recurrence, Weights};
 use crate::error::Result;
 use crate::graph::lstm::{backward, forward};
-use crate::graph::memory::remember;
+use crate::graph::memory::{by_token, recall, remember};
 use crate::graph::{LstmPart, Op, Parameter};
 
 /// One thing that a device or the host did.
@@ -71,6 +71,13 @@ impl Program {
             values += match (&step.op, at) {
                 (Op::Embedding, 0) => output(0)?.0 * row,
                 (Op::Scatter | Op::Remember(_), 0) => 0,
+                // Of each sequence's ring the places that are seen.
+                (Op::Recall(op) | Op::RecallBackward { memory: op, .. } | Op::RecallPlaces(op), recall::RING) => {
+                    let seen = op.places.min(op.window + batch.axis(0)?.steps());
+                    (batch.sequences() * seen * (op.features(row as usize) + 1)) as u64
+                }
+                (Op::Recall(_), recall::OWN) => 0,
+                (Op::RecallTokens { memory, .. }, by_token::RING) => (batch.sequences() * memory.places) as u64,
                 _ => rows * row,
             };
         }

@@ -232,7 +232,9 @@ impl Program {
         let steps = batch.axes().first().map_or(0, Axis::steps);
         for step in &self.steps {
             match step.op {
-                Op::Remember(op) if steps > op.steps() => {
+                Op::Remember(op) | Op::Recall(op) | Op::RecallPlaces(op) | Op::RecallBackward { memory: op, .. }
+                    if steps > op.steps() =>
+                {
                     return Err(Error::argument(format!(
                         "working memory: it was made for runs of at most {} steps, got {steps}",
                         op.steps()

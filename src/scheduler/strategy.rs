@@ -167,6 +167,11 @@ pub fn packs(op: &Op, target: &Target, inputs: &[Option<&Shape>], capacity: &Cap
             };
             vec![packed(rows, columns)]
         }
+        // Queries, those of a sequence in panels of their own.
+        Op::Recall(_) => {
+            let rows = capacity.axes.first().map_or(0, |axis| axis.1);
+            vec![packed(size(0).1, rows.saturating_add(capacity.sequences.saturating_mul(PANEL)))]
+        }
         _ => Vec::new(),
     })
 }

@@ -91,14 +91,11 @@ impl Engine {
             }
         }
         let limits = options.limits();
-        let most = network.memory().map(|memory| memory.op().steps());
-        if most.is_some_and(|most| limits.steps > most) {
-            return Err(Error::argument(format!(
-                "streams: ticks of up to {} steps, and a working memory for runs of at most {}",
-                limits.steps,
-                most.unwrap_or(0)
-            )));
-        }
+        // Rings for no more steps than a tick has.
+        let network = match network.memory() {
+            Some(memory) => network.with_memory(Some(memory.steps(limits.steps)))?,
+            None => network,
+        };
         let capacity = Capacity { sequences: limits.sequences, axes: vec![(limits.steps, limits.rows)] };
         // One more row, which stays zero: what new streams begin from.
         let slots = options.streams + 1;

@@ -81,6 +81,7 @@ impl Streams {
         // A stream that has read nothing carries nothing.
         let is_new = state.values.is_empty() && state.steps == 0;
         let rows = if is_new { Vec::new() } else { rows.collect::<Result<Vec<_>>>()? };
+        state.check_counts()?;
         let known = |name: &&String| self.tables.iter().any(|t| t.state_name() == *name);
         if let Some(name) = state.values.keys().find(|name| !known(name)) {
             return Err(Error::data(format!("stream state: the network carries no `{name}`")));

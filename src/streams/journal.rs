@@ -18,8 +18,9 @@ pub(super) enum Event {
 const MOST: usize = 8;
 /// What an event takes besides its values, in values.
 const EVENT: usize = 128;
-/// What it keeps whatever the tables are.
+/// What it keeps whatever the tables are, and the most that it keeps: 256 MB.
 const LEAST: usize = 1 << 20;
+const LIMIT: usize = 1 << 26;
 
 /// States as they were, and what has changed them since.
 #[derive(Debug, Default)]
@@ -60,6 +61,6 @@ impl Journal {
         };
         self.events.push(event);
         let tables: usize = self.tables.iter().map(Tensor::len).sum();
-        self.values > LEAST.max(MOST * tables)
+        self.values > LEAST.max(MOST * tables).min(LIMIT)
     }
 }

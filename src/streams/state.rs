@@ -1,6 +1,7 @@
 //! A stream's state, away from the device.
 
 use crate::error::{Error, Result};
+use crate::graph::memory::EXACT;
 use crate::params::Tensor;
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use std::collections::BTreeMap;
 pub struct StreamState {
     /// Steps that it has read.
     pub steps: u64,
-    /// h and c of each LSTM, `[*]`, as `<layer>.h_l0` and `<layer>.c_l0`. Nothing before the first step.
+    /// What each layer carries, `[*]`: h and c of an LSTM as `<layer>.h_l0` and `<layer>.c_l0`, of a working memory
+    /// `<layer>.ring` and `<layer>.position`. Nothing before the first step.
     pub values: BTreeMap<String, Tensor>,
 }
 
@@ -17,6 +19,17 @@ pub struct StreamState {
 const STEPS: &str = "steps";
 
 impl StreamState {
+    /// Refuses positions that no stream has.
+    pub(super) fn check_counts(&self) -> Result<()> {
+        for (name, tensor) in self.values.iter().filter(|v| v.0.ends_with(".position")) {
+            let wrong = |&&x: &&f32| !(x >= 0.0 && x.fract() == 0.0 && f64::from(x) <= EXACT as f64);
+            if let Some(x) = tensor.f32s()?.iter().find(wrong) {
+                return Err(Error::data(format!("stream state: expected a count up to {EXACT} as `{name}`, got {x}")));
+            }
+        }
+        Ok(())
+    }
+
     /// It as tensors, for a file.
     pub fn into_tensors(self) -> Result<BTreeMap<String, Tensor>> {
         let mut all = self.values;

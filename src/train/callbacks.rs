@@ -9,6 +9,8 @@ use super::save;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io;
 use crate::optim::Course;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -56,10 +58,19 @@ impl<'a> Training<'a> {
     ///
     /// Refuses where a step was not finite, which changed nothing since: what was saved before it stays.
     pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.save_with(path, json!({}))
+    }
+
+    /// [`Self::save`], with more parts of the file.
+    fn save_with(&mut self, path: &Path, parts: Value) -> Result<()> {
         if let Some(bad) = Monitor::default().now_if_latched(self.learner.session()?)? {
             return Err(not_finite(bad));
         }
-        io::save(path, &save::file(self.learner)?)
+        let mut file = save::file(self.learner)?;
+        for (name, part) in parts.as_object().into_iter().flatten() {
+            file.metadata[name] = part.clone();
+        }
+        io::save(path, &file)
     }
 
     /// Goes on as a file says that [`Self::save`] wrote.
@@ -157,22 +168,42 @@ impl Watched {
     }
 }
 
-/// Ends training where nothing gets better any more. Epochs without validation do not count where it is watched. What was best is
-/// not known to another process, which begins anew.
+/// Ends training where nothing gets better any more. Epochs without validation do not count where it is watched.
 pub struct EarlyStopping {
     watched: Watched,
     patience: usize,
     min_delta: f64,
     restore: bool,
-    best: Option<f64>,
-    waited: usize,
-    kept: Option<Named>,
+    file: Option<PathBuf>,
+    seen: Seen,
+    /// The best epoch's parameters, and its number.
+    kept: Option<(usize, Named)>,
 }
+
+/// The values of what is watched, by epoch.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Seen(Vec<(usize, f64)>);
+
+impl Seen {
+    /// The best before an epoch, and how many epochs since were no better. What was seen of that epoch and later ones was before
+    /// training was taken back.
+    fn before(&mut self, epoch: usize, watched: &Watched, least: f64) -> (Option<f64>, usize) {
+        self.0.retain(|seen| seen.0 < epoch);
+        self.0.iter().fold((None, 0), |(best, waited), &(_, value)| match watched.improves(value, best, least) {
+            true => (Some(value), 0),
+            false => (best, waited + 1),
+        })
+    }
+}
+
+/// Parts of an [`EarlyStopping`]'s file.
+const SEEN: &str = "seen";
+const BEST: &str = "best";
 
 impl EarlyStopping {
     /// Waits for `patience` epochs that are no better than the best.
     pub fn new(watched: Watched, patience: usize) -> Self {
-        Self { watched, patience, min_delta: 0.0, restore: false, best: None, waited: 0, kept: None }
+        Self { watched, patience, min_delta: 0.0, restore: false, file: None, seen: Seen::default(), kept: None }
     }
 
     /// What is better by less counts as no better.
@@ -188,29 +219,56 @@ impl EarlyStopping {
         self.restore = restore;
         self
     }
+
+    /// Keeps what was seen, and the best parameters, in a file besides, so that training that another process goes on with
+    /// ([`Backup`]) ends as it would have in one. A training from its beginning does not mind what is there.
+    #[must_use]
+    pub fn kept_in(mut self, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    fn read(&mut self, path: &Path) -> Result<()> {
+        let file = io::load(path)?;
+        self.seen = file.part(SEEN)?;
+        let best: Option<usize> = file.part(BEST)?;
+        self.kept = best.map(|epoch| (epoch, file.tensors));
+        Ok(())
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let (best, tensors) = self.kept.clone().unzip();
+        let metadata = json!({ SEEN: self.seen, BEST: best });
+        io::save(path, &io::ModelFile { metadata, tensors: tensors.unwrap_or_default() })
+    }
 }
 
 impl Callback for EarlyStopping {
     fn on_train_begin(&mut self, _: &mut Training<'_>) -> Result<()> {
-        (self.best, self.waited, self.kept) = (None, 0, None);
-        Ok(())
+        (self.seen, self.kept) = (Seen::default(), None);
+        match self.file.clone() {
+            Some(path) if path.exists() => self.read(&path).map_err(|e| e.within(path.display())),
+            _ => Ok(()),
+        }
     }
 
     fn on_epoch_end(&mut self, training: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
         let Some(value) = self.watched.of(epoch)? else { return Ok(ControlFlow::Continue(())) };
-        if self.watched.improves(value, self.best, self.min_delta) {
-            (self.best, self.waited) = (Some(value), 0);
-            if self.restore {
-                self.kept = Some(training.parameters()?);
-            }
-            return Ok(ControlFlow::Continue(()));
+        let (best, waited) = self.seen.before(epoch.epoch, &self.watched, self.min_delta);
+        self.kept.take_if(|kept| kept.0 >= epoch.epoch);
+        self.seen.0.push((epoch.epoch, value));
+        let improved = self.watched.improves(value, best, self.min_delta);
+        if improved && self.restore {
+            self.kept = Some((epoch.epoch, training.parameters()?));
         }
-        self.waited += 1;
-        Ok(if self.waited >= self.patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        if let Some(path) = &self.file {
+            self.write(path)?;
+        }
+        Ok(if improved || waited + 1 < self.patience { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     }
 
     fn on_train_end(&mut self, training: &mut Training<'_>, _: &History) -> Result<()> {
-        self.kept.take().map_or(Ok(()), |best| training.set_parameters(&best))
+        self.kept.take().map_or(Ok(()), |(_, best)| training.set_parameters(&best))
     }
 }
 
@@ -223,18 +281,30 @@ pub enum Saved {
     Last(usize),
 }
 
-/// Saves models with the state of their training. What was best is not known to another process, which begins anew.
+/// Saves models with the state of their training. What was best is in the file: training that goes on after its first epoch, in this
+/// process or another, goes on from there.
 pub struct Checkpoint {
     path: PathBuf,
     saved: Saved,
-    best: Option<f64>,
+    seen: Option<Seen>,
     written: VecDeque<PathBuf>,
 }
 
 impl Checkpoint {
     /// To `path`, a name that ends in `.safetensors`.
     pub fn new(path: impl Into<PathBuf>, saved: Saved) -> Self {
-        Self { path: path.into(), saved, best: None, written: VecDeque::new() }
+        Self { path: path.into(), saved, seen: None, written: VecDeque::new() }
+    }
+}
+
+impl Checkpoint {
+    /// The best epochs that the file of a training knows which did not begin with this one.
+    fn seen_in(path: &Path, epoch: &Epoch) -> Result<Seen> {
+        if epoch.epoch <= 1 || !path.exists() {
+            return Ok(Seen::default());
+        }
+        let file = io::load(path)?;
+        file.metadata.get(SEEN).map_or(Ok(Seen::default()), |_| file.part(SEEN)).map_err(|e| e.within(path.display()))
     }
 }
 
@@ -242,10 +312,15 @@ impl Callback for Checkpoint {
     fn on_epoch_end(&mut self, training: &mut Training<'_>, epoch: &Epoch) -> Result<ControlFlow<()>> {
         match &self.saved {
             Saved::Best(watched) => {
-                let value = watched.of(epoch)?.filter(|&value| watched.improves(value, self.best, 0.0));
-                if value.is_some() {
-                    training.save(&self.path)?;
-                    self.best = value;
+                let Some(value) = watched.of(epoch)? else { return Ok(ControlFlow::Continue(())) };
+                let seen = match &mut self.seen {
+                    Some(seen) => seen,
+                    None => self.seen.insert(Self::seen_in(&self.path, epoch)?),
+                };
+                let best = seen.before(epoch.epoch, watched, 0.0).0;
+                if watched.improves(value, best, 0.0) {
+                    seen.0.push((epoch.epoch, value));
+                    training.save_with(&self.path, json!({ SEEN: seen }))?;
                 }
             }
             Saved::Last(count) => {
@@ -265,22 +340,30 @@ impl Callback for Checkpoint {
 }
 
 /// Saves training after each epoch, and after every so many batches, and goes on from there where a process that was killed
-/// begins again; stateful layers begin from states of zero. The file is removed when `fit` ends without an error.
+/// begins again; stateful layers begin from states of zero. The file is removed when `fit` ends without an error, unless it is to stay.
 pub struct Backup {
     path: PathBuf,
     every: Option<u32>,
+    stays: bool,
 }
 
 impl Backup {
     /// In the file `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), every: None }
+        Self { path: path.into(), every: None, stays: false }
     }
 
     /// Saves after every so many batches besides.
     #[must_use]
     pub fn every(mut self, batches: u32) -> Self {
         self.every = Some(batches.max(1));
+        self
+    }
+
+    /// Leaves the file where it is in the end, for whoever removes it once what was trained is safe elsewhere.
+    #[must_use]
+    pub fn stays(mut self) -> Self {
+        self.stays = true;
         self
     }
 }
@@ -305,6 +388,9 @@ impl Callback for Backup {
     }
 
     fn on_train_end(&mut self, _: &mut Training<'_>, _: &History) -> Result<()> {
+        if self.stays {
+            return Ok(());
+        }
         match std::fs::remove_file(&self.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&self.path, "remove", e)),
             _ => Ok(()),

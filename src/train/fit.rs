@@ -366,8 +366,20 @@ impl Sequential {
 
     /// The model's output for x: `[samples, k]`, or `[samples, T, k]` where it gives sequences.
     pub fn predict<S: Data<Elem = f32>, D: Dimension>(&mut self, x: &ArrayBase<S, D>) -> Result<ArrayD<f32>> {
+        self.predict_by(x, BATCH)
+    }
+
+    /// [`Self::predict`], so many samples at a time.
+    pub fn predict_by<S: Data<Elem = f32>, D: Dimension>(
+        &mut self,
+        x: &ArrayBase<S, D>,
+        batch_size: usize,
+    ) -> Result<ArrayD<f32>> {
+        if batch_size == 0 {
+            return Err(Error::argument("predict: expected batches of at least one sample, got 0"));
+        }
         let data = self.dataset(&x.view().into_dyn(), None)?;
-        let size = BATCH.min(data.samples);
+        let size = batch_size.min(data.samples);
         let input = self.input().ok_or_else(|| Error::internal("sequential: not built"))?;
         let network = self.network(input)?;
         check_stateful(&network, data.samples, size, false)?;

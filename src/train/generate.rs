@@ -46,6 +46,7 @@ pub struct Generator<'a> {
     logits: Vec<f32>,
     /// All that was read.
     read: Vec<u32>,
+    explains: bool,
     evidence: Option<Evidence>,
     explanation: Option<Explanation>,
 }
@@ -66,24 +67,30 @@ impl<'a> Generator<'a> {
             model.session()?.load(&graph, &Capacity::exactly(&Batch::dense(1, 1)?))
         })?;
         zero_states(session, program)?;
-        Ok(Self { model, logits: Vec::new(), read: Vec::new(), evidence: None, explanation: None })
+        Ok(Self { model, logits: Vec::new(), read: Vec::new(), explains: false, evidence: None, explanation: None })
+    }
+
+    /// Has it say where each token came from, where the model has a working memory.
+    #[must_use]
+    pub fn explaining(mut self) -> Self {
+        self.explains = self.model.memory().is_some();
+        self
     }
 
     fn read(&mut self, token: u32) -> Result<()> {
-        let remembers = self.model.memory().is_some();
         let missing = |_: &mut _| Err(Error::internal("generate: the program is gone"));
         let (session, program) = self.model.model.program(PROGRAM, missing)?;
         session.run(program, &Batch::dense(1, 1)?, &[("x", &Tensor::from_u32(&[1], vec![token])?)])?;
         self.logits = session.output(program, "y")?.into_f32s()?;
         self.read.push(token);
-        if remembers {
+        if self.explains {
             let places = session.output(program, "places")?.into_f32s()?;
             self.evidence = Some(Evidence { places, gate: session.output(program, "gate")?.f32s()?[0] });
         }
         Ok(())
     }
 
-    /// Where the token that was drawn last came from; nothing where the model has no memory.
+    /// Where the token that was drawn last came from, where that is asked for ([`Self::explaining`]).
     pub fn explain(&self) -> Option<&Explanation> {
         self.explanation.as_ref()
     }
@@ -103,7 +110,8 @@ impl<'a> Generator<'a> {
         let mut remembered: Vec<Remembered> = steps
             .filter(|step| self.read[step + 1] == token)
             .map(|step| Remembered { at: step + 1, share: gate * places[step % places.len()] / probability })
-            .filter(|remembered| remembered.share > 0.0)
+            // Of a token that is as good as impossible there is no part.
+            .filter(|remembered| remembered.share > 0.0 && remembered.share.is_finite())
             .collect();
         remembered.sort_by(|a, b| b.share.total_cmp(&a.share));
         let memory = remembered.iter().map(|r| r.share).sum::<f32>().min(1.0);

@@ -137,11 +137,7 @@ impl LanguageModel {
 
     /// Has a working memory of this window: its own, else the one that was fitted for it, else one of the paper's settings.
     pub fn remember(&mut self, window: usize) -> Result<()> {
-        let memory = self.memory().or(self.fitted.as_ref()).copied().unwrap_or_else(|| {
-            log::warn!("no working memory was fitted for the model: see `mnemon tune-memory`");
-            WorkingMemory::new(window)
-        });
-        self.set_memory(Some(WorkingMemory { window, ..memory }))
+        self.set_memory(Some(WorkingMemory::of(window, self.memory(), self.fitted.as_ref())))
     }
 
     /// Its sizes.

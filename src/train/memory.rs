@@ -1,9 +1,10 @@
 //! Fitting a working memory to a language model: which θ, and how much of the mixture it is, on text that neither was trained on.
 
 use super::language::LanguageModel;
-use super::step::zero_states;
+use super::step::{states, zero_states};
 use super::text::Streams;
 use crate::error::{Error, Result};
+use crate::graph::memory::NOTHING;
 use crate::graph::{Graph, N};
 use crate::io;
 use crate::nn::{GraphOptions, Input, Mixture, WorkingMemory};
@@ -42,28 +43,38 @@ const LAMBDAS: [f64; 2] = [0.0, 0.999];
 const COARSE: usize = 24;
 const STATE_PREFIX: &str = "fit.";
 
-/// What is known of one step.
-#[derive(Debug, Clone, Copy)]
-struct Step {
-    /// -ln p of the target by the network, ln Σ e^logit.
-    own: f64,
-    log_sum: f64,
-    /// Both sums over places, of the target and of all.
-    found: f64,
-    total: f64,
+/// What is known of every step of a text.
+#[derive(Debug, Default)]
+struct Evidence {
+    /// -ln p of the target by the network.
+    own: Vec<f32>,
+    /// ln Σ e^logit.
+    log_sum: Vec<f32>,
+    /// For each θ both sums over places, of the target and of all.
+    sums: Vec<Vec<f32>>,
 }
 
-impl Step {
-    /// -ln p of the target by a mixture of this strength, λ or α.
-    fn loss(&self, kind: MixtureKind, strength: f64) -> f64 {
-        let something = self.total > f64::from(crate::graph::memory::NOTHING) / 2.0;
-        let gate = match kind {
-            _ if !something => 0.0,
-            MixtureKind::Linear => strength,
-            MixtureKind::Global => 1.0 / (1.0 + (self.log_sum - self.total - strength).exp()),
-        };
-        let remembered = (self.found - self.total).exp();
-        -((1.0 - gate) * (-self.own).exp() + gate * remembered).max(f64::MIN_POSITIVE).ln()
+impl Evidence {
+    /// The mean loss of the network alone.
+    fn alone(&self) -> f64 {
+        self.own.iter().map(|&own| f64::from(own)).sum::<f64>() / self.own.len() as f64
+    }
+
+    /// The mean of -ln p of the targets by a mixture with θ number `k` of this strength, λ or α.
+    fn loss(&self, k: usize, kind: MixtureKind, strength: f64) -> f64 {
+        let steps = self.own.iter().zip(&self.log_sum).zip(self.sums[k].chunks_exact(2));
+        let all = steps.map(|((&own, &log_sum), sums)| {
+            let [own, log_sum, found, total] = [own, log_sum, sums[0], sums[1]].map(f64::from);
+            let gate = match kind {
+                _ if total < f64::from(NOTHING) / 2.0 => 0.0,
+                MixtureKind::Linear => strength,
+                MixtureKind::Global => 1.0 / (1.0 + (log_sum - total - strength).exp()),
+            };
+            let p = (1.0 - gate) * (-own).exp() + gate * (found - total).exp();
+            // What is not a number stays so.
+            if p < f64::MIN_POSITIVE { -f64::MIN_POSITIVE.ln() } else { -p.ln() }
+        });
+        all.sum::<f64>() / self.own.len() as f64
     }
 }
 
@@ -93,16 +104,21 @@ impl LanguageModel {
             return Err(Error::data(message));
         }
         if self.memory().is_some() {
-            return Err(Error::unsupported("tune-memory: the model has a memory that was trained with it"));
+            return Err(Error::unsupported(
+                "tune-memory: the model has a working memory of its own; one is fitted to a model without",
+            ));
         }
         let (ranges, mut best) = (if kind == MixtureKind::Linear { LAMBDAS } else { ALPHAS }, None);
         let (mut thetas, mut alone) = (THETAS.to_vec(), 0.0);
         for _ in 0..2 {
             let all = self.evidence(tokens, window, &thetas)?;
-            for (&theta, steps) in thetas.iter().zip(&all) {
-                let mean = |f: &dyn Fn(&Step) -> f64| steps.iter().map(f).sum::<f64>() / length as f64;
-                alone = mean(&|s| s.own);
-                let (strength, loss) = minimum(ranges, |strength| mean(&|s| s.loss(kind, strength)));
+            alone = all.alone();
+            for (k, &theta) in thetas.iter().enumerate() {
+                let (strength, loss) = minimum(ranges, |strength| all.loss(k, kind, strength));
+                if !(alone.is_finite() && loss.is_finite()) {
+                    let message = format!("tune-memory: the model's loss is {alone}, with a memory {loss}");
+                    return Err(Error::data(message));
+                }
                 if best.is_none_or(|(_, _, least)| loss < least) {
                     best = Some((theta, strength, loss));
                 }
@@ -122,7 +138,7 @@ impl LanguageModel {
     }
 
     /// What each θ finds, of every step.
-    fn evidence(&mut self, tokens: &[u32], window: usize, thetas: &[f32]) -> Result<Vec<Vec<Step>>> {
+    fn evidence(&mut self, tokens: &[u32], window: usize, thetas: &[f32]) -> Result<Evidence> {
         let length = tokens.len() - 1;
         let streams = Streams { tokens: tokens.to_vec(), count: 1, length, sequence: self.window().min(length) };
         let network = self.model.network(Input::Tokens)?.with_memory(Some(WorkingMemory::new(window)))?;
@@ -141,20 +157,21 @@ impl LanguageModel {
         let session = self.model.session()?;
         let mut program = session.load(&graph, &streams.capacity()?)?;
         zero_states(session, &program)?;
-        let mut all = vec![Vec::with_capacity(length); thetas.len()];
+        let mut all = Evidence { sums: vec![Vec::new(); thetas.len()], ..Evidence::default() };
         for start in (0..length).step_by(streams.sequence) {
             let (batch, x, y) = streams.window(start)?;
             session.run(&mut program, &batch, &[("x", &x), ("y", &y)])?;
             let mut read = |name: &str| session.output(&program, name)?.into_f32s();
-            let (own, log_sum) = (read("own")?, read("log_sum")?);
-            for (k, steps) in all.iter_mut().enumerate() {
-                let sums = read(&format!("sums.{k}"))?;
-                steps.extend(own.iter().zip(&log_sum).zip(sums.chunks_exact(2)).map(|((&own, &log_sum), sums)| {
-                    let [own, log_sum, found, total] = [own, log_sum, sums[0], sums[1]].map(f64::from);
-                    Step { own, log_sum, found, total }
-                }));
+            all.own.extend(read("own")?);
+            all.log_sum.extend(read("log_sum")?);
+            for (k, sums) in all.sums.iter_mut().enumerate() {
+                sums.extend(read(&format!("sums.{k}"))?);
             }
         }
+        // Another window has rings of another size.
+        let states = states(&program)?;
+        drop(program);
+        states.iter().try_for_each(|(name, _)| session.forget(name))?;
         Ok(all)
     }
 

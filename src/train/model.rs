@@ -247,7 +247,10 @@ impl Model {
             return Err(Error::argument("model: expected a prompt of at least one token"));
         }
         let (mut given, mut read, mut reset) = (prompt.to_vec(), Vec::with_capacity(steps), true);
+        let most = self.network.memory().map_or(usize::MAX, |memory| memory.op().steps());
         while read.len() < steps {
+            // What is left of a prompt that is read in pieces.
+            let later = given.split_off(given.len().min(most));
             let batch = Batch::dense(given.len(), 1)?;
             let at = self.program(&Task::Greedy(output), &batch)?;
             let program = &mut self.programs[at].1;
@@ -255,6 +258,10 @@ impl Model {
                 zero_states(&mut self.session, program)?;
             }
             self.session.run(program, &batch, &[(&input, &Tensor::from_u32(&[given.len()], given)?)])?;
+            if !later.is_empty() {
+                given = later;
+                continue;
+            }
             let logits = self.session.output(program, "logits")?;
             let classes = logits.shape()[1];
             let last = &logits.f32s()?[logits.shape()[0].saturating_sub(1) * classes..];

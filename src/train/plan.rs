@@ -5,7 +5,7 @@ use super::step::training_graph;
 use super::{Loss, Objective};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::nn::{GraphOptions, Layer, Network, Signal};
+use crate::nn::{GraphOptions, Network, Signal};
 use crate::optim::{Adam, Optimizer};
 use crate::scheduler::{Capacity, CompileOptions, Program, Target, compile};
 
@@ -49,7 +49,7 @@ pub fn plan(
     };
     // As `fit` and `Model::run` choose them.
     let mut capacity = if loss.is_some() { Capacity::exactly(&batch) } else { Capacity::around(&batch) };
-    if network.nodes.iter().any(|n| matches!(&n.layer, Layer::Lstm(l) if l.stateful)) {
+    if network.nodes.iter().any(|n| n.layer.is_stateful()) {
         capacity.sequences = batch.sequences();
     }
     compile(&graph, target, &CompileOptions { budget, ..CompileOptions::new(&capacity) })

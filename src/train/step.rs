@@ -62,8 +62,7 @@ impl Totals {
 
 /// Adds the targets as inputs and the losses of a network's outputs, with what regularisers add to them.
 fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: &[Objective]) -> Result<RowLoss> {
-    let losses =
-        objectives.iter().map(|o| data_loss(graph, o, built)).collect::<Result<Vec<RowLoss>>>()?;
+    let losses = objectives.iter().map(|o| data_loss(graph, o, built)).collect::<Result<Vec<RowLoss>>>()?;
     let mut plain = *losses.first().ok_or_else(|| Error::argument("training: there is no loss"))?;
     if losses.len() > 1 {
         // The sum of means has no rows of its own: each sequence of the batch counts.
@@ -77,6 +76,10 @@ fn append_loss(graph: &mut Graph, network: &Network, built: &Built, objectives: 
         let Some(regularizer) = spec.regularizer else { continue };
         let parameter = graph.persistent(&spec.name, &spec.shape)?;
         penalties.extend(graph.penalty(regularizer, parameter)?);
+    }
+    if !built.steady.is_empty() {
+        let steady = graph.sum(&built.steady)?;
+        plain.mean = graph.add(plain.mean, steady)?;
     }
     if penalties.is_empty() {
         return Ok(plain);

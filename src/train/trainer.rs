@@ -18,7 +18,7 @@ use super::{Loss, Objective};
 use crate::device::{Device, Executable, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, ModelFile};
-use crate::nn::{Input, Network};
+use crate::nn::{Input, Network, WorkingMemory};
 use crate::optim::{Adam, Clipping, Course, Optimizer};
 use crate::params::fingerprint;
 use crate::scheduler::{Batch, Capacity};
@@ -28,6 +28,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What the name of a working memory's ring ends with.
+const RING: &str = ".ring";
 
 /// How to train a language model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,6 +112,8 @@ pub struct Trainer {
     seen: BTreeMap<u32, Course>,
     failed: Option<u32>,
     text: [u64; 2],
+    /// The memory that training began with.
+    memory: Option<WorkingMemory>,
 }
 
 /// The network of a language model.
@@ -135,7 +140,9 @@ impl Trainer {
         zero_states(model.model.session()?, &executable)?;
         let (monitor, recovery) = (Monitor::default(), Recovery::default());
         let rate = options.optimizer.learning_rate(&Course::default());
+        let memory = model.memory().copied();
         Ok(Self {
+            memory,
             model,
             options,
             train: Arc::new(train),
@@ -249,8 +256,12 @@ impl Trainer {
             }
             trainer.course = training.course;
             // Training that did not scale its loss goes on with the scale where it begins.
-            let here = |name: &str| !LossScale::NAMES.contains(&name) || file.tensors.contains_key(name);
-            for (name, shape) in trainer.kept()?.into_iter().filter(|(name, _)| here(name)) {
+            let here = |name: &str| {
+                let may_lack = LossScale::NAMES.contains(&name) || trainer.end_of_epoch() && name.ends_with(RING);
+                !may_lack || file.tensors.contains_key(name)
+            };
+            let kept: Vec<_> = trainer.kept()?.into_iter().filter(|(name, _)| here(name)).collect();
+            for (name, shape) in kept {
                 let tensor = file.tensor(&name)?;
                 check_shape(&name, tensor.shape(), &shape)?;
                 trainer.model.model.session()?.set(&name, tensor)?;
@@ -277,7 +288,8 @@ impl Trainer {
         Ok(kept)
     }
 
-    /// The model, for generating in between.
+    /// The model, for generating in between. Training is of the working memory that it began with, and is not saved while the model
+    /// has another.
     pub fn model(&mut self) -> &mut LanguageModel {
         &mut self.model
     }
@@ -461,6 +473,13 @@ impl Trainer {
     }
 
     fn file(&mut self) -> Result<ModelFile> {
+        if self.model.memory() != self.memory.as_ref() {
+            return Err(Error::argument(format!(
+                "training: expected the working memory that it began with, {:?}, the model has {:?}",
+                self.memory,
+                self.model.memory()
+            )));
+        }
         match self.healthy(true) {
             Err(e) if self.failed.is_none() => return Err(e),
             _ => {}
@@ -470,7 +489,9 @@ impl Trainer {
         let mut file = self.model.model_file()?;
         let training = Training { options: self.options.clone(), course: self.course.clone(), text: self.text };
         file.metadata["training"] = json!(training);
-        for (name, _) in self.kept()? {
+        // What was read is forgotten where an epoch begins.
+        let ends = self.end_of_epoch();
+        for (name, _) in self.kept()?.into_iter().filter(|(name, _)| !(ends && name.ends_with(RING))) {
             file.tensors.insert(name.clone(), self.model.model.session()?.get(&name)?);
         }
         self.exchange()?;

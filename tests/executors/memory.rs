@@ -1,10 +1,11 @@
 //! The operations of the working memory, on every executor, against the reference.
 
 use super::cases::{Case, check, random};
+use super::common::devices;
 use mnemon::graph::memory::NOTHING;
 use mnemon::graph::{B, Expr, Graph, MemoryOp, N, Ring, Value};
 use mnemon::params::{DType, Tensor};
-use mnemon::scheduler::Batch;
+use mnemon::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
 
 /// Tokens, of which some come often.
@@ -81,6 +82,55 @@ fn what_was_read_is_found_again() {
     check(&case(&[70, 3, 0, 41], &[0, 5, 130, 77], 5, MemoryOp::new(9, 70), true));
     check(&case(&[131, 17], &[1000, 60], 33, MemoryOp::new(150, 131), false));
     check(&case(&[66], &[63], 120, MemoryOp::new(100, 66), true));
+    // More columns than one workgroup of a gradient has.
+    check(&case(&[7, 12], &[3, 90], 300, MemoryOp::new(20, 12), false));
+}
+
+#[test]
+fn slots_and_positions_that_are_none_do_no_harm() {
+    for device in devices() {
+        let mut wrong = case(&[5, 3], &[0, 7], 4, MemoryOp::new(9, 5), true);
+        let run = |case: &Case| {
+            let mut session = device.session().unwrap();
+            case.persistent.iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
+            let mut program = session.load(&case.graph, &Capacity::exactly(&case.batch)).unwrap();
+            let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            session.run(&mut program, &case.batch, &inputs)?;
+            session.output(&program, "sums")?.into_f32s()
+        };
+        for slots in [vec![5, 0], vec![2, 2]] {
+            wrong.inputs.insert("slots".into(), Tensor::from_u32(&[2], slots).unwrap());
+            let error = run(&wrong).unwrap_err().to_string();
+            assert!(error.contains("slots"), "{device:?}: {error}");
+        }
+        // A position that no sequence can have is read as one that one can.
+        for position in [f32::NAN, -3.0, 1e30, f32::INFINITY] {
+            let mut odd = case(&[5, 3], &[0, 7], 4, MemoryOp::new(9, 5), true);
+            odd.inputs.insert("position".into(), Tensor::new(&[2, 1], vec![position; 2]).unwrap());
+            assert_eq!(run(&odd).unwrap().len(), 16, "{device:?} {position}");
+        }
+    }
+}
+
+/// What is not a number is not taken for nothing.
+#[test]
+fn what_is_not_a_number_stays_so() {
+    for device in devices() {
+        let mut bad = case(&[6], &[0], 4, MemoryOp::new(9, 6), false);
+        let mut h = bad.inputs["h"].clone().into_f32s().unwrap();
+        h[5] = f32::NAN;
+        bad.inputs.insert("h".into(), Tensor::new(&[6, 4], h).unwrap());
+        let mut session = device.session().unwrap();
+        bad.persistent.iter().for_each(|(name, tensor)| session.set(name, tensor).unwrap());
+        let mut program = session.load(&bad.graph, &Capacity::exactly(&bad.batch)).unwrap();
+        let inputs: Vec<(&str, &Tensor)> = bad.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        session.run(&mut program, &bad.batch, &inputs).unwrap();
+        let shares = session.output(&program, "shares").unwrap().into_f32s().unwrap();
+        // The second step's h is seen from the third on.
+        let of_step = |t: usize| &shares[t * shares.len() / 6..(t + 1) * shares.len() / 6];
+        assert!(of_step(1).iter().all(|x| x.is_finite()), "{device:?}");
+        assert!((2..6).all(|t| of_step(t).iter().any(|x| x.is_nan())), "{device:?}");
+    }
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use crate::options::DeviceOptions;
 use crate::output::say;
+use crate::words::open_run;
 use clap::Args;
 use mnemon::data::Table;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::io::replace;
 use mnemon::optim::{Adam, Clipping, Optimizer};
-use mnemon::train::{Backtest, Fit, Forecast, Forecaster, ForecasterConfig, Run, season_of};
+use mnemon::train::{Backtest, Fit, Forecast, Forecaster, ForecasterConfig, season_of};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -84,6 +85,10 @@ pub struct Arguments {
     #[arg(long, short, value_name = "OUTPUT", default_value = "forecast")]
     output: PathBuf,
 
+    /// Go on with the last training of this name, which was stopped, to what it would have come to
+    #[arg(long)]
+    resume: bool,
+
     #[command(flatten)]
     device: DeviceOptions,
 }
@@ -141,15 +146,22 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         parts.train.len()
     );
     eprintln!("reads {} rows, forecasts {}; a season of {season} on {}", config.steps, config.horizon, device.name());
-    let name = arguments.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let folder = Run::named(&arguments.output.with_file_name("runs"), &name).1;
-    // What is saved in the end has scales and errors besides parameters.
-    let mut run = Run::create(&folder, &config, config.seed, &device)?.keep_checkpoints(false);
+    let name = arguments.output.file_name().unwrap_or_default();
+    let configuration = serde_json::json!({
+        "model": config,
+        "batch": arguments.batch,
+        "learning_rate": arguments.learning_rate,
+        "files": [&arguments.file],
+    });
+    let seed = config.seed;
+    let mut run = open_run(&arguments.output, name, (None, arguments.resume), (&configuration, seed), &device)?;
+    forecaster.keep_progress(run.progress_files()?);
     let history = forecaster.fit(optimizer, &table, &parts, &fit, &mut [&mut run])?;
-    eprintln!("{} epochs; records are in {}", history.loss.len(), run.folder().display());
+    eprintln!("{} epochs", history.loss.len());
     show(&forecaster.backtest(&table, &parts, season, arguments.level)?, arguments);
     let forecast = forecaster.forecast(&table, table.len(), arguments.level)?;
     forecaster.save(&model_file)?;
+    run.clear_progress()?;
     replace(&csv_file, csv(&table, &forecast).as_bytes())?;
     replace(&svg_file, forecaster.plot(&table, &forecast, arguments.level)?.as_bytes())?;
     let output = arguments.output.display();

@@ -68,13 +68,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         decoder.push(token)?; // a word that follows the prompt has a space before it
     }
     let mut generator = Generator::new(&mut model)?;
+    if arguments.explain {
+        generator = generator.explaining();
+    }
     generator.feed(&arguments.prompt)?;
     emit(format_args!("{}", arguments.prompt));
     let mut random = Random::new(arguments.seed, 0);
     for _ in 0..arguments.length {
         let next = generator.next(arguments.temperature, arguments.top_k, &mut random)?;
         emit(format_args!("{}", decoder.push(next)?));
-        if let Some(explanation) = generator.explain().filter(|_| arguments.explain) {
+        if let Some(explanation) = generator.explain() {
             eprintln!("{}", explained(&vocabulary, explanation, generator.read_so_far())?);
         }
     }

@@ -105,6 +105,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     steps: Option<u32>,
 
+    /// Stop after so many epochs without a better validation; the best is in the records' checkpoints
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u32).range(1..))]
+    patience: Option<u32>,
+
     /// Probability with which dropout drops a value, in [0, 1)
     #[arg(long, value_name = "RATE", default_value_t = 0.0, conflicts_with = "resume")]
     dropout: f32,
@@ -219,7 +223,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("records are in {}", run.folder().display());
     let stop = stop_flag()?;
     let mut display = Display::new(&trainer.progress());
-    let outcome = train(&mut trainer, &output, &mut run, &stop, &mut display);
+    let outcome = train(&mut trainer, (&output, arguments.patience), &mut run, &stop, &mut display);
     display.finish();
     if let Err(error) = &outcome
         && error.kind() == ErrorKind::NotFinite
@@ -249,6 +253,7 @@ fn limits(arguments: &Arguments) -> String {
     if arguments.validation != 0.1 {
         text += &format!(" --validation {}", arguments.validation);
     }
+    text += &arguments.patience.map(|n| format!(" --patience {n}")).unwrap_or_default();
     text += &arguments.run.as_ref().map(|folder| format!(" --run {}", folder.display())).unwrap_or_default();
     text += &arguments.epochs.map(|n| format!(" --epochs {n}")).unwrap_or_default();
     text + &arguments.steps.map(|n| format!(" --steps {n}")).unwrap_or_default()
@@ -274,7 +279,10 @@ fn open_run(arguments: &Arguments, trainer: &mut Trainer, device: &Device) -> Re
         };
         if let Some(run) = known.map(|folder| Run::resume(&folder)).transpose()? {
             let before = run.configuration()?;
-            let same = ["model", "memory"].iter().all(|part| before.get(part) == configuration.get(part))
+            // An earlier version may not have written all that there is now.
+            let known = serde_json::from_value::<LanguageConfig>(before["model"].clone());
+            let same = known.is_ok_and(|known| known == model)
+                && before.get("memory") == configuration.get("memory")
                 && before["options"]["optimizer"] == configuration["options"]["optimizer"];
             match (same, &arguments.run) {
                 (true, _) => return Ok(run),
@@ -379,7 +387,13 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 /// Trains until all steps are taken or `stop` is raised.
-fn train(trainer: &mut Trainer, output: &Path, run: &mut Run, stop: &AtomicBool, display: &mut Display) -> Result<()> {
+fn train(
+    trainer: &mut Trainer,
+    (output, patience): (&Path, Option<u32>),
+    run: &mut Run,
+    stop: &AtomicBool,
+    display: &mut Display,
+) -> Result<()> {
     let mut start = Instant::now();
     while !trainer.finished() && !stop.load(Ordering::Relaxed) {
         trainer.step()?;
@@ -401,6 +415,11 @@ fn train(trainer: &mut Trainer, output: &Path, run: &mut Run, stop: &AtomicBool,
                 trainer.checkpoint(run.checkpoint("best")?)?;
             }
             run.record(record)?;
+            if patience.is_some_and(|most| run.since_best() >= most as usize) {
+                let best = run.checkpoint("best")?;
+                display.print(&format!("no better for {} epochs; the best is in {}", run.since_best(), best.display()));
+                trainer.set_limits(trainer.progress().epoch, None);
+            }
             start = Instant::now();
             if display.is_live() && !trainer.finished() {
                 let step = trainer.progress().step;

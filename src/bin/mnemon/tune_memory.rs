@@ -5,7 +5,7 @@ use crate::options::DeviceOptions;
 use crate::output::say;
 use clap::{Args, ValueEnum};
 use mnemon::data::read_corpus;
-use mnemon::error::Result;
+use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::nn::Mixture;
 use mnemon::train::{LanguageModel, MixtureKind};
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let found = match fitted.memory.mixture {
         Mixture::Linear { theta, lambda } => format!("theta {theta:.4}, lambda {lambda:.4}"),
         Mixture::Global { theta, alpha } => format!("theta {theta:.4}, alpha {alpha:.4}"),
-        Mixture::Pointer => "a pointer".to_string(),
+        Mixture::Pointer => return Err(Error::new(ErrorKind::Internal, "tune-memory: a pointer is not fitted")),
     };
     say!("{found}");
     say!("{} {}s predicted: {} alone, {} with it", fitted.tokens, level.unit(), of(fitted.alone), of(fitted.loss));

@@ -7,8 +7,11 @@ use mnemon::device::Device;
 use mnemon::error::{Error, ErrorKind, Result};
 use mnemon::optim::{Adam, Optimizer};
 use mnemon::params::random::Random;
-use mnemon::train::{Callback, EarlyStopping, Epoch, Fit, Metric, Reader, Run, Texts, Training, Watched, WordsConfig};
+use mnemon::train::{
+    Backup, Callback, EarlyStopping, Epoch, Fit, Metric, Reader, Run, Texts, Training, Watched, WordsConfig,
+};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -74,6 +77,38 @@ pub struct WordsOptions {
     /// The folder of this training's records [default: runs/NAME beside the model, NAME-2 and so on]
     #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
     run: Option<PathBuf>,
+
+    /// Go on with the last training of this name, which was stopped, to what it would have come to
+    #[arg(long, conflicts_with = "model")]
+    resume: bool,
+}
+
+/// The run of a training that saves to `output`: a new one, or the last of its name to go on with, which must have begun with the
+/// same settings and seed.
+pub fn open_run(
+    output: &Path,
+    name: &OsStr,
+    (folder, resume): (Option<&Path>, bool),
+    (configuration, seed): (&serde_json::Value, u64),
+    device: &Device,
+) -> Result<Run> {
+    let name = name.to_string_lossy();
+    let (last, next) = Run::named(&output.with_file_name("runs"), &name);
+    let run = if resume {
+        let refused = |message: String| Error::new(ErrorKind::Argument, message);
+        let known = folder.map(Path::to_path_buf).filter(|folder| Run::is_in(folder)).or(last);
+        let known = known.ok_or_else(|| refused(format!("--resume: no training that saves to {name} was begun")))?;
+        let run = Run::resume(&known)?;
+        if run.configuration()? != *configuration {
+            return Err(refused(format!("{}: holds the run of another training", known.display())));
+        }
+        run
+    } else {
+        Run::create(folder.unwrap_or(&next), configuration, seed, device)?
+    };
+    eprintln!("records are in {}", run.folder().display());
+    // What is saved in the end has more than parameters.
+    Ok(run.keep_checkpoints(false))
 }
 
 /// The share of texts that validation takes where there are no others.
@@ -96,11 +131,12 @@ struct Watching {
     shown: Shown,
     best: EarlyStopping,
     run: Run,
+    backup: Backup,
 }
 
 impl Watching {
-    fn callbacks(&mut self) -> [&mut dyn Callback; 3] {
-        [&mut self.shown, &mut self.best, &mut self.run]
+    fn callbacks(&mut self) -> [&mut dyn Callback; 4] {
+        [&mut self.best, &mut self.run, &mut self.backup, &mut self.shown]
     }
 }
 
@@ -149,6 +185,7 @@ impl WordsOptions {
         reader.fit(adam, &texts, Some(&dev), &self.fit(), &mut training.callbacks())?;
         say!("{}", reader.report(&dev)?);
         reader.save(output)?;
+        training.run.clear_progress()?;
         Ok(reader)
     }
 
@@ -204,16 +241,19 @@ impl WordsOptions {
 
     /// The optimiser, and what watches the training: its epochs are shown and recorded, and the best is kept.
     fn training(&self, output: &Path, device: &Device) -> Result<(Adam, Watching)> {
-        let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let next = Run::named(&output.with_file_name("runs"), &name).1;
         let adam = Adam::pytorch().learning_rate(self.learning_rate);
         Optimizer::from(adam).validate()?;
         self.fit().validate()?;
-        let run = Run::create(self.run.as_ref().unwrap_or(&next), &self.config(), self.seed, device)?;
-        // What is saved in the end has words and labels besides parameters.
-        let run = run.keep_checkpoints(false);
-        eprintln!("records are in {}", run.folder().display());
-        let best = EarlyStopping::new(Watched::higher("val_accuracy"), usize::MAX).restore_best(true);
-        Ok((adam, Watching { shown: Shown(self.epochs), best, run }))
+        let configuration = serde_json::json!({
+            "model": self.config(),
+            "batch": self.batch,
+            "learning_rate": self.learning_rate,
+            "files": [&self.train, &self.dev],
+        });
+        let name = output.file_stem().unwrap_or_default();
+        let run = open_run(output, name, (self.run.as_deref(), self.resume), (&configuration, self.seed), device)?;
+        let [best, backup] = run.progress_files()?;
+        let best = EarlyStopping::new(Watched::higher("val_accuracy"), usize::MAX).restore_best(true).kept_in(best);
+        Ok((adam, Watching { shown: Shown(self.epochs), best, run, backup: Backup::new(backup).stays() }))
     }
 }

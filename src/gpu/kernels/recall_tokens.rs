@@ -7,13 +7,12 @@ use crate::gpu::pipeline::Kernel;
 use crate::gpu::record::{Launch, Recorder};
 use crate::gpu::values::{Preparer, Run};
 use crate::graph::MemoryOp;
-use crate::graph::memory::tokens::{PLACES, RING, SLOTS};
+use crate::graph::memory::by_token::{PLACES, RING, SLOTS};
 use crate::scheduler::Step;
 
 params!(Params { places: u32, row: u32, vocabulary: u32, rows: u32, steps: u32, offsets: u32 });
 
-pub(super) static KERNEL: Kernel =
-    kernel!("recall_tokens", "main", Params, [Params, Read, Read, Read, Read, Write]);
+pub(super) static KERNEL: Kernel = kernel!("recall_tokens", "main", Params, [Params, Read, Read, Read, Read, Write]);
 
 /// Shares by token.
 pub(super) struct RecallTokens {

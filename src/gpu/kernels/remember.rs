@@ -11,8 +11,7 @@ use crate::scheduler::Step;
 
 params!(Params { features: u32, places: u32, rows: u32, steps: u32, offsets: u32 });
 
-pub(super) static KERNEL: Kernel =
-    kernel!("remember", "main", Params, [Params, Read, Read, Read, Read, Read, Write]);
+pub(super) static KERNEL: Kernel = kernel!("remember", "main", Params, [Params, Read, Read, Read, Read, Read, Write]);
 
 /// The constants of a kernel whose sequences have slots or not.
 pub(super) fn constants(slotted: bool) -> Constants {
@@ -55,8 +54,13 @@ impl Runner for Remember {
         }
         let rows = run.rows(self.own)?;
         let (_, steps, offsets) = run.axis(Some(0))?;
-        let params =
-            Params { features: word(self.features), places: word(self.memory.places), rows: word(rows), steps, offsets };
+        let params = Params {
+            features: word(self.features),
+            places: word(self.memory.places),
+            rows: word(rows),
+            steps,
+            offsets,
+        };
         if rows > 0 {
             out.dispatch(&self.launch, &params, (rows * (self.features + 1)).div_ceil(256));
         }

@@ -16,7 +16,8 @@ pub struct Embedding {
     /// Whether token 0 stands for no step at all: it is left out of its sequence.
     #[serde(default)]
     pub mask_zero: bool,
-    /// The probability with which a token's whole row is zero for a batch while training, in [0, 1) (Gal and Ghahramani 2016).
+    /// The probability with which a token's whole row is zero for a batch while training, in [0, 1) (Gal and Ghahramani 2016); where
+    /// the layer is used twice, each use draws its own.
     #[serde(default)]
     pub dropout: f32,
     /// How the table begins.

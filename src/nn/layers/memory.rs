@@ -3,7 +3,7 @@
 use super::super::{Init, Signal};
 use crate::error::{Error, Result};
 use crate::graph::MemoryOp;
-use crate::graph::memory::TOKENS;
+use crate::graph::memory::EXACT;
 use crate::params::{Initializer, ParameterSpec, Rules};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,15 @@ impl WorkingMemory {
         Self::new(window).mixture(Mixture::Pointer)
     }
 
+    /// The memory of a model with this window: its own, else the one that was fitted for it, else [`Self::new`], with a warning.
+    pub fn of(window: usize, own: Option<&Self>, fitted: Option<&Self>) -> Self {
+        let known = own.or(fitted).copied().unwrap_or_else(|| {
+            log::warn!("no working memory was fitted for the model: see `mnemon tune-memory`");
+            Self::new(window)
+        });
+        Self { window, ..known }
+    }
+
     /// Sets how it is mixed in.
     #[must_use]
     pub fn mixture(mut self, mixture: Mixture) -> Self {
@@ -108,7 +117,11 @@ impl WorkingMemory {
             Mixture::Linear { theta, .. } | Mixture::Global { theta, .. } => theta,
             Mixture::Pointer => 0.0,
         };
-        if theta >= 0.0 && theta.is_finite() { Ok(()) } else { refused(format!("theta must be at least 0, got {theta}")) }
+        if theta >= 0.0 && theta.is_finite() {
+            Ok(())
+        } else {
+            refused(format!("theta must be at least 0, got {theta}"))
+        }
     }
 
     pub(super) fn output(&self, inputs: &[Signal]) -> Result<Signal> {
@@ -122,8 +135,8 @@ impl WorkingMemory {
             let wanted = "expected h and logits [B, T, *] and tokens [B, T] of the network's first sequence";
             return Err(Error::shape(format!("{wanted}, got {}", list())));
         };
-        if features >= TOKENS {
-            return Err(Error::unsupported(format!("a memory of {features} tokens, expected fewer than {TOKENS}")));
+        if features >= EXACT {
+            return Err(Error::unsupported(format!("a memory of {features} tokens, expected fewer than {EXACT}")));
         }
         Ok(logits)
     }

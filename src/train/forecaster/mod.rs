@@ -9,7 +9,7 @@ mod plot;
 
 use super::fit::{Fit, History};
 use super::metrics::Metric;
-use super::{Callback, EarlyStopping, Loss, Watched, save};
+use super::{Backup, Callback, EarlyStopping, Loss, Watched, save};
 use crate::data::Table;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use ndarray::{Array2, Array3};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a forecaster is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +93,7 @@ pub struct Forecaster {
     /// Of each step ahead and column, the sizes of validation's errors as they are seen, sorted.
     errors: Vec<Vec<f32>>,
     model: Sequential,
+    progress: Option<[PathBuf; 2]>,
 }
 
 const PART: &str = "forecaster";
@@ -183,7 +184,13 @@ impl Forecaster {
         }
         let model = Self::network(device, config, scales.len())?;
         let errors = vec![Vec::new(); config.horizon * scales.len()];
-        Ok(Self { config: config.clone(), names: table.names.clone(), scales, errors, model })
+        Ok(Self { config: config.clone(), names: table.names.clone(), scales, errors, model, progress: None })
+    }
+
+    /// Has training keep its best epoch and its last in these files, and go on from what is there: see
+    /// [`Run::progress_files`](super::Run::progress_files).
+    pub fn keep_progress(&mut self, files: [PathBuf; 2]) {
+        self.progress = Some(files);
     }
 
     fn network(device: &Device, config: &ForecasterConfig, columns: usize) -> Result<Sequential> {
@@ -259,8 +266,14 @@ impl Forecaster {
         };
         self.model.compile(optimizer, Loss::MeanSquaredError)?;
         let mut stopping = EarlyStopping::new(Watched::lower("val_loss"), PATIENCE).restore_best(true);
+        let mut backup = None;
+        if let Some([best, last]) = self.progress.clone() {
+            stopping = stopping.kept_in(best);
+            backup = Some(Backup::new(last).stays());
+        }
         let mut all: Vec<&mut dyn Callback> = vec![&mut stopping];
         all.extend(callbacks.iter_mut().map(|c| &mut **c as &mut dyn Callback));
+        all.extend(backup.as_mut().map(|backup| backup as &mut dyn Callback));
         let history = self.model.fit_with_callbacks(&x, &y, &fit, &mut all)?;
         let predicted = self.model.predict(&x_valid)?;
         let outputs = y_valid.ncols();
@@ -401,7 +414,7 @@ impl Forecaster {
                 return Err(Error::data("the forecaster's scales and errors are not those of its columns"));
             }
             let model = Sequential::from_file(device, &file)?;
-            Ok(Self { config, names, scales, errors, model })
+            Ok(Self { config, names, scales, errors, model, progress: None })
         };
         load().map_err(|e: Error| e.within(path.display()))
     }

@@ -43,9 +43,11 @@ pub(super) trait Learner {
 
 /// Zeroes every state that layers carry from batch to batch.
 pub(super) fn reset_states(learner: &mut dyn Learner) -> Result<()> {
+    let carried = learner.network()?.carried();
     let session = learner.session()?;
-    let carried = |name: &&str| name.ends_with(".h_l0") || name.ends_with(".c_l0");
-    let names: Vec<String> = session.names().filter(|n| carried(n)).map(String::from).collect();
+    // Each kind of program has states of its own, with something before their names.
+    let is_carried = |name: &&str| carried.iter().any(|state| name.ends_with(state.as_str()));
+    let names: Vec<String> = session.names().filter(is_carried).map(String::from).collect();
     names.into_iter().try_for_each(|name| {
         let old = session.get(&name)?;
         session.zero(&name, old.shape(), old.dtype())

@@ -193,14 +193,44 @@ impl Run {
         Ok(folder.join(format!("{name}.safetensors")))
     }
 
+    /// Files for what a training keeps of its best epoch ([`EarlyStopping::kept_in`](super::EarlyStopping::kept_in)) and of its last
+    /// ([`Backup`](super::Backup)) until it ends.
+    pub fn progress_files(&self) -> Result<[PathBuf; 2]> {
+        Ok([self.checkpoint("progress-best")?, self.checkpoint("progress-last")?])
+    }
+
+    /// Removes [`Self::progress_files`], once what was trained is safe elsewhere.
+    pub fn clear_progress(&self) -> Result<()> {
+        for path in self.progress_files()? {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, "remove", e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Whether no epoch before had a better loss: of validation, where there ever was any.
     pub fn is_best(&self, record: &Record) -> bool {
-        let validated = self.records.0.iter().chain([record]).any(|r| r.value("val_loss").is_some());
-        let name = if validated { "val_loss" } else { "loss" };
-        let loss = |r: &Record| r.value(name).filter(|loss| loss.is_finite());
-        let before = self.records.0.iter().filter(|r| r.epoch < record.epoch).filter_map(loss);
+        let name = self.watched([record]);
+        let before = self.records.0.iter().filter(|r| r.epoch < record.epoch).filter_map(|r| finite(r, name));
         let best = before.reduce(f64::min);
-        loss(record).is_some_and(|now| best.is_none_or(|best| now < best))
+        finite(record, name).is_some_and(|now| best.is_none_or(|best| now < best))
+    }
+
+    /// Epochs since that of the best loss; all of them where none has one.
+    pub fn since_best(&self) -> usize {
+        let name = self.watched([]);
+        let all = self.records.0.iter().filter_map(|r| Some((r.epoch, finite(r, name)?)));
+        let best = all.reduce(|best, next| if next.1 < best.1 { next } else { best });
+        let last = self.records.0.last().map_or(0, |r| r.epoch);
+        last - best.map_or(0, |best| best.0)
+    }
+
+    /// Which loss tells the best epoch: that of validation, where there ever was any.
+    fn watched<'a>(&'a self, more: impl IntoIterator<Item = &'a Record>) -> &'static str {
+        let validated = self.records.0.iter().chain(more).any(|r| r.value("val_loss").is_some());
+        if validated { "val_loss" } else { "loss" }
     }
 
     /// Records an epoch, in place of what was recorded of it and of later ones before training was taken back to it.
@@ -232,6 +262,11 @@ impl Callback for Run {
         self.record(record)?;
         Ok(ControlFlow::Continue(()))
     }
+}
+
+/// A value that is a number.
+fn finite(record: &Record, name: &str) -> Option<f64> {
+    record.value(name).filter(|value| value.is_finite())
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -99,8 +99,7 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut imported = arguments.model.read(None)?;
     if let Some(window) = arguments.memory.window() {
-        let known = imported.network.memory().copied().or(imported.memory);
-        let memory = WorkingMemory { window, ..known.unwrap_or(WorkingMemory::new(window)) };
+        let memory = WorkingMemory::of(window, imported.network.memory(), imported.memory.as_ref());
         imported.network = imported.network.with_memory(Some(memory))?;
     }
     let options = StreamOptions {
