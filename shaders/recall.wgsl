@@ -131,11 +131,11 @@ fn main(
         found += scores[(local + i) * 3u + 2u] * scale;
     }
     sums[row * 2u] = NOTHING;
-    if (found != 0.0) {
+    if (is_sum(found)) {
         sums[row * 2u] = top + log(found);
     }
     sums[row * 2u + 1u] = NOTHING;
-    if (all != 0.0) {
+    if (is_sum(all)) {
         sums[row * 2u + 1u] = top + log(all);
     }
 }

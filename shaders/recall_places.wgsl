@@ -62,14 +62,14 @@ fn main(
     }
     for (var place = local; place < params.places; place += 64u) {
         var share = 0.0;
-        if (parts[0] != 0.0 && is_seen(place, here, seen)) {
+        if (is_sum(parts[0]) && is_seen(place, here, seen)) {
             share = exp_any_f32(shares[to + place] - largest) / parts[0];
         }
         shares[to + place] = share;
     }
     if (local == 0u) {
         total[row] = NOTHING;
-        if (parts[0] != 0.0) {
+        if (is_sum(parts[0])) {
             total[row] = largest + log(parts[0]);
         }
     }

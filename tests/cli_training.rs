@@ -296,7 +296,7 @@ fn a_model_of_words_remembers() {
     let summary = ok(&folder, "summary pointer.safetensors").0;
     assert!(summary.contains("working_memory"), "{summary}");
 
-    refused(&folder, "tune-memory --model pointer.safetensors tale.txt", 2, "trained with it");
+    refused(&folder, "tune-memory --model pointer.safetensors tale.txt", 2, "of its own");
     refused(&folder, "tune-memory --model none.safetensors tale.txt", 1, "none.safetensors");
     refused(&folder, "generate --model plain.safetensors --explain", 2, "--working-memory");
     refused(&folder, "evaluate --model plain.safetensors --working-memory 0 tale.txt", 2, "0");

@@ -44,6 +44,11 @@ fn tokens_of(base: u32) -> u32 {
     return base + params.places * params.features;
 }
 
+// Whether a sum of exponentials is one of something, perhaps of what is not a number, which compares as nothing does.
+fn is_sum(x: f32) -> bool {
+    return x > 0.0 || is_nan_f32(x);
+}
+
 // q of a row times h of a place.
 fn score(row: u32, base: u32, place: u32) -> f32 {
     let a = row * params.features;

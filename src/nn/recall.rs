@@ -62,9 +62,6 @@ pub(super) fn append(
     let &[(hidden, signal), (logits, _), (tokens, _)] = inputs else {
         return Err(Error::internal("a working memory without its inputs"));
     };
-    if let (true, Mixture::Global { .. }) = (options.training, memory.mixture) {
-        return Err(Error::unsupported("a global mixture is fitted to a model, not trained with it: train a pointer"));
-    }
     let (op, features) = (memory.op(), signal.features().unwrap_or(0));
     let vocabulary = outputs[0].features().unwrap_or(0);
 
@@ -187,6 +184,17 @@ impl Recalled {
 }
 
 impl Built {
+    /// Refuses to train what has no gradient.
+    pub fn check_trainable(&self) -> Result<()> {
+        let global = |r: &(Value, Recalled)| matches!(r.1.memory.mixture, Mixture::Global { .. });
+        if self.recalled.iter().any(global) {
+            return Err(Error::unsupported(
+                "a working memory's global mixture is fitted to a model, not trained with it: train a pointer",
+            ));
+        }
+        Ok(())
+    }
+
     /// Cross entropy of an output, logits or log p `[R, V]`, with targets `[R]`; rows whose target is `ignore` do not count, others
     /// their weights `[R]`. Where a working memory gave the output, only the targets' places are looked for.
     pub fn cross_entropy(

@@ -341,6 +341,7 @@ impl Model {
             }
             Task::Greedy(output) => g.output("logits", built.outputs[output].0)?,
             Task::Gradients(output) => {
+                built.check_trainable()?;
                 let (value, signal) = built.outputs[output];
                 let rows = signal.axis().map_or(Symbol::Batch, Symbol::Rows);
                 let targets = g.input("targets", [Dim::Symbol(rows)], DType::U32)?;

@@ -163,6 +163,7 @@ pub(super) fn training_graph(
     let mut graph = Graph::new();
     let g = &mut graph;
     let built = network.build(g, GraphOptions { training: true, state_prefix, ..GraphOptions::default() })?;
+    built.check_trainable()?;
     let loss = append_loss(g, network, &built, objectives)?;
     if observed {
         observe(g, &built, objectives)?;
