@@ -114,7 +114,7 @@ impl<'a> Generator<'a> {
             .filter(|remembered| remembered.share > 0.0 && remembered.share.is_finite())
             .collect();
         remembered.sort_by(|a, b| b.share.total_cmp(&a.share));
-        let memory = remembered.iter().map(|r| r.share).sum::<f32>().min(1.0);
+        let memory = remembered.iter().fold(0.0, |sum: f32, r| sum + r.share).min(1.0);
         Some(Explanation { token, probability, memory, remembered })
     }
 

@@ -72,16 +72,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         generator = generator.explaining();
     }
     generator.feed(&arguments.prompt)?;
-    emit(format_args!("{}", arguments.prompt));
+    // What explains it comes as it is chosen, and the text after that.
+    let mut later = String::new();
+    let mut write = |text: &str| if arguments.explain { later += text } else { emit(format_args!("{text}")) };
+    write(&arguments.prompt);
     let mut random = Random::new(arguments.seed, 0);
     for _ in 0..arguments.length {
         let next = generator.next(arguments.temperature, arguments.top_k, &mut random)?;
-        emit(format_args!("{}", decoder.push(next)?));
+        write(&decoder.push(next)?);
         if let Some(explanation) = generator.explain() {
             eprintln!("{}", explained(&vocabulary, explanation, generator.read_so_far())?);
         }
     }
-    emit(format_args!("{}\n", decoder.finish()));
+    write(&decoder.finish());
+    emit(format_args!("{later}\n"));
     Ok(ExitCode::SUCCESS)
 }
 
