@@ -6,6 +6,7 @@ pub mod axes;
 pub mod layers;
 pub mod lstm;
 pub mod masks;
+mod memory;
 pub mod network;
 pub mod recall;
 pub mod sequential;

@@ -94,6 +94,12 @@ impl Streams {
         Ok(stream)
     }
 
+    /// The most bytes that a stream's state takes as a file.
+    pub fn state_bytes(&self) -> usize {
+        // Names and shapes are short.
+        self.tables.iter().map(|table| 4 * table.width + 1024).sum::<usize>() + 1024
+    }
+
     /// An error once no device does any more, with what has happened.
     pub fn check(&self) -> Result<()> {
         self.shared.lock().check()

@@ -153,10 +153,15 @@ impl App {
 
     /// The body of a request, within the limits.
     async fn body(&self, body: Body) -> Result<Bytes, Refusal> {
-        match tokio::time::timeout(self.limits.timeout, to_bytes(body, self.limits.body)).await {
+        self.body_within(body, self.limits.body).await
+    }
+
+    /// The body of a request, of at most so many bytes.
+    async fn body_within(&self, body: Body, limit: usize) -> Result<Bytes, Refusal> {
+        match tokio::time::timeout(self.limits.timeout, to_bytes(body, limit)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(error)) if is_too_long(&error) => {
-                Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("expected at most {} bytes", self.limits.body)))
+                Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("expected at most {limit} bytes")))
             }
             Ok(Err(error)) => Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the body ends early: {error}"))),
             Err(_) => Err(Refusal::new(
@@ -245,7 +250,9 @@ async fn push(State(app): State<Arc<App>>, Path(id): Path<String>, headers: Head
 }
 
 async fn open(State(app): State<Arc<App>>, body: Body) -> Answer {
-    let (streams, bytes) = (app.streams()?, app.body(body).await?);
+    let streams = app.streams()?;
+    // A state that was given out is taken back, however large what a stream remembers is.
+    let bytes = app.body_within(body, app.limits.body.max(streams.state_bytes())).await?;
     let stream = if bytes.is_empty() {
         streams.stream()?
     } else {
