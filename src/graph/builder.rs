@@ -347,6 +347,13 @@ impl Graph {
         self.weighted_cross_entropy(logits, targets, ignore, None)
     }
 
+    /// ln Σ e^logits of each row of logits `[R, C]`, `[R, 1]`; `targets` `[R]` may be any that there are.
+    pub fn log_sum_exp(&mut self, logits: Value, targets: Value) -> Result<Value> {
+        let rows = self.shape(logits).0[0].clone();
+        let out = self.push(Op::CrossEntropy { ignore: None }, vec![Some(logits), Some(targets)])?;
+        self.view(out[2], [rows, 1.into()])
+    }
+
     /// [`Self::cross_entropy`] of rows times their weights `[R]`; what the mean divides by counts rows, not weights.
     pub fn weighted_cross_entropy(
         &mut self,

@@ -125,6 +125,12 @@ pub enum Gather {
         /// The time axis.
         axis: u8,
     },
+    /// x `[N, F]` gives the same steps on another time axis `[N', F]`, less those past its sequences' ends, and zero past
+    /// x's own. The inverse of itself, as far as there is one.
+    Along {
+        /// The time axis of the output.
+        axis: u8,
+    },
     /// Rows `[B, F]` in the order in which `axis` packs its sequences.
     IntoOrder {
         /// The time axis.
@@ -132,6 +138,18 @@ pub enum Gather {
     },
     /// The inverse of [`Self::IntoOrder`].
     OutOfOrder {
+        /// The time axis.
+        axis: u8,
+    },
+    /// x `[N, F]` gives one step of each sequence `[B, F]`, zero where there is none.
+    Step {
+        /// Its number; -1 is a sequence's last.
+        at: i64,
+    },
+    /// The inverse of [`Self::Step`]: x `[B, F]` gives `[N, F]` on `axis`, zero at other steps.
+    AtStep {
+        /// The step.
+        at: i64,
         /// The time axis.
         axis: u8,
     },
@@ -166,6 +184,13 @@ impl Gather {
         }
     }
 
+    /// The step with number `at` of a sequence of `length`, if there is one.
+    pub fn step(at: i64, length: usize) -> Option<usize> {
+        let length = length as i64;
+        let step = if at < 0 { length.checked_add(at)? } else { at };
+        (0..length).contains(&step).then_some(step as usize)
+    }
+
     /// What a unit holds that comes from nowhere.
     pub fn fill(&self) -> f32 {
         if let Self::Windows { fill, .. } = self { *fill } else { 0.0 }
@@ -178,7 +203,12 @@ pub(super) fn infer(i: &Inputs<'_>, gather: &Gather) -> Result<Vec<OutputSpec>> 
     let reads_axis = matches!(rows, Dim::Symbol(Symbol::Rows(_)));
     let wants_axis = matches!(
         gather,
-        Gather::Windows { .. } | Gather::Tap { .. } | Gather::Flatten { .. } | Gather::Transpose { .. }
+        Gather::Windows { .. }
+            | Gather::Tap { .. }
+            | Gather::Step { .. }
+            | Gather::Along { .. }
+            | Gather::Flatten { .. }
+            | Gather::Transpose { .. }
     );
     if reads_axis != wants_axis || (!wants_axis && *rows != B) {
         let wanted = if wants_axis { "the rows of a time axis (N)" } else { "a row a sequence (B)" };
@@ -189,8 +219,10 @@ pub(super) fn infer(i: &Inputs<'_>, gather: &Gather) -> Result<Vec<OutputSpec>> 
             window.validate()?;
             (on(axis), window.taps * columns)
         }
-        Gather::Tap { axis, .. } | Gather::EachStep { axis } => (on(axis), columns),
-        Gather::IntoOrder { .. } | Gather::OutOfOrder { .. } => (B, columns),
+        Gather::Tap { axis, .. } | Gather::EachStep { axis } | Gather::Along { axis } | Gather::AtStep { axis, .. } => {
+            (on(axis), columns)
+        }
+        Gather::IntoOrder { .. } | Gather::OutOfOrder { .. } | Gather::Step { .. } => (B, columns),
         Gather::Flatten { steps } => (B, steps * columns),
         Gather::Unflatten { steps, axis } if steps > 0 && columns.is_multiple_of(steps) => (on(axis), columns / steps),
         Gather::Unflatten { steps, .. } => {

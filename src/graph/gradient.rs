@@ -145,7 +145,8 @@ impl Rule<'_> {
         match (&node.op, first) {
             (Op::Lstm(op), _) => self.lstm(op, gradients),
             (Op::Elementwise { exprs }, _) => self.elementwise(exprs, gradients),
-            (Op::CrossEntropy { .. }, None) | (Op::ArgMax, _) => Ok(()),
+            (Op::CrossEntropy { ignore }, _) => self.cross_entropy(*ignore, gradients),
+            (Op::ArgMax, _) => Ok(()),
             (_, None) => Err(Error::internal("no gradient arrives")),
             (Op::Linear, Some(dy)) => {
                 let (x, w) = (self.input(0)?, self.input(1)?);
@@ -173,13 +174,6 @@ impl Rule<'_> {
             }
             (Op::Dropout { .. }, Some(dy)) => self.give(0, node.op.clone(), &[dy]),
             (Op::Reduce { kind, over }, Some(dsum)) => self.reduce(*kind, *over, dsum),
-            (Op::CrossEntropy { ignore }, Some(dloss)) => {
-                let inputs = [self.input(0)?, self.input(1)?, node.outputs[2], dloss];
-                if gradients[2].is_some() {
-                    return Err(Error::unsupported("only the loss has a gradient"));
-                }
-                self.give(0, Op::CrossEntropyBackward { ignore: *ignore }, &inputs)
-            }
             (Op::Softmax, Some(dy)) => self.softmax(dy),
             (Op::OverTime { kind }, Some(dy)) => self.over_time(*kind, dy),
             (Op::Gather(gather), Some(dy)) => self.gather(gather, dy),
@@ -308,6 +302,20 @@ impl Rule<'_> {
         Ok(())
     }
 
+    fn cross_entropy(&mut self, ignore: Option<u32>, gradients: &[Option<Value>]) -> Result<()> {
+        if let Some(dloss) = gradients[0] {
+            let inputs = [self.input(0)?, self.input(1)?, self.node.outputs[2], dloss];
+            self.give(0, Op::CrossEntropyBackward { ignore }, &inputs)?;
+        }
+        let (Some(given), Some(x)) = (gradients[2], self.wants(0)) else { return Ok(()) };
+        // The logarithm of the sum of e^x grows with x by the softmax.
+        let rows = self.graph.shape(given).0[0].clone();
+        let (column, shares) = (self.graph.view(given, [rows, 1.into()])?, self.graph.softmax(x)?);
+        let dx = self.graph.elementwise(Expr::Input(0) * Expr::Input(1), &[shares, column])?;
+        self.pending.add(Some(x), dx);
+        Ok(())
+    }
+
     /// What was taken goes back to where it came from.
     fn gather(&mut self, gather: &Gather, dy: Value) -> Result<()> {
         let (axis, features) = (self.graph.shape(self.input(0)?).axis(), self.columns(0)?);
@@ -325,6 +333,9 @@ impl Rule<'_> {
             }
             Gather::EachStep { .. } => return self.give(0, Op::OverTime { kind: TimeKind::Sum }, &[dy]),
             Gather::Tap { .. } => return Err(Error::unsupported("gradients of gradients are not supported")),
+            Gather::Step { at } => Gather::AtStep { at, axis: on()? },
+            Gather::AtStep { at, .. } => Gather::Step { at },
+            Gather::Along { .. } => Gather::Along { axis: on()? },
             Gather::IntoOrder { axis } => Gather::OutOfOrder { axis },
             Gather::OutOfOrder { axis } => Gather::IntoOrder { axis },
             Gather::Flatten { steps } => Gather::Unflatten { steps, axis: on()? },

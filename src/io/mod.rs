@@ -2,10 +2,12 @@
 
 pub mod keras;
 pub mod model;
+pub mod onnx;
 pub mod pytorch;
 pub mod safetensors;
 
-pub use model::{Imported, MEMORY, fitted_memory, read_model};
+pub use model::{Imported, MEMORY, fitted_memory, read_model, read_model_for};
+pub use onnx::Edges;
 pub use safetensors::{
     ModelFile, load, read_tensors, replace, save, tensors_from_bytes, tensors_to_bytes, write_tensors,
 };

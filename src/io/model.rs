@@ -1,5 +1,6 @@
 //! Models from files of any kind that is known.
 
+use super::onnx::{self, Edges};
 use super::{ModelFile, keras, pytorch, safetensors};
 use crate::error::{Error, Result};
 use crate::nn::{Description, Network, WorkingMemory};
@@ -22,6 +23,20 @@ pub struct Imported {
     pub sources: BTreeMap<String, String>,
     /// The working memory that was fitted for it, where its file has one.
     pub memory: Option<WorkingMemory>,
+    /// How the file's inputs and outputs lie over the network's.
+    pub edges: Edges,
+}
+
+impl Imported {
+    /// A model without a memory, whose inputs and outputs are the network's.
+    pub fn new(
+        title: &str,
+        network: Network,
+        parameters: BTreeMap<String, Tensor>,
+        sources: BTreeMap<String, String>,
+    ) -> Self {
+        Self { title: title.to_string(), network, parameters, sources, memory: None, edges: Edges::default() }
+    }
 }
 
 /// A file's part that says which working memory was fitted for its model.
@@ -32,20 +47,32 @@ pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
     file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
-/// Reads a model that mnemon or Keras 3 saved, or the parameters of PyTorch modules as `.safetensors`; `config` is a
-/// JSON file that says what the latter are, see [`pytorch::Config`].
+/// Reads a model that mnemon or Keras 3 saved, an ONNX file (called `.onnx`), or the parameters of PyTorch modules as
+/// `.safetensors`; `config` is a JSON file that says what the latter are, see [`pytorch::Config`].
 pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Imported> {
+    read_model_for(path, config, None)
+}
+
+/// [`read_model`] for a run over `given`, which an ONNX file may take its weights and sizes from.
+pub fn read_model_for(
+    path: &Path,
+    config: Option<&pytorch::Config>,
+    given: Option<&BTreeMap<String, Tensor>>,
+) -> Result<Imported> {
+    let onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
     let mut start = [0u8; 4];
     let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let zip = file.read_exact(&mut start).is_ok() && &start == b"PK\x03\x04";
-    let own = !zip && safetensors::is_own(path)?;
-    if let (true, Some(_)) = (zip || own, config) {
+    let own = !zip && !onnx && safetensors::is_own(path)?;
+    if let (true, Some(_)) = (zip || own || onnx, config) {
         return Err(Error::argument(format!(
             "{}: the file says itself what its model is, and takes no configuration",
             path.display()
         )));
     }
-    let imported = if zip {
+    let imported = if onnx {
+        onnx::read_model(path, given)?
+    } else if zip {
         keras::read_model(path)?
     } else if own {
         own_model(path)?
@@ -67,7 +94,7 @@ fn own_model(path: &Path) -> Result<Imported> {
         }
         let sources = parameters.keys().map(|name| (name.clone(), name.clone())).collect();
         let memory = fitted_memory(&file)?;
-        Ok(Imported { title: "Sequential".to_string(), network, parameters, sources, memory })
+        Ok(Imported { memory, ..Imported::new("Sequential", network, parameters, sources) })
     };
     read().map_err(|e: Error| e.within(path.display()))
 }

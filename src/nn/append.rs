@@ -74,6 +74,7 @@ pub(super) fn append(
                 }
             }
             PoolingKind::Average => mean_over_time(graph, x)?,
+            PoolingKind::Sum => graph.over_time(TimeKind::Sum, x)?,
         },
         Layer::Conv1D(layer) => {
             let seen = windows(graph, layer.window, (x, signal), outputs, 0.0)?;
@@ -112,6 +113,38 @@ pub(super) fn append(
             y
         }
         Layer::Merge(layer) => merge(graph, layer.kind, &inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
+        Layer::Along(_) => match signal.axis() {
+            None => graph.each_step(axis(outputs)?, x)?,
+            from if from == outputs[0].axis() => x,
+            _ => graph.gather(Gather::Along { axis: axis(outputs)? }, x)?,
+        },
+        Layer::Columns(layer) => graph.slice(x, layer.first, layer.count)?,
+        Layer::Step(layer) => graph.gather(Gather::Step { at: layer.at }, x)?,
+        Layer::FeatureSum(layer) => {
+            let sum = graph.reduce(ReduceKind::Sum, Over::Columns, x)?;
+            let by = if layer.mean { 1.0 / signal.features().unwrap_or(1) as f32 } else { 1.0 };
+            graph.elementwise(Expr::Input(0) * Expr::Const(by), &[sum])?
+        }
+        Layer::TimeSoftmax(_) => {
+            let axis = axis(outputs)?;
+            let largest = graph.over_time(TimeKind::Max, x)?;
+            let largest = graph.each_step(axis, largest)?;
+            let powers = graph.elementwise((Expr::Input(0) - Expr::Input(1)).exp(), &[x, largest])?;
+            let sum = graph.over_time(TimeKind::Sum, powers)?;
+            let sum = graph.each_step(axis, sum)?;
+            graph.elementwise(Expr::Input(0) / Expr::Input(1), &[powers, sum])?
+        }
+        Layer::LogSoftmax(_) => {
+            // The logarithm of the sum is what a cross entropy gives besides, whatever its targets.
+            let any = graph.argmax(x)?;
+            let sum = graph.log_sum_exp(x, any)?;
+            graph.elementwise(Expr::Input(0) - Expr::Input(1), &[x, sum])?
+        }
+        Layer::Formula(layer) => {
+            let mut operands: Vec<Value> = inputs.iter().map(|i| i.0).collect();
+            operands.extend(parameters);
+            graph.elementwise(layer.expr(inputs.len())?, &operands)?
+        }
     };
     debug_assert!(signal.features().is_some() || matches!(node.layer, Layer::Embedding(_)));
     Ok(vec![one])

@@ -34,6 +34,9 @@ pub struct Lstm {
     /// The function of the gates.
     #[serde(default = "sigmoid")]
     pub recurrent_activation: Activation,
+    /// The function of the cell's output, where it is another than the candidate's.
+    #[serde(default)]
+    pub output_activation: Option<Activation>,
     /// Whether it gives h of every step.
     pub return_sequences: bool,
     /// Whether it also gives its final states, h and c of each direction.
@@ -116,6 +119,7 @@ impl Lstm {
             units,
             activation: Activation::Tanh,
             recurrent_activation: Activation::Sigmoid,
+            output_activation: None,
             return_sequences: false,
             return_state: false,
             stateful: false,
@@ -144,6 +148,8 @@ impl Lstm {
         activation: Activation,
         /// Sets the function of the gates.
         recurrent_activation: Activation,
+        /// Sets the function of the cell's output, where it is another than the candidate's.
+        output_activation: Option<Activation>,
         /// Sets whether it gives h of every step.
         return_sequences: bool,
         /// Sets whether it also gives its final states.
@@ -219,7 +225,8 @@ impl Lstm {
 
     /// What a step computes, with the layer's activations.
     pub fn step(&self) -> Cell {
-        Cell { gate: self.recurrent_activation, candidate: self.activation, output: self.activation, ..self.cell }
+        let (gate, candidate) = (self.recurrent_activation, self.activation);
+        Cell { gate, candidate, output: self.output_activation.unwrap_or(candidate), ..self.cell }
     }
 
     /// The layer over `input` features.

@@ -97,11 +97,22 @@ impl Network {
                 Layer::Attention(_) => Fill::Zero,
                 // Where steps may be left out there is none.
                 Layer::WorkingMemory(_) => Fill::None,
-                Layer::Merge(_) if read.iter().all(|&r| r == first) => first.through(),
-                Layer::Merge(_) => Fill::Mixed,
-                Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_) => {
-                    first.through()
+                Layer::Along(_) | Layer::Step(_) | Layer::TimeSoftmax(_) => {
+                    if read.iter().any(|&r| r != Fill::None) {
+                        let error = format!("a {} over masked steps is not supported", node.layer.class());
+                        return Err(Error::unsupported(error).within(&node.name));
+                    }
+                    Fill::None
                 }
+                Layer::Merge(_) | Layer::Formula(_) if read.iter().all(|&r| r == first) => first.through(),
+                Layer::Merge(_) | Layer::Formula(_) => Fill::Mixed,
+                Layer::Dense(_)
+                | Layer::Dropout(_)
+                | Layer::Activation(_)
+                | Layer::LayerNormalization(_)
+                | Layer::Columns(_)
+                | Layer::FeatureSum(_)
+                | Layer::LogSoftmax(_) => first.through(),
             });
         }
         Ok(all)

@@ -17,8 +17,9 @@ pub use crate::graph::{Padding, Score, Window};
 pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub use layers::{
-    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Masking, Merge,
-    MergeKind, Mixture, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, WorkingMemory,
+    Activate, Along, Attention, Columns, Conv1D, Dense, Dropout, Embedding, FeatureSum, Flatten, Formula, Function,
+    Layer, LayerNormalization, LogSoftmax, Masking, Merge, MergeKind, Mixture, Operand, Permute, Pooling, Pooling1D,
+    PoolingKind, RepeatVector, Reshape, Step, TimeSoftmax, WorkingMemory,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::{Fill, zeros_input};
@@ -61,4 +62,7 @@ pub enum Input {
     Tokens,
     /// This many floats a sample: x `[samples, features]`, such as a state.
     Rows(usize),
+    /// How long sequences are: `[samples]`, each at most as long as the longest of another input. What a layer reads are
+    /// the numbers of their steps, 0, 1 and so on, `[samples, T]`.
+    Lengths,
 }

@@ -261,7 +261,7 @@ impl Network {
                     let axis = with.unwrap_or_else(|| axes.give(steps));
                     Signal::Sequence { features, axis, mirrored: false }
                 }
-                Input::Tokens => Signal::Tokens { axis: with.unwrap_or_else(|| axes.give(steps)) },
+                Input::Tokens | Input::Lengths => Signal::Tokens { axis: with.unwrap_or_else(|| axes.give(steps)) },
             });
         }
         Ok((all, axes))

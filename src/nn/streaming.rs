@@ -14,8 +14,8 @@ impl Network {
         let [(_, input)] = &self.inputs[..] else {
             return Err(refused(&format!("expected a network with one input, got {}", self.inputs.len())));
         };
-        if let super::Input::Rows(_) = input {
-            return Err(refused("expected an input of steps, got one row a sample"));
+        if let super::Input::Rows(_) | super::Input::Lengths = input {
+            return Err(refused("expected an input of steps, got one value a sample"));
         }
         let mut names = BTreeSet::new();
         let mut network = self.clone();
@@ -40,7 +40,11 @@ impl Network {
                 | Layer::Dropout(_)
                 | Layer::Activation(_)
                 | Layer::LayerNormalization(_)
-                | Layer::Merge(_) => None,
+                | Layer::Merge(_)
+                | Layer::Columns(_)
+                | Layer::FeatureSum(_)
+                | Layer::LogSoftmax(_)
+                | Layer::Formula(_) => None,
                 // One row a sample that stays one.
                 Layer::Flatten(_) if !steps && node.inputs.iter().all(|&p| self.is_row(p)) => {
                     node.layer = Layer::Activation(super::Activate::new(super::Activation::Linear));

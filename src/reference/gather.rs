@@ -53,6 +53,30 @@ pub(super) fn gather<R: Real>(
                     }
                 }
             }
+            Gather::Along { .. } => {
+                let (from, to) = (from.ok_or_else(missing)?, to.ok_or_else(missing)?);
+                for t in 0..length(to, row).min(length(from, row)) {
+                    for j in 0..features {
+                        y[[at(to, row, t), j]] = x[[at(from, row, t), j]];
+                    }
+                }
+            }
+            Gather::Step { at: step } => {
+                let from = from.ok_or_else(missing)?;
+                if let Some(t) = Gather::step(step, length(from, row)) {
+                    for j in 0..features {
+                        y[[row, j]] = x[[at(from, row, t), j]];
+                    }
+                }
+            }
+            Gather::AtStep { at: step, .. } => {
+                let to = to.ok_or_else(missing)?;
+                if let Some(t) = Gather::step(step, length(to, row)) {
+                    for j in 0..features {
+                        y[[at(to, row, t), j]] = x[[row, j]];
+                    }
+                }
+            }
             Gather::IntoOrder { axis } => {
                 let place = batch.axis(axis)?.places()[row] as usize;
                 y.row_mut(place).assign(&x.row(row));

@@ -34,6 +34,28 @@ pub fn sources(gather: &Gather, x: &Shape, y: &Shape, batch: &Batch) -> Result<V
             });
         }
         Gather::EachStep { .. } => for_rows(axis(y)?, |row, _| all.push(row as u32)),
+        Gather::Along { .. } => {
+            let (from, to) = (axis(x)?, axis(y)?);
+            for_rows(to, |row, t| {
+                let b = from.places()[row] as usize;
+                all.push(word((t < from.length(b)).then(|| from.offset(t) + b)));
+            });
+        }
+        Gather::Step { at } => {
+            let from = axis(x)?;
+            all.extend(
+                from.places()
+                    .iter()
+                    .map(|&b| word(Gather::step(at, from.length(b as usize)).map(|t| from.offset(t) + b as usize))),
+            );
+        }
+        Gather::AtStep { at, .. } => {
+            let to = axis(y)?;
+            for_rows(to, |row, t| {
+                let here = Gather::step(at, to.length(to.places()[row] as usize)) == Some(t);
+                all.push(word(here.then_some(row)));
+            });
+        }
         Gather::IntoOrder { axis } => all.extend(batch.axis(axis)?.order()),
         Gather::OutOfOrder { axis } => all.extend(batch.axis(axis)?.places()),
         Gather::Flatten { steps } => {

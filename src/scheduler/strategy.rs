@@ -304,12 +304,14 @@ fn workspace_values(
         Op::Gather(gather) => {
             let (rows, units) = match *gather {
                 Gather::Windows { window, axis, .. } => (rows_on(axis), window.taps),
-                Gather::Tap { axis, .. } | Gather::EachStep { axis } | Gather::Unflatten { axis, .. } => {
-                    (rows_on(axis), 1)
-                }
+                Gather::Tap { axis, .. }
+                | Gather::EachStep { axis }
+                | Gather::Along { axis }
+                | Gather::AtStep { axis, .. }
+                | Gather::Unflatten { axis, .. } => (rows_on(axis), 1),
                 Gather::Transpose { steps, axis } => (rows_on(axis), steps),
                 Gather::Flatten { steps } => (B, steps),
-                Gather::IntoOrder { .. } | Gather::OutOfOrder { .. } => (B, 1),
+                Gather::IntoOrder { .. } | Gather::OutOfOrder { .. } | Gather::Step { .. } => (B, 1),
             };
             vec![Workspace { uploaded: true, ..scratch("sources", [rows, units.into()], DType::U32) }]
         }

@@ -71,10 +71,19 @@ pub(super) fn kept(
 ) -> Result<Vec<Kept>> {
     let mut all: Vec<Kept> = Vec::new();
     let axes = network.input_axes()?;
-    for (at, (name, _, tensor)) in inputs.iter().enumerate() {
+    let longest = |i: &(&str, Input, &Tensor)| match i.1 {
+        Input::Features(_) | Input::Tokens => i.2.shape()[1],
+        Input::Rows(_) | Input::Lengths => 0,
+    };
+    let longest = inputs.iter().map(longest).max().unwrap_or(0);
+    for (at, (name, input, tensor)) in inputs.iter().enumerate() {
         let Some(axis) = axes[at] else { continue };
-        let (sequences, steps) = (tensor.shape()[0], tensor.shape()[1]);
+        let sequences = tensor.shape()[0];
+        let steps = if *input == Input::Lengths { longest } else { tensor.shape()[1] };
         let mut kept = Kept { steps, places: vec![None; sequences], masked: false };
+        if *input == Input::Lengths {
+            set_lengths(name, &mut kept, tensor)?;
+        }
         let readers: Vec<&Layer> =
             network.nodes.iter().filter(|n| n.inputs.contains(&Port::Input(at))).map(|n| &n.layer).collect();
         let masks = |layer: &&Layer| match layer {
@@ -134,7 +143,11 @@ pub(super) fn kept(
                 "lengths: the model joins its input with sequences of its own, so all are as long",
             ));
         }
-        set_lengths(all.first_mut(), lengths)?;
+        let Some(kept) = all.first_mut() else { return Err(Error::argument("lengths: the model reads no sequence")) };
+        if kept.masked {
+            return Err(Error::argument("lengths: the model has a mask, which says the same"));
+        }
+        set_lengths("lengths", kept, lengths)?;
     }
     Ok(all)
 }
@@ -157,17 +170,13 @@ pub(super) fn batch(network: &Network, given: &[Vec<usize>], sequences: usize) -
     lengths.iter().skip(1).try_fold(first, |batch, more| batch.with_axis(more))
 }
 
-fn set_lengths(kept: Option<&mut Kept>, lengths: &Tensor) -> Result<()> {
-    let Some(kept) = kept else { return Err(Error::argument("lengths: the model reads no sequence")) };
-    if kept.masked {
-        return Err(Error::argument("lengths: the model has a mask, which says the same"));
-    }
-    let values = lengths.u32s().map_err(|e| e.within("lengths"))?;
-    super::save::check_shape("lengths", lengths.shape(), &[kept.places.len()])?;
+fn set_lengths(name: &str, kept: &mut Kept, lengths: &Tensor) -> Result<()> {
+    let values = lengths.u32s().map_err(|e| e.within(name))?;
+    super::save::check_shape(name, lengths.shape(), &[kept.places.len()])?;
     for (place, &length) in kept.places.iter_mut().zip(values) {
         let length = length as usize;
         if length > kept.steps {
-            return Err(Error::shape(format!("lengths: expected at most {}, got {length}", kept.steps)));
+            return Err(Error::shape(format!("{name}: expected at most {}, got {length}", kept.steps)));
         }
         *place = (length < kept.steps).then(|| (0..length).collect());
     }

@@ -237,6 +237,10 @@ impl Model {
                     | Layer::LayerNormalization(_)
                     | Layer::Merge(_)
                     | Layer::WorkingMemory(_)
+                    | Layer::Columns(_)
+                    | Layer::FeatureSum(_)
+                    | Layer::LogSoftmax(_)
+                    | Layer::Formula(_)
             )
         };
         if let Some(node) = self.network.nodes.iter().find(|n| !own_step(&n.layer)) {

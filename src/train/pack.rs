@@ -86,9 +86,15 @@ pub(super) fn pack(
         let signal = match *input {
             Input::Rows(features) => Signal::Rows { features },
             Input::Features(features) => Signal::Sequence { features, axis, mirrored: false },
-            Input::Tokens => Signal::Tokens { axis },
+            Input::Tokens | Input::Lengths => Signal::Tokens { axis },
         };
-        packed.add(name, signal, tensor)?;
+        if *input == Input::Lengths {
+            let steps = packed.kept.get(axis as usize).map_or(1, |k| k.steps);
+            let numbers = (0..sequences).flat_map(|_| 0..steps as u32).collect();
+            packed.add(name, signal, &Tensor::from_u32(&[sequences, steps], numbers)?)?;
+        } else {
+            packed.add(name, signal, tensor)?;
+        }
     }
     for axis in 0..packed.kept.len() {
         for fill in [Fill::Repeat, Fill::Zero] {
@@ -108,8 +114,8 @@ pub(super) fn check_inputs(network: &Network, given: &[Given<'_>]) -> Result<usi
     }
     for (at, (name, input, tensor)) in given.iter().enumerate() {
         check_input(name, *input, tensor, sequences)?;
-        if let Some((_, most)) = network.steps.iter().find(|s| s.0 == at && s.1 < tensor.shape()[1]) {
-            let steps = tensor.shape()[1];
+        let steps = tensor.shape().get(1).copied().unwrap_or(0);
+        if let Some((_, most)) = network.steps.iter().find(|s| s.0 == at && s.1 < steps) {
             return Err(Error::shape(format!("{name}: the model takes at most {most} steps, got {steps}")));
         }
     }
@@ -123,7 +129,9 @@ fn check_input(name: &str, input: Input, tensor: &Tensor, sequences: usize) -> R
             return Ok(());
         }
         (Input::Rows(f), DType::F32, &[b, features]) if b == sequences && features == f => return Ok(()),
+        (Input::Lengths, DType::U32, &[b]) if b == sequences => return Ok(()),
         (Input::Tokens, ..) => format!("integers [{sequences}, T]"),
+        (Input::Lengths, ..) => format!("integers [{sequences}]"),
         (Input::Features(f), ..) => format!("floats [{sequences}, T, {f}]"),
         (Input::Rows(f), ..) => format!("floats [{sequences}, {f}]"),
     };

@@ -105,9 +105,9 @@ fn compare(arguments: &Arguments) -> Result<Vec<TensorError>> {
     let entry = Entry::beside(&arguments.expected)?;
     let (forward, gradient_tol) =
         (arguments.tol.or(entry.forward).unwrap_or(TOLERANCE), arguments.tol.or(entry.gradient).unwrap_or(TOLERANCE));
-    let imported = arguments.model.read(entry.config)?;
-    let mut model = Model::new(&arguments.device.open()?, &imported.network, &imported.parameters)?;
     let mut given = inputs(&arguments.expected)?;
+    let imported = arguments.model.read_for(entry.config, Some(&given))?;
+    let mut model = Model::new(&arguments.device.open()?, &imported.network, &imported.parameters)?;
     if !expected.keys().any(|name| name.starts_with("in.")) {
         return Err(Error::new(ErrorKind::Argument, "expected inputs called in.NAME, got none"));
     }
@@ -126,8 +126,15 @@ fn compare(arguments: &Arguments) -> Result<Vec<TensorError>> {
         Ok(())
     };
     let wanted = |name: &str| name.strip_prefix("out.").map(str::to_string);
-    let names: Vec<String> = expected.keys().filter_map(|n| wanted(n)).filter(|n| model.gives(n)).collect();
-    let outputs = model.run_for(&given, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let edges = &imported.edges;
+    let gives = |name: &str| if edges.is_empty() { model.gives(name) } else { edges.gives(name) };
+    let names: Vec<String> = expected.keys().filter_map(|n| wanted(n)).filter(|n| gives(n)).collect();
+    let given = edges.arrange(&given)?;
+    let mut outputs = match edges.is_empty() {
+        true => model.run_for(&given, &names.iter().map(String::as_str).collect::<Vec<_>>())?,
+        false => edges.restore(model.run(&given)?)?,
+    };
+    outputs.retain(|name, _| names.contains(name));
     for (name, tensor) in &outputs {
         let full = format!("out.{name}");
         add(&full, tensor, &expected[&full], forward)?;

@@ -47,17 +47,20 @@ pub fn inputs(path: &Path) -> Result<Named> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let imported = arguments.model.read(None)?;
     let mut given = inputs(&arguments.input)?;
+    let imported = arguments.model.read_for(None, Some(&given))?;
     // What a file of cases holds beside inputs.
     if !imported.network.inputs.iter().any(|i| i.0 == "targets") {
         given.remove("targets");
     }
     let mut model = Model::new(&arguments.device.open()?, &imported.network, &imported.parameters)?;
-    let outputs = model.run(&given)?;
+    let outputs = imported.edges.restore(model.run(&imported.edges.arrange(&given)?)?)?;
     for (name, tensor) in &outputs {
         let kind = if tensor.dtype() == DType::F32 { "F32" } else { "U32" };
-        let first: Vec<String> = tensor.f32s()?.iter().take(4).map(|v| format!("{v:.6}")).collect();
+        let first: Vec<String> = match tensor.dtype() {
+            DType::F32 => tensor.f32s()?.iter().take(4).map(|v| format!("{v:.6}")).collect(),
+            DType::U32 => tensor.u32s()?.iter().take(4).map(u32::to_string).collect(),
+        };
         let more = if tensor.len() > 4 { ", .." } else { "" };
         say!("{name} {kind} {:?}: {}{more}", tensor.shape(), first.join(", "));
     }

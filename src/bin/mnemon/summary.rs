@@ -4,6 +4,7 @@ use crate::output::emit;
 use clap::Args;
 use mnemon::error::Result;
 use mnemon::io::{self, pytorch};
+use mnemon::train::Named;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,8 +34,13 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// Reads the model; `entry` is its configuration where the command line gives none.
     pub fn read(&self, entry: Option<pytorch::Config>) -> Result<io::Imported> {
+        self.read_for(entry, None)
+    }
+
+    /// Reads the model for a run over `inputs`.
+    pub fn read_for(&self, entry: Option<pytorch::Config>, inputs: Option<&Named>) -> Result<io::Imported> {
         let given = self.config.as_deref().map(pytorch::Config::read).transpose()?;
-        io::read_model(&self.model, given.or(entry).as_ref())
+        io::read_model_for(&self.model, given.or(entry).as_ref(), inputs)
     }
 }
 

@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
         }
         let title = config.get("name").as_str().unwrap_or(name).to_string();
         let Self { network, parameters, sources, .. } = self;
-        Ok(Imported { title, network, parameters, sources, memory: None })
+        Ok(Imported::new(&title, network, parameters, sources))
     }
 
     fn sequential(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {

@@ -5,12 +5,14 @@ mod basic;
 mod memory;
 mod merge;
 mod steps;
+mod values;
 
 pub use attention::Attention;
 pub use basic::{Activate, Dense, Dropout, Embedding, LayerNormalization, Masking};
 pub use memory::{Mixture, WorkingMemory};
 pub use merge::{Merge, MergeKind};
 pub use steps::{Conv1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
+pub use values::{Along, Columns, FeatureSum, Formula, Function, LogSoftmax, Operand, Step, TimeSoftmax};
 
 use super::axes::{Axes, Steps};
 use super::network::Signal;
@@ -110,6 +112,20 @@ pub enum Layer {
     Merge(Merge),
     /// What was read, mixed into what comes next.
     WorkingMemory(WorkingMemory),
+    /// One value at the steps of another.
+    Along(Along),
+    /// Some of the features.
+    Columns(Columns),
+    /// One step of each sequence.
+    Step(Step),
+    /// The sum of the features.
+    FeatureSum(FeatureSum),
+    /// A softmax over steps.
+    TimeSoftmax(TimeSoftmax),
+    /// The logarithm of a softmax.
+    LogSoftmax(LogSoftmax),
+    /// A function of the elements of several values.
+    Formula(Formula),
 }
 
 macro_rules! layer {
@@ -125,7 +141,8 @@ layer!(
     Embedding => Embedding, Lstm => Lstm, Dense => Dense, Dropout => Dropout, Activate => Activation,
     LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D,
     Pooling => Pooling, RepeatVector => RepeatVector, Flatten => Flatten, Reshape => Reshape, Permute => Permute,
-    Attention => Attention, Merge => Merge, WorkingMemory => WorkingMemory
+    Attention => Attention, Merge => Merge, WorkingMemory => WorkingMemory, Along => Along, Columns => Columns,
+    Step => Step, FeatureSum => FeatureSum, TimeSoftmax => TimeSoftmax, LogSoftmax => LogSoftmax, Formula => Formula
 );
 
 impl From<Activation> for Layer {
@@ -150,6 +167,7 @@ impl Layer {
             Self::Pooling1D(l) if l.kind == PoolingKind::Average => "average_pooling1d",
             Self::Pooling1D(_) => "max_pooling1d",
             Self::Pooling(l) if l.kind == PoolingKind::Average => "global_average_pooling1d",
+            Self::Pooling(l) if l.kind == PoolingKind::Sum => "global_sum_pooling1d",
             Self::Pooling(_) => "global_max_pooling1d",
             Self::RepeatVector(_) => "repeat_vector",
             Self::Flatten(_) => "flatten",
@@ -159,6 +177,13 @@ impl Layer {
             Self::Attention(_) => "attention",
             Self::Merge(l) => l.kind.class(),
             Self::WorkingMemory(_) => "working_memory",
+            Self::Along(_) => "along",
+            Self::Columns(_) => "columns",
+            Self::Step(_) => "step",
+            Self::FeatureSum(_) => "feature_sum",
+            Self::TimeSoftmax(_) => "time_softmax",
+            Self::LogSoftmax(_) => "log_softmax",
+            Self::Formula(_) => "formula",
         }
     }
 
@@ -218,6 +243,9 @@ impl Layer {
                 size("filters", l.filters).and(l.window.validate()).and(l.activation.validate())?;
                 l.kernel.validate().and(l.bias_rules.validate())
             }
+            Self::Pooling1D(l) if l.kind == PoolingKind::Sum => {
+                Err(Error::unsupported("the sum of the steps of each window"))
+            }
             Self::Pooling1D(l) => l.window.validate(),
             Self::Dropout(l) if !(0.0..1.0).contains(&l.rate) => {
                 Err(Error::argument(format!("rate must be in [0, 1), got {}", l.rate)))
@@ -229,6 +257,7 @@ impl Layer {
             Self::Reshape(l) => l.shape.iter().flatten().try_for_each(|&n| size("each size", n)),
             Self::Activation(l) => l.activation.validate(),
             Self::WorkingMemory(l) => l.validate(),
+            Self::Formula(l) => l.validate(),
             _ => Ok(()),
         }
     }
@@ -278,6 +307,17 @@ impl Layer {
             Self::Attention(l) => l.output(inputs)?,
             Self::Merge(l) => l.output(inputs)?,
             Self::WorkingMemory(l) => l.output(inputs)?,
+            Self::Along(l) => l.output(inputs)?,
+            Self::Columns(l) => l.output(floats(one()?)?)?,
+            Self::Step(l) => l.output(floats(one()?)?, axes)?,
+            Self::FeatureSum(_) => floats(one()?)?.with_features(1),
+            Self::TimeSoftmax(_) => {
+                let input = floats(one()?)?;
+                steps::forward_sequence(input)?;
+                input
+            }
+            Self::LogSoftmax(_) => floats(one()?)?,
+            Self::Formula(l) => l.output(inputs)?,
         };
         Ok(vec![output])
     }
@@ -292,6 +332,7 @@ impl Layer {
             Self::Conv1D(l) => l.parameters(name, input),
             Self::Attention(l) => l.parameters(name, input),
             Self::WorkingMemory(l) => l.parameters(name, input),
+            Self::Formula(l) => l.parameters(name, input),
             _ => Vec::new(),
         }
     }

@@ -45,6 +45,8 @@ pub enum PoolingKind {
     Average,
     /// The largest of each feature.
     Max,
+    /// Their sum; of all steps, not of those of windows.
+    Sum,
 }
 
 /// One row of all steps of a sequence: `[B, T, F]` gives `[B, F]`.
@@ -166,6 +168,11 @@ impl Pooling {
     /// The largest of the steps.
     pub fn max() -> Self {
         Self { kind: PoolingKind::Max }
+    }
+
+    /// The sum of the steps.
+    pub fn sum() -> Self {
+        Self { kind: PoolingKind::Sum }
     }
 }
 

@@ -1,0 +1,763 @@
+//! Networks as graphs of ONNX, batch-first like the networks.
+//!
+//! An LSTM whose step ONNX's operator can say is that operator; any other is a `Scan` over its step. Steps that a mask
+//! leaves out are moved behind those kept before an LSTM and back after it, so that a mask may have any form.
+
+use super::schema::{
+    Attribute, Dimension, Graph, Model, Node, OperatorSet, Tensor as Message, TensorShape, TensorType, Type, ValueInfo,
+    dtype, kind,
+};
+use super::super::model::check;
+use crate::error::{Error, Result};
+use crate::nn::{
+    Activation, Fill, Function, Input, Layer, MergeKind, MergeMode, Network, Node as Placed, Operand, Padding,
+    PoolingKind, Port, Score, Signal, Window,
+};
+use crate::params::Tensor;
+use prost::Message as _;
+use prost::bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The version of the operators that are used, and of the file's form that came with it.
+const OPERATORS: i64 = 17;
+const FORM: i64 = 8;
+
+/// Writes a network as an ONNX file, which gives what the network gives: sequences `[B, T, features]`, tokens `[B, T]`
+/// of 64 bits, rows `[B, features]`. Layers that carry their state read it as `NAME.h_0` and `NAME.c_0` `[B, ..]` and give
+/// it as `NAME.h_n` and `NAME.c_n`. Refuses what ONNX cannot say, by the layer's name.
+pub fn write_model(
+    path: &Path,
+    title: &str,
+    network: &Network,
+    parameters: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let bytes = model(title, network, parameters).map_err(|e| e.within("onnx"))?.encode_to_vec();
+    super::super::replace(path, &bytes)
+}
+
+fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<Model> {
+    check(network, parameters, &BTreeMap::new())?;
+    let mut writer = Writer { parameters, graph: Graph::default(), count: 0, written: BTreeSet::new() };
+    writer.graph.name = title.to_string();
+    writer.network(network)?;
+    Ok(Model {
+        ir_version: FORM,
+        producer_name: "mnemon".to_string(),
+        producer_version: env!("CARGO_PKG_VERSION").to_string(),
+        graph: Some(writer.graph),
+        opset_import: vec![OperatorSet { domain: String::new(), version: OPERATORS }],
+        functions: Vec::new(),
+    })
+}
+
+/// A value of the network in the graph: `[B, T, F]`, `[B, T]` of tokens, or `[B, F]`.
+#[derive(Debug, Clone)]
+pub(super) struct Value {
+    pub name: String,
+    pub signal: Signal,
+    /// Which steps are kept, `[B, T]` of floats, where a mask leaves some out.
+    pub mask: Option<String>,
+    /// How many steps each sequence has, `[B]` of 32 bits, where that is less than T.
+    pub lengths: Option<String>,
+}
+
+/// A graph while it is written.
+pub(super) struct Writer<'a> {
+    pub parameters: &'a BTreeMap<String, Tensor>,
+    pub graph: Graph,
+    count: usize,
+    /// Names of initialisers that are there.
+    written: BTreeSet<String>,
+}
+
+/// An attribute.
+pub(super) fn int(name: &str, i: i64) -> Attribute {
+    Attribute { name: name.to_string(), i, kind: kind::INT, ..Attribute::default() }
+}
+
+pub(super) fn ints(name: &str, ints: &[i64]) -> Attribute {
+    Attribute { name: name.to_string(), ints: ints.to_vec(), kind: kind::INTS, ..Attribute::default() }
+}
+
+pub(super) fn float(name: &str, f: f32) -> Attribute {
+    Attribute { name: name.to_string(), f, kind: kind::FLOAT, ..Attribute::default() }
+}
+
+pub(super) fn floats(name: &str, floats: &[f32]) -> Attribute {
+    Attribute { name: name.to_string(), floats: floats.to_vec(), kind: kind::FLOATS, ..Attribute::default() }
+}
+
+pub(super) fn text(name: &str, s: &str) -> Attribute {
+    let s = Bytes::copy_from_slice(s.as_bytes());
+    Attribute { name: name.to_string(), s, kind: kind::STRING, ..Attribute::default() }
+}
+
+pub(super) fn texts(name: &str, all: &[&str]) -> Attribute {
+    let strings = all.iter().map(|s| Bytes::copy_from_slice(s.as_bytes())).collect();
+    Attribute { name: name.to_string(), strings, kind: kind::STRINGS, ..Attribute::default() }
+}
+
+pub(super) fn graph(name: &str, g: Graph) -> Attribute {
+    Attribute { name: name.to_string(), g: Some(g), kind: kind::GRAPH, ..Attribute::default() }
+}
+
+/// A value's name with its type and sizes, `None` where a run tells.
+pub(super) fn info(name: &str, elem_type: i32, sizes: &[Option<usize>], names: &[&str]) -> ValueInfo {
+    let dim = sizes.iter().zip(names).map(|(size, name)| match size {
+        Some(n) => Dimension { value: Some(*n as i64), param: None },
+        None => Dimension { value: None, param: (!name.is_empty()).then(|| (*name).to_string()) },
+    });
+    let shape = Some(TensorShape { dim: dim.collect() });
+    ValueInfo { name: name.to_string(), kind: Some(Type { tensor: Some(TensorType { elem_type, shape }) }) }
+}
+
+impl<'a> Writer<'a> {
+    /// A name that nothing has.
+    pub fn fresh(&mut self, what: &str) -> String {
+        self.count += 1;
+        format!("{what}_{}", self.count)
+    }
+
+    /// Adds an operation with one output.
+    pub fn op(&mut self, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
+        self.ops(op, inputs, 1, attributes).remove(0)
+    }
+
+    /// Adds an operation with several outputs.
+    pub fn ops(&mut self, op: &str, inputs: &[&str], outputs: usize, attribute: Vec<Attribute>) -> Vec<String> {
+        let name = self.fresh(&op.to_lowercase());
+        let output: Vec<String> =
+            (0..outputs).map(|at| if outputs == 1 { name.clone() } else { format!("{name}.{at}") }).collect();
+        self.graph.node.push(Node {
+            input: inputs.iter().map(|i| (*i).to_string()).collect(),
+            output: output.clone(),
+            name,
+            op_type: op.to_string(),
+            attribute,
+            ..Node::default()
+        });
+        output
+    }
+
+    /// A constant of floats under a name.
+    pub fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
+        let raw: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.initializer(name, shape, dtype::FLOAT, raw)
+    }
+
+    fn initializer(&mut self, name: &str, shape: &[usize], data_type: i32, raw: Vec<u8>) -> String {
+        if self.written.insert(name.to_string()) {
+            self.graph.initializer.push(Message {
+                dims: shape.iter().map(|&n| n as i64).collect(),
+                data_type,
+                name: name.to_string(),
+                raw_data: Bytes::from(raw),
+                ..Message::default()
+            });
+        }
+        name.to_string()
+    }
+
+    /// A number.
+    pub fn number(&mut self, x: f32) -> String {
+        let name = self.fresh("number");
+        self.floats(&name, &[], &[x])
+    }
+
+    /// Whole numbers.
+    pub fn whole(&mut self, values: &[i64]) -> String {
+        let name = self.fresh("whole");
+        let raw = values.iter().flat_map(|n| n.to_le_bytes()).collect();
+        self.initializer(&name, &[values.len()], dtype::INT64, raw)
+    }
+
+    /// One whole number without a dimension.
+    pub fn index(&mut self, value: i64) -> String {
+        let name = self.fresh("index");
+        self.initializer(&name, &[], dtype::INT64, value.to_le_bytes().to_vec())
+    }
+
+    /// A parameter of the network.
+    pub fn parameter(&mut self, name: &str) -> Result<(String, &'a Tensor)> {
+        let tensor = self.parameters.get(name);
+        let tensor = tensor.ok_or_else(|| Error::internal(format!("there is no parameter `{name}`")))?;
+        let written = self.floats(name, tensor.shape(), tensor.f32s()?);
+        Ok((written, tensor))
+    }
+
+    fn network(&mut self, network: &Network) -> Result<()> {
+        let signals = network.signals()?;
+        let fills = network.fills()?;
+        let axes = network.axes()?;
+        let mut inputs = Vec::new();
+        for (at, (name, input)) in network.inputs.iter().enumerate() {
+            let signal = network.signal(Port::Input(at))?;
+            let steps = signal.axis().and_then(|axis| {
+                // Layers that need a number of steps take no other.
+                network.steps.iter().find(|s| s.0 == at).map(|s| s.1).or_else(|| axes.count(axis))
+            });
+            let named = signal.axis().map_or_else(String::new, |axis| format!("steps_{axis}"));
+            let (kind, sizes, names): (i32, Vec<Option<usize>>, Vec<&str>) = match *input {
+                Input::Features(n) => (dtype::FLOAT, vec![None, steps, Some(n)], vec!["batch", &named, ""]),
+                Input::Tokens => (dtype::INT64, vec![None, steps], vec!["batch", &named]),
+                Input::Rows(n) => (dtype::FLOAT, vec![None, Some(n)], vec!["batch", ""]),
+                Input::Lengths => (dtype::INT64, vec![None], vec!["batch"]),
+            };
+            self.graph.input.push(info(name, kind, &sizes, &names));
+            let lengths = match input {
+                Input::Lengths => Some(self.op("Cast", &[name], vec![int("to", i64::from(dtype::INT32))])),
+                _ => None,
+            };
+            inputs.push(Value { name: name.clone(), signal, mask: None, lengths });
+        }
+        let mut values: Vec<Vec<Value>> = Vec::new();
+        for (at, node) in network.nodes.iter().enumerate() {
+            let read = node.inputs.iter().map(|&port| find(port, &inputs, &values).cloned());
+            let read = read.collect::<Result<Vec<_>>>()?;
+            let made = self.layer(node, &read, &signals[at], fills[at]).map_err(|e| e.within(&node.name))?;
+            values.push(made);
+        }
+        self.outputs(network, &inputs, &values)
+    }
+
+    /// Outputs by their names; parts `NAME[0]`, `NAME[1]` as one along a first axis.
+    fn outputs(&mut self, network: &Network, inputs: &[Value], values: &[Vec<Value>]) -> Result<()> {
+        let mut done: Vec<&str> = Vec::new();
+        for (name, _) in &network.outputs {
+            let whole = name.split('[').next().unwrap_or(name);
+            if done.contains(&whole) {
+                continue;
+            }
+            done.push(whole);
+            let parts: Vec<Port> = (0..)
+                .map_while(|n| network.outputs.iter().find(|o| o.0 == format!("{whole}[{n}]")).map(|o| o.1))
+                .collect();
+            let port = network.outputs.iter().find(|o| o.0 == whole).map(|o| o.1);
+            let (result, signal) = match port {
+                Some(port) => {
+                    let value = find(port, inputs, values)?.clone();
+                    (self.in_order(&value)?, value.signal)
+                }
+                None => {
+                    let first = self.whole(&[0]);
+                    let mut all = Vec::new();
+                    let mut signal = Signal::Rows { features: 0 };
+                    for port in &parts {
+                        let value = find(*port, inputs, values)?.clone();
+                        let ordered = self.in_order(&value)?;
+                        all.push(self.op("Unsqueeze", &[&ordered, &first], Vec::new()));
+                        signal = value.signal;
+                    }
+                    let names: Vec<&str> = all.iter().map(String::as_str).collect();
+                    (self.op("Concat", &names, vec![int("axis", 0)]), signal)
+                }
+            };
+            if self.graph.input.iter().any(|i| i.name == *whole) {
+                return Err(Error::unsupported(format!("an input and an output that are both called `{whole}`")));
+            }
+            let identity = Node {
+                input: vec![result],
+                output: vec![whole.to_string()],
+                name: format!("output {whole}"),
+                op_type: "Identity".to_string(),
+                ..Node::default()
+            };
+            self.graph.node.push(identity);
+            let steps = signal.axis().map_or_else(String::new, |axis| format!("steps_{axis}"));
+            let (mut sizes, mut names) = match signal {
+                Signal::Sequence { features, .. } => (vec![None, None, Some(features)], vec!["batch", &steps, ""]),
+                Signal::Rows { features } => (vec![None, Some(features)], vec!["batch", ""]),
+                Signal::Tokens { .. } => return Err(Error::unsupported("an output that is an input of tokens")),
+            };
+            if port.is_none() {
+                sizes.insert(0, Some(parts.len()));
+                names.insert(0, "");
+            }
+            self.graph.output.push(info(whole, dtype::FLOAT, &sizes, &names));
+        }
+        Ok(())
+    }
+
+    /// A sequence whose first step is its last, in that order.
+    fn in_order(&mut self, value: &Value) -> Result<String> {
+        if !value.signal.mirrored() {
+            return Ok(value.name.clone());
+        }
+        if value.mask.is_some() || value.lengths.is_some() {
+            return Err(Error::unsupported("an output in reversed order of sequences of different lengths"));
+        }
+        let (start, end, axis, step) =
+            (self.whole(&[-1]), self.whole(&[i64::MIN + 1]), self.whole(&[1]), self.whole(&[-1]));
+        Ok(self.op("Slice", &[&value.name, &start, &end, &axis, &step], Vec::new()))
+    }
+
+    /// A layer over what it reads; gives its outputs.
+    fn layer(&mut self, node: &Placed, read: &[Value], signals: &[Signal], fill: Fill) -> Result<Vec<Value>> {
+        let first = read.first().ok_or_else(|| Error::internal("a layer without input"))?;
+        let x = first.name.clone();
+        let ragged = |what: &str| -> Result<()> {
+            match read.iter().any(|v| v.lengths.is_some() || v.mask.is_some()) {
+                true => Err(Error::unsupported(format!("{what} sequences of different lengths"))),
+                false => Ok(()),
+            }
+        };
+        let name = match &node.layer {
+            Layer::Lstm(layer) => return self.lstm(node, layer, read, signals, fill),
+            Layer::WorkingMemory(_) => return Err(Error::unsupported("a working memory")),
+            Layer::Embedding(layer) => {
+                let (table, _) = self.parameter(&format!("{}.weight", node.name))?;
+                let y = self.op("Gather", &[&table, &x], vec![int("axis", 0)]);
+                if layer.mask_zero {
+                    let zero = self.index(0);
+                    let zeros = self.op("Equal", &[&x, &zero], Vec::new());
+                    let kept = self.op("Not", &[&zeros], Vec::new());
+                    let mask = self.op("Cast", &[&kept], vec![int("to", i64::from(dtype::FLOAT))]);
+                    return Ok(vec![Value { name: y, signal: signals[0], mask: Some(mask), lengths: None }]);
+                }
+                y
+            }
+            Layer::Masking(layer) => {
+                let value = self.number(layer.value);
+                let same = self.op("Equal", &[&x, &value], Vec::new());
+                let other = self.op("Not", &[&same], Vec::new());
+                let other = self.op("Cast", &[&other], vec![int("to", i64::from(dtype::FLOAT))]);
+                let mask = self.op("ReduceMax", &[&other], vec![ints("axes", &[2]), int("keepdims", 0)]);
+                return Ok(vec![Value { mask: Some(mask), ..first.clone() }]);
+            }
+            Layer::Dense(layer) => {
+                let of = layer.tied.as_deref().unwrap_or(&node.name);
+                let bias = layer.bias.then(|| format!("{}.bias", node.name));
+                let y = self.linear(&x, &format!("{of}.weight"), bias.as_deref())?;
+                self.activation(layer.activation, &y)?
+            }
+            Layer::Dropout(_) => x,
+            Layer::Activation(layer) => self.activation(layer.activation, &x)?,
+            Layer::LayerNormalization(layer) => {
+                let features = first.signal.features().unwrap_or(0);
+                let gain = match layer.scale {
+                    true => self.parameter(&format!("{}.weight", node.name))?.0,
+                    false => {
+                        let name = self.fresh("ones");
+                        self.floats(&name, &[features], &vec![1.0; features])
+                    }
+                };
+                let mut inputs = vec![x, gain];
+                if layer.center {
+                    inputs.push(self.parameter(&format!("{}.bias", node.name))?.0);
+                }
+                let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                self.op("LayerNormalization", &names, vec![int("axis", -1), float("epsilon", layer.epsilon)])
+            }
+            Layer::Conv1D(layer) => {
+                ragged("a convolution over")?;
+                let (_, tensor) = (0, self.parameters.get(&format!("{}.weight", node.name)));
+                let kernel = tensor.ok_or_else(|| Error::internal("a convolution without a kernel"))?;
+                let &[filters, taps, inputs] = kernel.shape() else { return Err(Error::internal("a kernel")) };
+                let values = kernel.f32s()?;
+                let moved: Vec<f32> = (0..filters * inputs * taps)
+                    .map(|at| {
+                        let (f, i, t) = (at / (inputs * taps), at / taps % inputs, at % taps);
+                        values[(f * taps + t) * inputs + i]
+                    })
+                    .collect();
+                let w = self.floats(&format!("{}.weight", node.name), &[filters, inputs, taps], &moved);
+                let turned = self.op("Transpose", &[&x], vec![ints("perm", &[0, 2, 1])]);
+                let mut names = vec![turned, w];
+                if layer.bias {
+                    names.push(self.parameter(&format!("{}.bias", node.name))?.0);
+                }
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let y = self.op("Conv", &names, windows(layer.window, true)?);
+                let y = self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]);
+                self.activation(layer.activation, &y)?
+            }
+            Layer::Pooling1D(layer) => {
+                ragged("windows over")?;
+                let turned = self.op("Transpose", &[&x], vec![ints("perm", &[0, 2, 1])]);
+                let op = if layer.kind == PoolingKind::Max { "MaxPool" } else { "AveragePool" };
+                let y = self.op(op, &[&turned], windows(layer.window, layer.kind == PoolingKind::Max)?);
+                self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])])
+            }
+            Layer::Pooling(layer) => self.pooling(layer.kind, first)?,
+            Layer::RepeatVector(layer) => {
+                let axis = self.whole(&[1]);
+                let row = self.op("Unsqueeze", &[&x, &axis], Vec::new());
+                let times = self.whole(&[1, layer.count as i64, 1]);
+                self.op("Tile", &[&row, &times], Vec::new())
+            }
+            Layer::Flatten(_) | Layer::Reshape(_) => {
+                ragged("another shape of")?;
+                let shape = match signals[0] {
+                    Signal::Sequence { features, .. } => vec![0, -1, features as i64],
+                    other => vec![0, other.features().unwrap_or(0) as i64],
+                };
+                let shape = self.whole(&shape);
+                self.op("Reshape", &[&x, &shape], Vec::new())
+            }
+            Layer::Permute(_) => {
+                ragged("steps and features of")?;
+                self.op("Transpose", &[&x], vec![ints("perm", &[0, 2, 1])])
+            }
+            Layer::Attention(layer) => {
+                if read.iter().any(|v| v.lengths.is_some()) {
+                    ragged("attention to")?;
+                }
+                let scale = match layer.scale {
+                    true => Some(self.parameter(&format!("{}.scale", node.name))?.0),
+                    false => None,
+                };
+                let additive = layer.score == Score::Additive;
+                return self.attention(read, signals[0], scale, additive, layer.causal);
+            }
+            Layer::Merge(layer) => {
+                let names: Vec<&str> = read.iter().map(|v| v.name.as_str()).collect();
+                match (layer.kind, read.len()) {
+                    (_, 1) => x,
+                    (MergeKind::Concatenate, _) => self.op("Concat", &names, vec![int("axis", -1)]),
+                    (MergeKind::Add, _) => self.op("Sum", &names, Vec::new()),
+                    (MergeKind::Average, _) => self.op("Mean", &names, Vec::new()),
+                    (MergeKind::Maximum, _) => self.op("Max", &names, Vec::new()),
+                    (MergeKind::Minimum, _) => self.op("Min", &names, Vec::new()),
+                    (MergeKind::Subtract, _) => self.op("Sub", &names, Vec::new()),
+                    (MergeKind::Multiply, _) => {
+                        let mut product = x;
+                        for name in &names[1..] {
+                            product = self.op("Mul", &[&product, name], Vec::new());
+                        }
+                        product
+                    }
+                }
+            }
+            Layer::Along(_) => return self.along(read, signals[0]),
+            Layer::Columns(layer) => {
+                let first = self.whole(&[layer.first as i64]);
+                let end = self.whole(&[(layer.first + layer.count) as i64]);
+                let axis = self.whole(&[-1]);
+                self.op("Slice", &[&x, &first, &end, &axis], Vec::new())
+            }
+            Layer::Step(layer) => {
+                ragged("one step of")?;
+                let at = self.index(layer.at);
+                self.op("Gather", &[&x, &at], vec![int("axis", 1)])
+            }
+            Layer::FeatureSum(layer) => {
+                let axis = self.whole(&[-1]);
+                match layer.mean {
+                    true => self.op("ReduceMean", &[&x], vec![ints("axes", &[-1]), int("keepdims", 1)]),
+                    false => self.op("ReduceSum", &[&x, &axis], vec![int("keepdims", 1)]),
+                }
+            }
+            Layer::TimeSoftmax(_) => {
+                ragged("a softmax over the steps of")?;
+                self.op("Softmax", &[&x], vec![int("axis", 1)])
+            }
+            Layer::LogSoftmax(_) => self.op("LogSoftmax", &[&x], vec![int("axis", -1)]),
+            Layer::Formula(layer) => {
+                let mut operands = Vec::new();
+                for operand in &layer.operands {
+                    operands.push(match *operand {
+                        Operand::Input(at) => {
+                            read.get(at).map(|v| v.name.clone()).ok_or_else(|| Error::internal("an operand"))?
+                        }
+                        Operand::Number(x) => self.number(x),
+                        Operand::Vector(at) => self.parameter(&format!("{}.constant_{at}", node.name))?.0,
+                    });
+                }
+                self.formula(layer.function, &operands)
+            }
+        };
+        let (mask, lengths) = match signals[0].axis() {
+            Some(_) => (first.mask.clone(), first.lengths.clone()),
+            None => (None, None),
+        };
+        Ok(vec![Value { name, signal: signals[0], mask, lengths }])
+    }
+
+    /// x Wᵀ + b by the names of W `[O, I]` and b.
+    pub fn linear(&mut self, x: &str, weight: &str, bias: Option<&str>) -> Result<String> {
+        let (w, _) = self.parameter(weight)?;
+        let turned = self.op("Transpose", &[&w], vec![ints("perm", &[1, 0])]);
+        let y = self.op("MatMul", &[x, &turned], Vec::new());
+        match bias {
+            Some(bias) => {
+                let (b, _) = self.parameter(bias)?;
+                Ok(self.op("Add", &[&y, &b], Vec::new()))
+            }
+            None => Ok(y),
+        }
+    }
+
+    /// A function of each element.
+    pub fn activation(&mut self, activation: Activation, x: &str) -> Result<String> {
+        let scaled = |writer: &mut Self, op: &str, x: &str, by: f32| {
+            let by = writer.number(by);
+            writer.op(op, &[x, &by], Vec::new())
+        };
+        Ok(match activation {
+            Activation::Linear => x.to_string(),
+            Activation::Tanh => self.op("Tanh", &[x], Vec::new()),
+            Activation::Sigmoid => self.op("Sigmoid", &[x], Vec::new()),
+            Activation::Relu => self.op("Relu", &[x], Vec::new()),
+            Activation::Affine { alpha, beta } => {
+                let product = scaled(self, "Mul", x, alpha);
+                scaled(self, "Add", &product, beta)
+            }
+            Activation::LeakyRelu { alpha } => self.op("LeakyRelu", &[x], vec![float("alpha", alpha)]),
+            Activation::ThresholdedRelu { alpha } => self.op("ThresholdedRelu", &[x], vec![float("alpha", alpha)]),
+            Activation::ScaledTanh { alpha, beta } => {
+                let inner = scaled(self, "Mul", x, beta);
+                let tanh = self.op("Tanh", &[&inner], Vec::new());
+                scaled(self, "Mul", &tanh, alpha)
+            }
+            Activation::HardSigmoid { alpha, beta } => {
+                self.op("HardSigmoid", &[x], vec![float("alpha", alpha), float("beta", beta)])
+            }
+            Activation::Elu { alpha } => self.op("Elu", &[x], vec![float("alpha", alpha)]),
+            Activation::Softsign => self.op("Softsign", &[x], Vec::new()),
+            Activation::Softplus => self.op("Softplus", &[x], Vec::new()),
+            Activation::Selu => self.op("Selu", &[x], Vec::new()),
+            Activation::Swish => {
+                let gate = self.op("Sigmoid", &[x], Vec::new());
+                self.op("Mul", &[x, &gate], Vec::new())
+            }
+            Activation::Exponential => self.op("Exp", &[x], Vec::new()),
+            Activation::Softmax => self.op("Softmax", &[x], vec![int("axis", -1)]),
+        })
+    }
+
+    /// A function of operands; what is true is 1 here and a truth value there.
+    fn formula(&mut self, function: Function, operands: &[String]) -> String {
+        let names: Vec<&str> = operands.iter().map(String::as_str).collect();
+        let plain = |op: &'static str| (op, false, false);
+        let (op, takes_truth, gives_truth) = match function {
+            Function::Add => plain("Add"),
+            Function::Subtract => plain("Sub"),
+            Function::Multiply => plain("Mul"),
+            Function::Divide => plain("Div"),
+            Function::Maximum => plain("Max"),
+            Function::Minimum => plain("Min"),
+            Function::Power => plain("Pow"),
+            Function::Negate => plain("Neg"),
+            Function::Exponential => plain("Exp"),
+            Function::Logarithm => plain("Log"),
+            Function::SquareRoot => plain("Sqrt"),
+            Function::Absolute => plain("Abs"),
+            Function::Sign => plain("Sign"),
+            Function::Reciprocal => plain("Reciprocal"),
+            Function::Erf => plain("Erf"),
+            Function::Less => ("Less", false, true),
+            Function::Greater => ("Greater", false, true),
+            Function::Equal => ("Equal", false, true),
+            Function::Not => ("Not", true, true),
+            Function::And => ("And", true, true),
+            Function::Or => ("Or", true, true),
+            Function::Where => ("Where", true, false),
+        };
+        let truths = if function == Function::Where { 1 } else { names.len() };
+        let mut inputs: Vec<String> = operands.to_vec();
+        if takes_truth {
+            for input in &mut inputs[..truths] {
+                *input = self.op("Cast", &[input], vec![int("to", i64::from(dtype::BOOL))]);
+            }
+        }
+        let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let y = self.op(op, &names, Vec::new());
+        if gives_truth { self.op("Cast", &[&y], vec![int("to", i64::from(dtype::FLOAT))]) } else { y }
+    }
+
+    /// One row of all steps of each sequence, of those kept where some are not.
+    fn pooling(&mut self, kind: PoolingKind, x: &Value) -> Result<String> {
+        let mask = match (&x.mask, &x.lengths) {
+            (Some(mask), _) => Some(mask.clone()),
+            (None, Some(lengths)) => Some(self.within(&x.name, lengths)),
+            (None, None) => None,
+        };
+        let axis = self.whole(&[1]);
+        let Some(mask) = mask else {
+            return Ok(match kind {
+                PoolingKind::Average => self.op("ReduceMean", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
+                PoolingKind::Max => self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
+                PoolingKind::Sum => self.op("ReduceSum", &[&x.name, &axis], vec![int("keepdims", 0)]),
+            });
+        };
+        if kind == PoolingKind::Max {
+            if x.mask.is_none() {
+                return Err(Error::unsupported("the largest of sequences of different lengths"));
+            }
+            // As Keras has it, over masked steps too.
+            return Ok(self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]));
+        }
+        let last = self.whole(&[2]);
+        let column = self.op("Unsqueeze", &[&mask, &last], Vec::new());
+        let kept = self.op("Mul", &[&x.name, &column], Vec::new());
+        let sum = self.op("ReduceSum", &[&kept, &axis], vec![int("keepdims", 0)]);
+        if kind == PoolingKind::Sum {
+            return Ok(sum);
+        }
+        let count = self.op("ReduceSum", &[&column, &axis], vec![int("keepdims", 0)]);
+        let one = self.number(1.0);
+        let count = self.op("Max", &[&count, &one], Vec::new());
+        Ok(self.op("Div", &[&sum, &count], Vec::new()))
+    }
+
+    /// 1 at the steps of x `[B, T, F]` that are within lengths `[B]`, else 0: `[B, T]`.
+    pub fn within(&mut self, x: &str, lengths: &str) -> String {
+        let shape = self.op("Shape", &[x], Vec::new());
+        let (at, zero, one) = (self.index(1), self.index(0), self.index(1));
+        let steps = self.op("Gather", &[&shape, &at], vec![int("axis", 0)]);
+        let range = self.op("Range", &[&zero, &steps, &one], Vec::new());
+        let wide = self.op("Cast", &[lengths], vec![int("to", i64::from(dtype::INT64))]);
+        let axis = self.whole(&[1]);
+        let wide = self.op("Unsqueeze", &[&wide, &axis], Vec::new());
+        let inside = self.op("Less", &[&range, &wide], Vec::new());
+        self.op("Cast", &[&inside], vec![int("to", i64::from(dtype::FLOAT))])
+    }
+
+    /// A value at the steps of another.
+    fn along(&mut self, read: &[Value], signal: Signal) -> Result<Vec<Value>> {
+        let [x, like] = read else { return Err(Error::internal("a value and a sequence")) };
+        let value = |name: String, lengths: Option<String>| Value { name, signal, mask: None, lengths };
+        if x.mask.is_some() || like.mask.is_some() {
+            return Err(Error::unsupported("values at the steps that a mask keeps of others"));
+        }
+        if x.signal.axis().is_none() {
+            if like.lengths.is_some() {
+                return Err(Error::unsupported("a row at the steps of sequences of different lengths"));
+            }
+            let axis = self.whole(&[1]);
+            let row = self.op("Unsqueeze", &[&x.name, &axis], Vec::new());
+            let shape = self.op("Shape", &[&like.name], Vec::new());
+            let (first, second) = (self.whole(&[1]), self.whole(&[2]));
+            let steps = self.op("Slice", &[&shape, &first, &second], Vec::new());
+            let ones = self.whole(&[1]);
+            let target = self.op("Concat", &[&ones, &steps, &ones], vec![int("axis", 0)]);
+            return Ok(vec![value(self.op("Expand", &[&row, &target], Vec::new()), None)]);
+        }
+        match (&x.lengths, &like.lengths) {
+            // As long as an input says.
+            (None, Some(lengths)) => Ok(vec![value(x.name.clone(), Some(lengths.clone()))]),
+            // Back to all steps, zero past each sequence's end.
+            (Some(lengths), None) => {
+                let inside = self.within(&x.name, lengths);
+                let last = self.whole(&[2]);
+                let column = self.op("Unsqueeze", &[&inside, &last], Vec::new());
+                Ok(vec![value(self.op("Mul", &[&x.name, &column], Vec::new()), None)])
+            }
+            (None, None) if x.signal.axis() == like.signal.axis() => Ok(vec![value(x.name.clone(), None)]),
+            _ => Err(Error::unsupported("steps of one sequence at those of another")),
+        }
+    }
+
+    fn attention(
+        &mut self,
+        read: &[Value],
+        signal: Signal,
+        scale: Option<String>,
+        additive: bool,
+        causal: bool,
+    ) -> Result<Vec<Value>> {
+        let [query, value, rest @ ..] = read else { return Err(Error::internal("queries and values")) };
+        let key = rest.first().unwrap_or(value);
+        let scores = if additive {
+            let (two, one) = (self.whole(&[2]), self.whole(&[1]));
+            let (q, k) = (
+                self.op("Unsqueeze", &[&query.name, &two], Vec::new()),
+                self.op("Unsqueeze", &[&key.name, &one], Vec::new()),
+            );
+            let sum = self.op("Add", &[&q, &k], Vec::new());
+            let mut fits = self.op("Tanh", &[&sum], Vec::new());
+            if let Some(scale) = scale {
+                fits = self.op("Mul", &[&fits, &scale], Vec::new());
+            }
+            let last = self.whole(&[-1]);
+            self.op("ReduceSum", &[&fits, &last], vec![int("keepdims", 0)])
+        } else {
+            let turned = self.op("Transpose", &[&key.name], vec![ints("perm", &[0, 2, 1])]);
+            let fits = self.op("MatMul", &[&query.name, &turned], Vec::new());
+            match scale {
+                Some(scale) => self.op("Mul", &[&fits, &scale], Vec::new()),
+                None => fits,
+            }
+        };
+        let mut seen: Option<String> = None;
+        if let Some(mask) = &value.mask {
+            let one = self.whole(&[1]);
+            seen = Some(self.op("Unsqueeze", &[mask, &one], Vec::new()));
+        }
+        if causal {
+            let (shape, zero, one) = (self.op("Shape", &[&scores], Vec::new()), self.index(0), self.index(1));
+            let (rows, columns) = (self.index(1), self.index(2));
+            let rows = self.op("Gather", &[&shape, &rows], vec![int("axis", 0)]);
+            let columns = self.op("Gather", &[&shape, &columns], vec![int("axis", 0)]);
+            let rows = self.op("Range", &[&zero, &rows, &one], Vec::new());
+            let columns = self.op("Range", &[&zero, &columns, &one], Vec::new());
+            let last = self.whole(&[1]);
+            let rows = self.op("Unsqueeze", &[&rows, &last], Vec::new());
+            let earlier = self.op("LessOrEqual", &[&columns, &rows], Vec::new());
+            let earlier = self.op("Cast", &[&earlier], vec![int("to", i64::from(dtype::FLOAT))]);
+            seen = Some(match seen {
+                Some(seen) => self.op("Mul", &[&seen, &earlier], Vec::new()),
+                None => earlier,
+            });
+        }
+        let weights = match &seen {
+            None => self.op("Softmax", &[&scores], vec![int("axis", -1)]),
+            Some(seen) => {
+                // What is not seen has no share, and a query without any gives zeros.
+                let (one, far) = (self.number(1.0), self.number(-1e30));
+                let hidden = self.op("Sub", &[&one, seen], Vec::new());
+                let away = self.op("Mul", &[&hidden, &far], Vec::new());
+                let scores = self.op("Add", &[&scores, &away], Vec::new());
+                let shares = self.op("Softmax", &[&scores], vec![int("axis", -1)]);
+                self.op("Mul", &[&shares, seen], Vec::new())
+            }
+        };
+        let mut y = self.op("MatMul", &[&weights, &value.name], Vec::new());
+        if let Some(mask) = &query.mask {
+            let last = self.whole(&[2]);
+            let column = self.op("Unsqueeze", &[mask, &last], Vec::new());
+            y = self.op("Mul", &[&y, &column], Vec::new());
+        }
+        Ok(vec![Value { name: y, signal, mask: query.mask.clone(), lengths: None }])
+    }
+
+    /// The merged halves of what two directions give.
+    pub fn merged(&mut self, merge: MergeMode, halves: &[String]) -> String {
+        let names: Vec<&str> = halves.iter().map(String::as_str).collect();
+        match merge {
+            MergeMode::Concat | MergeMode::Apart => self.op("Concat", &names, vec![int("axis", -1)]),
+            MergeMode::Sum => self.op("Sum", &names, Vec::new()),
+            MergeMode::Product => self.op("Mul", &names, Vec::new()),
+            MergeMode::Average => self.op("Mean", &names, Vec::new()),
+        }
+    }
+}
+
+fn find<'v>(port: Port, inputs: &'v [Value], values: &'v [Vec<Value>]) -> Result<&'v Value> {
+    let found = match port {
+        Port::Input(at) => inputs.get(at),
+        Port::Node(node, output) => values.get(node).and_then(|v| v.get(output)),
+    };
+    found.ok_or_else(|| Error::internal(format!("nothing comes from {port:?}")))
+}
+
+/// The attributes of windows over steps.
+fn windows(window: Window, dilates: bool) -> Result<Vec<Attribute>> {
+    let Window { taps, stride, dilation, padding } = window;
+    let mut all = vec![ints("kernel_shape", &[taps as i64]), ints("strides", &[stride as i64])];
+    if dilation != 1 && !dilates {
+        return Err(Error::unsupported("a mean of steps that are not beside each other"));
+    }
+    if dilates {
+        all.push(ints("dilations", &[dilation as i64]));
+    }
+    let beyond = ((taps - 1) * dilation) as i64;
+    match padding {
+        Padding::Valid => {}
+        Padding::Same if stride == 1 => all.push(ints("pads", &[beyond / 2, beyond - beyond / 2])),
+        Padding::Same => all.push(text("auto_pad", "SAME_UPPER")),
+        Padding::Causal => all.push(ints("pads", &[beyond, 0])),
+    }
+    Ok(all)
+}
