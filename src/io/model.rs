@@ -32,27 +32,28 @@ pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
     file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
-/// Reads a model that mnemon or Keras 3 saved, or the parameters of PyTorch modules as `.safetensors`; `config` is a
-/// JSON file that says what the latter are, see [`pytorch::Config`].
+/// Reads a model that mnemon or Keras 3 saved, or the parameters of PyTorch modules as `.safetensors` or as
+/// `torch.save` writes them; `config` says what the latter are, see [`pytorch::Config`].
 pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Imported> {
     let mut start = [0u8; 4];
     let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let zip = file.read_exact(&mut start).is_ok() && &start == b"PK\x03\x04";
-    let own = !zip && safetensors::is_own(path)?;
-    if let (true, Some(_)) = (zip || own, config) {
+    let checkpoint = pytorch::is_checkpoint(path)?;
+    let keras = !checkpoint && file.read_exact(&mut start).is_ok() && &start == b"PK\x03\x04";
+    let own = !checkpoint && !keras && safetensors::is_own(path)?;
+    if let (true, Some(_)) = (keras || own, config) {
         return Err(Error::argument(format!(
             "{}: the file says itself what its model is, and takes no configuration",
             path.display()
         )));
     }
-    let imported = if zip {
+    let imported = if keras {
         keras::read_model(path)?
     } else if own {
         own_model(path)?
     } else {
         pytorch::read_model(path, config.unwrap_or(&pytorch::Config::default()))?
     };
-    check(&imported).map_err(|e| e.within(path.display()))?;
+    check(&imported.network, &imported.parameters, &imported.sources).map_err(|e| e.within(path.display()))?;
     Ok(imported)
 }
 
@@ -72,12 +73,17 @@ fn own_model(path: &Path) -> Result<Imported> {
     read().map_err(|e: Error| e.within(path.display()))
 }
 
-/// Refuses parameters that are missing, too many, or of another shape than the network's.
-fn check(imported: &Imported) -> Result<()> {
-    let specs = imported.network.parameters()?;
+/// Refuses parameters that are missing, too many, or of another shape than the network's; `sources` says what their
+/// file calls them, where that is not what the network does.
+pub(super) fn check(
+    network: &Network,
+    parameters: &BTreeMap<String, Tensor>,
+    sources: &BTreeMap<String, String>,
+) -> Result<()> {
+    let specs = network.parameters()?;
     for spec in &specs {
-        let source = imported.sources.get(&spec.name).unwrap_or(&spec.name);
-        let Some(found) = imported.parameters.get(&spec.name) else {
+        let source = sources.get(&spec.name).unwrap_or(&spec.name);
+        let Some(found) = parameters.get(&spec.name) else {
             return Err(Error::data(format!("expected the parameter `{source}`, there is none")));
         };
         if found.shape() != spec.shape {
@@ -85,7 +91,7 @@ fn check(imported: &Imported) -> Result<()> {
             return Err(Error::shape(format!("`{source}`: expected {wanted:?} as `{name}`, got {got:?}")));
         }
     }
-    match imported.parameters.keys().find(|name| specs.iter().all(|s| &s.name != *name)) {
+    match parameters.keys().find(|name| specs.iter().all(|s| &s.name != *name)) {
         None => Ok(()),
         Some(name) => Err(Error::data(format!("the parameter `{name}` belongs to no layer of the model"))),
     }
