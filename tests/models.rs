@@ -60,15 +60,20 @@ fn models_of_keras_give_what_keras_gives() {
     }
 }
 
+/// PyTorch's language models, with what their state dicts do not say.
+fn language_models() -> [(&'static str, Option<pytorch::Config>); 3] {
+    let config = pytorch::Config {
+        embedding: Some("a".to_string()),
+        lstm: Some("b".to_string()),
+        linear: Some("c".to_string()),
+        ..pytorch::Config::default()
+    };
+    [("tied", None), ("deep", None), ("square", Some(config))]
+}
+
 #[test]
 fn language_models_of_pytorch_give_what_pytorch_gives() {
-    for (name, prefixes) in [("tied", None), ("deep", None), ("square", Some(["a", "b", "c"]))] {
-        let config = prefixes.map(|[embedding, lstm, linear]| pytorch::Config {
-            embedding: Some(embedding.to_string()),
-            lstm: Some(lstm.to_string()),
-            linear: Some(linear.to_string()),
-            ..pytorch::Config::default()
-        });
+    for (name, config) in language_models() {
         let imported = io::read_model(&file(&format!("{name}.state.safetensors")), config.as_ref()).unwrap();
         let all = io::read_tensors(&file(&format!("{name}.safetensors"))).unwrap();
         let (mut inputs, expected) = cases(name);
@@ -97,6 +102,46 @@ fn language_models_of_pytorch_give_what_pytorch_gives() {
             assert_eq!(greedy, expected["greedy"].u32s().unwrap(), "{name} on {device:?}");
         }
     }
+}
+
+#[test]
+fn files_of_torch_save_hold_what_safetensors_do() {
+    for (name, config) in language_models() {
+        let of = |kind: &str| io::read_model(&file(&format!("{name}.{kind}")), config.as_ref()).unwrap();
+        let (saved, state) = (of("pt"), of("state.safetensors"));
+        assert_eq!(saved.parameters, state.parameters, "{name}");
+        assert_eq!((saved.network, saved.sources), (state.network, state.sources), "{name}");
+    }
+    let deep = pytorch::read_checkpoint(&file("deep.pt")).unwrap();
+    assert_eq!(deep, io::read_tensors(&file("deep.state.safetensors")).unwrap());
+    let error = pytorch::read_checkpoint(&file("average.keras")).unwrap_err();
+    assert!(error.kind() == ErrorKind::File && error.to_string().contains("expected one `data.pkl`"), "{error}");
+}
+
+#[test]
+fn what_is_written_for_pytorch_gives_the_same_when_it_is_read() {
+    let both = || Lstm::new(5).direction(Direction::Both).return_sequences(true);
+    let mut network = Network::default();
+    let tokens = network.input("tokens", Input::Tokens);
+    let mut at = tokens;
+    let layers: [Layer; 4] = [Embedding::new(11, 6).into(), both().into(), both().into(), Dense::new(7).into()];
+    for layer in layers {
+        at = network.add(layer, &[at]).unwrap()[0];
+    }
+    network.output("logits", at);
+    let specs = network.parameters().unwrap();
+    let parameters: Named =
+        specs.iter().enumerate().map(|(i, s)| (s.name.clone(), values(i as u64, &s.shape))).collect();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("written.safetensors");
+    io::write_tensors(&path, pytorch::state_dict(&network, &parameters).unwrap()).unwrap();
+    let back = io::read_model(&path, None).unwrap();
+    let tokens = Tensor::from_u32(&[3, 4], (0..12).map(|i| i * 5 % 11).collect()).unwrap();
+    let inputs = Named::from([("tokens".to_string(), tokens)]);
+    let logits = |network: &Network, parameters: &Named| {
+        let mut model = Model::new(&Device::reference(), network, parameters).unwrap();
+        doubles(&model.run(&inputs).unwrap()["logits"])
+    };
+    assert_close("logits", &logits(&back.network, &back.parameters), &logits(&network, &parameters), FORWARD);
 }
 
 #[test]

@@ -23,32 +23,74 @@ pub struct Imported {
     pub sources: BTreeMap<String, String>,
     /// The working memory that was fitted for it, where its file has one.
     pub memory: Option<WorkingMemory>,
+    /// How it was being trained, where a file of Keras says so and all of it is known here.
+    pub training: Option<keras::Training>,
     /// How the file's inputs and outputs lie over the network's.
     pub edges: Edges,
 }
 
 impl Imported {
-    /// A model without a memory, whose inputs and outputs are the network's.
+    /// A model and no more, whose inputs and outputs are the network's.
     pub fn new(
         title: &str,
         network: Network,
         parameters: BTreeMap<String, Tensor>,
         sources: BTreeMap<String, String>,
     ) -> Self {
-        Self { title: title.to_string(), network, parameters, sources, memory: None, edges: Edges::default() }
+        let (title, edges) = (title.to_string(), Edges::default());
+        Self { title, network, parameters, sources, memory: None, training: None, edges }
+    }
+}
+
+/// The kinds of files that models come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// What mnemon itself saves, as safetensors.
+    Own,
+    /// The parameters of PyTorch modules, as safetensors.
+    StateDict,
+    /// The same as `torch.save` writes them.
+    Checkpoint,
+    /// A `.keras` archive, or a whole model in HDF5.
+    Keras,
+    /// A graph of ONNX.
+    Onnx,
+}
+
+impl FileKind {
+    /// What a file is: ONNX by its name, which nothing in it tells, others by how they begin.
+    pub fn of(path: &Path) -> Result<Self> {
+        let mut start = Vec::new();
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        file.take(8).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
+        Ok(if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+            Self::Onnx
+        } else if pytorch::is_checkpoint(path)? {
+            Self::Checkpoint
+        } else if start.starts_with(keras::ZIP_START) || start == keras::HDF5_START {
+            Self::Keras
+        } else if safetensors::is_own(path)? {
+            Self::Own
+        } else {
+            Self::StateDict
+        })
     }
 }
 
 /// A file's part that says which working memory was fitted for its model.
 pub const MEMORY: &str = "memory";
+/// A file's part that describes a model whose layers are in a row, and one of any other.
+const MODEL: &str = "model";
+const NETWORK: &str = "network";
 
 /// [`MEMORY`] of a file.
 pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
     file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
-/// Reads a model that mnemon or Keras 3 saved, an ONNX file (called `.onnx`), or the parameters of PyTorch modules as
-/// `.safetensors`; `config` is a JSON file that says what the latter are, see [`pytorch::Config`].
+/// Reads a model that mnemon or Keras saved (`.keras`, or a whole model in HDF5), an ONNX file (called `.onnx`), or the
+/// parameters of PyTorch modules as `.safetensors` or as `torch.save` writes them; `config` says what the latter are, see
+/// [`pytorch::Config`].
 pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Imported> {
     read_model_for(path, config, None)
 }
@@ -59,52 +101,57 @@ pub fn read_model_for(
     config: Option<&pytorch::Config>,
     given: Option<&BTreeMap<String, Tensor>>,
 ) -> Result<Imported> {
-    let onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
-    let mut start = [0u8; 4];
-    let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let zip = file.read_exact(&mut start).is_ok() && &start == b"PK\x03\x04";
-    let own = !zip && !onnx && safetensors::is_own(path)?;
-    if let (true, Some(_)) = (zip || own || onnx, config) {
+    let kind = FileKind::of(path)?;
+    if let (FileKind::Own | FileKind::Keras | FileKind::Onnx, Some(_)) = (kind, config) {
         return Err(Error::argument(format!(
             "{}: the file says itself what its model is, and takes no configuration",
             path.display()
         )));
     }
-    let imported = if onnx {
-        onnx::read_model(path, given)?
-    } else if zip {
-        keras::read_model(path)?
-    } else if own {
-        own_model(path)?
-    } else {
-        pytorch::read_model(path, config.unwrap_or(&pytorch::Config::default()))?
+    let imported = match kind {
+        FileKind::Onnx => onnx::read_model(path, given)?,
+        FileKind::Keras => keras::read_model(path)?,
+        FileKind::Own => own_model(path)?,
+        FileKind::StateDict | FileKind::Checkpoint => {
+            pytorch::read_model(path, config.unwrap_or(&pytorch::Config::default()))?
+        }
     };
-    check(&imported).map_err(|e| e.within(path.display()))?;
+    check(&imported.network, &imported.parameters, &imported.sources).map_err(|e| e.within(path.display()))?;
     Ok(imported)
 }
 
 fn own_model(path: &Path) -> Result<Imported> {
     let file = safetensors::load(path)?;
     let read = || {
-        let Description { input, steps, layers } = file.part("model")?;
-        let network = Network::chain(input, steps, &layers)?;
+        let (title, network) = match file.metadata.get(NETWORK) {
+            Some(_) => ("Network", file.part(NETWORK)?),
+            None => {
+                let Description { input, steps, layers } = file.part(MODEL)?;
+                ("Sequential", Network::chain(input, steps, &layers)?)
+            }
+        };
         let mut parameters = BTreeMap::new();
         for spec in network.parameters()? {
             parameters.insert(spec.name.clone(), file.tensor(&spec.name)?.clone());
         }
         let sources = parameters.keys().map(|name| (name.clone(), name.clone())).collect();
         let memory = fitted_memory(&file)?;
-        Ok(Imported { memory, ..Imported::new("Sequential", network, parameters, sources) })
+        Ok(Imported { memory, ..Imported::new(title, network, parameters, sources) })
     };
     read().map_err(|e: Error| e.within(path.display()))
 }
 
-/// Refuses parameters that are missing, too many, or of another shape than the network's.
-fn check(imported: &Imported) -> Result<()> {
-    let specs = imported.network.parameters()?;
+/// Refuses parameters that are missing, too many, or of another shape than the network's; `sources` says what their
+/// file calls them, where that is not what the network does.
+pub(super) fn check(
+    network: &Network,
+    parameters: &BTreeMap<String, Tensor>,
+    sources: &BTreeMap<String, String>,
+) -> Result<()> {
+    let specs = network.parameters()?;
     for spec in &specs {
-        let source = imported.sources.get(&spec.name).unwrap_or(&spec.name);
-        let Some(found) = imported.parameters.get(&spec.name) else {
+        let source = sources.get(&spec.name).unwrap_or(&spec.name);
+        let Some(found) = parameters.get(&spec.name) else {
             return Err(Error::data(format!("expected the parameter `{source}`, there is none")));
         };
         if found.shape() != spec.shape {
@@ -112,7 +159,7 @@ fn check(imported: &Imported) -> Result<()> {
             return Err(Error::shape(format!("`{source}`: expected {wanted:?} as `{name}`, got {got:?}")));
         }
     }
-    match imported.parameters.keys().find(|name| specs.iter().all(|s| &s.name != *name)) {
+    match parameters.keys().find(|name| specs.iter().all(|s| &s.name != *name)) {
         None => Ok(()),
         Some(name) => Err(Error::data(format!("the parameter `{name}` belongs to no layer of the model"))),
     }

@@ -123,8 +123,8 @@ pub(super) fn is_own(path: &Path) -> Result<bool> {
     Ok(own_metadata(path, open(path)?.bytes()?)?.is_some())
 }
 
-/// Reads the tensors of any safetensors file. F64, F16 and BF16 become F32, integers become U32 where they fit. Large tensors of
-/// F32 stay in the file, as [`load`] says.
+/// Reads the tensors of any safetensors file. F64, F16 and BF16 become F32, integers and truths become U32 where they
+/// fit. Large tensors of F32 stay in the file, as [`load`] says.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     mapped_tensors(path, &open(path)?)
 }
@@ -182,7 +182,8 @@ fn words<'a, const SIZE: usize>(view: &TensorView<'a>) -> impl Iterator<Item = [
     view.data().as_chunks::<SIZE>().0.iter().copied()
 }
 
-fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
+/// The values of `view`, as [`read_tensors`] says.
+pub(super) fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
     let integers = |values: &mut dyn Iterator<Item = i64>| -> Result<Tensor> {
         let fit = |n: i64| u32::try_from(n).map_err(|_| Error::data(format!("expected integers in 0..2^32, got {n}")));
         Tensor::from_u32(view.shape(), values.map(fit).collect::<Result<_>>()?)
@@ -195,7 +196,11 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
         Dtype::U32 => Tensor::from_u32(view.shape(), words(view).map(u32::from_le_bytes).collect()),
         Dtype::I32 => integers(&mut words(view).map(|b| i64::from(i32::from_le_bytes(b)))),
         Dtype::I64 => integers(&mut words(view).map(i64::from_le_bytes)),
-        other => Err(Error::unsupported(format!("expected F32, F64, F16, BF16, U32, I32 or I64, got {other:?}"))),
+        Dtype::I16 => integers(&mut words(view).map(|b| i64::from(i16::from_le_bytes(b)))),
+        Dtype::I8 => integers(&mut words(view).map(|b| i64::from(i8::from_le_bytes(b)))),
+        Dtype::U8 => integers(&mut words(view).map(|[b]| i64::from(b))),
+        Dtype::BOOL => integers(&mut words(view).map(|[b]| i64::from(b != 0))),
+        other => Err(Error::unsupported(format!("expected floats, integers or truths, got {other:?}"))),
     }
 }
 

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 /// Print the layers of a model, their output shapes and parameters
 ///
-/// MODEL is a file that mnemon saved, a .keras file of Keras 3, or a PyTorch state dict as .safetensors with an LSTM, and
-/// perhaps an embedding before and a linear layer after it.
+/// MODEL is a file that mnemon saved, a .keras file of Keras 3, or a PyTorch state dict, as .safetensors or as
+/// torch.save writes it, with an LSTM, and perhaps an embedding before and a linear layer after it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  mnemon summary model.keras")]
 pub struct Arguments {

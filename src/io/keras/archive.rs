@@ -29,7 +29,8 @@ const READ_COST: u64 = 64;
 /// taking some 14 KiB in a build without optimisation. What is not used takes no memory.
 const STACK: usize = 256 << 20;
 
-const ZIP_START: &[u8] = b"PK\x03\x04";
+/// How a zip archive begins.
+pub(in crate::io) const ZIP_START: &[u8] = b"PK\x03\x04";
 const HDF5_START: &[u8] = b"\x89HDF\r\n\x1a\n";
 
 /// What a `.keras` file holds.
@@ -232,7 +233,7 @@ fn float_width(datatype: &Datatype) -> Option<u64> {
 
 /// A reader that fails once it was read many times over: neither zip nor hdf5-pure notices structures that refer to
 /// the same bytes again and again, and these multiply with every level that does so.
-struct Metered<R> {
+pub(in crate::io) struct Metered<R> {
     inner: R,
     length: u64,
     left: u64,
@@ -244,7 +245,7 @@ struct Metered<R> {
 
 impl<R: Read + Seek> Metered<R> {
     /// Fails unless the file begins with `start`: a foreign file may be of any size, and is not searched.
-    fn new(path: &Path, mut inner: R, start: &[u8], expected: &str) -> Result<Self> {
+    pub fn new(path: &Path, mut inner: R, start: &[u8], expected: &str) -> Result<Self> {
         let io = |e| Error::io(path, "read", e);
         let mut first = Vec::new();
         inner.by_ref().take(start.len() as u64).read_to_end(&mut first).map_err(io)?;

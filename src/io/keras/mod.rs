@@ -7,4 +7,5 @@ mod model;
 mod rules;
 
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
+pub(super) use archive::{Metered, ZIP_START};
 pub use model::read_model;

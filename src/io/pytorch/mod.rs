@@ -1,4 +1,14 @@
-//! PyTorch: a `state_dict` as safetensors, whose modules are told by the names and shapes of their parameters.
+//! PyTorch: a `state_dict` as safetensors or as `torch.save` writes it, whose modules are told by the names and
+//! shapes of their parameters; and the parameters of a network by the names that such modules have for them.
+
+mod checkpoint;
+mod pickle;
+mod view;
+mod write;
+
+pub(super) use checkpoint::is_checkpoint;
+pub use checkpoint::read_checkpoint;
+pub use write::state_dict;
 
 use super::{Imported, safetensors};
 use crate::config::{Bias, Direction, GATES};
@@ -67,9 +77,10 @@ fn join(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") }
 }
 
-/// Reads a state dict of an embedding, an LSTM and a linear layer, of which only the LSTM must be there.
+/// Reads a state dict of an embedding, an LSTM and a linear layer, of which only the LSTM must be there, from a file of
+/// safetensors or of `torch.save`.
 pub fn read_model(path: &Path, config: &Config) -> Result<Imported> {
-    let tensors = safetensors::read_tensors(path)?;
+    let tensors = if is_checkpoint(path)? { read_checkpoint(path)? } else { safetensors::read_tensors(path)? };
     from_tensors(tensors, config).map_err(|e| e.within(path.display()))
 }
 
@@ -114,7 +125,7 @@ fn from_tensors(mut tensors: BTreeMap<String, Tensor>, config: &Config) -> Resul
         let out = network.add(lstm.clone(), &[at])?;
         at = out[0];
         states.extend(out[1..].chunks_exact(2).map(|pair| [pair[0], pair[1]]));
-        let name = if layer == 0 { "lstm".to_string() } else { format!("lstm_{layer}") };
+        let name = network.nodes.last().map(|node| node.name.clone()).unwrap_or_default();
         for p in crate::params::lstm_parameters(&lstm.config(stack.input), 0) {
             let theirs = join(&stack.prefix, &p.name.replacen("_l0", &format!("_l{layer}"), 1));
             sources.insert(format!("{name}.{}", p.name), theirs);
