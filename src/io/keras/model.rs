@@ -1,13 +1,13 @@
 //! A Keras model, Sequential or functional, as a network with its parameters.
 
-use super::archive::{KerasArchive, KerasTensor, read_keras};
+use super::archive::{KerasArchive, read_keras};
 use super::config::{Object, class, layer};
 use super::entry::{Entry, Masks, Reference, entry, is_mask, mask_of, masks, reads, references, tensors};
-use crate::config::Direction;
+use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
 use crate::nn::{Fill, Input, Layer, Network, PoolingKind, Port};
-use crate::params::{Tensor, lstm_parameters};
+use crate::params::Tensor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -287,52 +287,14 @@ impl<'a> Reader<'a> {
         let base = self.group(entry);
         let name = node_name(entry.name);
         let Some(node) = self.network.nodes.iter().find(|n| n.name == name).cloned() else { return Ok(()) };
-        match &node.layer {
-            Layer::Lstm(l) => {
-                let both = l.direction == Direction::Both;
-                for p in lstm_parameters(&l.config(1), 0) {
-                    let cell = match (both, p.direction) {
-                        (false, _) => "cell",
-                        (true, 0) => "forward_layer/cell",
-                        (true, _) => "backward_layer/cell",
-                    };
-                    let number = match p.role {
-                        "weight_ih" => 0,
-                        "weight_hh" => 1,
-                        _ => 2,
-                    };
-                    self.take(&format!("{base}/{cell}/vars/{number}"), &format!("{name}.{}", p.name), number < 2)?;
-                }
-            }
-            Layer::Embedding(_) => self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), false)?,
-            Layer::Dense(l) => {
-                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
-                if l.bias {
-                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
-                }
-            }
-            Layer::Conv1D(l) => {
-                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
-                if l.bias {
-                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
-                }
-            }
-            Layer::Attention(l) if l.scale => {
-                let path = format!("{base}/vars/0");
-                let found = self.archive.weights.get(&path);
-                let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`")))?;
-                let values = Tensor::new(&[tensor.data.len()], tensor.data.clone())?;
-                self.used.insert(path.clone());
-                self.sources.insert(format!("{name}.scale"), path);
-                self.parameters.insert(format!("{name}.scale"), values);
-            }
-            Layer::LayerNormalization(l) => {
-                let roles = [(l.scale, "weight"), (l.center, "bias")];
-                for (number, (_, role)) in roles.iter().filter(|r| r.0).enumerate() {
-                    self.take(&format!("{base}/vars/{number}"), &format!("{name}.{role}"), false)?;
-                }
-            }
-            _ => {}
+        for Variable { path, parameter, form } in variables(&name, &node.layer) {
+            let path = format!("{base}/{path}");
+            let found = self.archive.weights.get(&path);
+            let tensor =
+                found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`, there is none")))?;
+            self.parameters.insert(parameter.clone(), form.read(tensor).map_err(|e| e.within(&path))?);
+            self.used.insert(path.clone());
+            self.sources.insert(parameter, path);
         }
         Ok(())
     }
@@ -349,16 +311,6 @@ impl<'a> Reader<'a> {
             (name == entry.name && !group.contains('/')).then(|| group.to_string())
         });
         format!("layers/{}{inner}", named.unwrap_or(numbered))
-    }
-
-    fn take(&mut self, path: &str, name: &str, transpose: bool) -> Result<()> {
-        let found = self.archive.weights.get(path);
-        let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`, there is none")))?;
-        self.used.insert(path.to_string());
-        self.sources.insert(name.to_string(), path.to_string());
-        let tensor = if transpose { transposed(tensor)? } else { Tensor::new(&tensor.shape, tensor.data.clone())? };
-        self.parameters.insert(name.to_string(), tensor);
-        Ok(())
     }
 }
 
@@ -392,7 +344,7 @@ fn input(shape: &Value, embeds: bool, name: &str) -> Result<Input> {
 }
 
 /// `LayerNormalization` as `layer_normalization`, `LSTM` as `lstm`: by Keras's rule.
-fn snake_case(class: &str) -> String {
+pub(super) fn snake_case(class: &str) -> String {
     let characters: Vec<char> = class.chars().collect();
     let mut snake = String::new();
     for (at, &c) in characters.iter().enumerate() {
@@ -404,20 +356,6 @@ fn snake_case(class: &str) -> String {
         snake.extend(c.to_lowercase());
     }
     snake
-}
-
-/// A kernel `[.., outputs]` as `[outputs, ..]`.
-fn transposed(tensor: &KerasTensor) -> Result<Tensor> {
-    let [inner @ .., columns] = &tensor.shape[..] else {
-        return Err(Error::data(format!("keras: expected a kernel, got {:?}", tensor.shape)));
-    };
-    if tensor.data.is_empty() {
-        return Err(Error::data(format!("keras: expected a kernel with values, got {:?}", tensor.shape)));
-    }
-    let (columns, rows) = (*columns, inner.iter().product::<usize>());
-    let data = (0..columns).flat_map(|c| (0..rows).map(move |r| tensor.data[r * columns + c])).collect();
-    let shape: Vec<usize> = std::iter::once(columns).chain(inner.iter().copied()).collect();
-    Tensor::new(&shape, data)
 }
 
 #[cfg(test)]
