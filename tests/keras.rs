@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::assert_close;
+use common::{assert_close, devices};
 use mnemon::config::{Bias, Cell, Mask};
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
@@ -57,6 +57,29 @@ fn what_is_read_and_written_is_read_the_same() {
         count += 1;
     }
     assert!(count > 15, "{count}");
+}
+
+#[test]
+fn whole_models_in_hdf5_give_what_keras_gives() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/legacy");
+    for name in ["functional2", "sequential2", "functional3", "sequential3"] {
+        let imported = io::read_model(&folder.join(format!("{name}.h5")), None).unwrap();
+        let data = io::read_tensors(&folder.join(format!("{name}.safetensors"))).unwrap();
+        let inputs: Named =
+            data.iter().filter_map(|(n, t)| Some((n.strip_prefix("in.")?.to_string(), t.clone()))).collect();
+        let output = imported.network.outputs[0].0.clone();
+        let doubles = |tensor: &Tensor| tensor.f32s().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+        for device in devices() {
+            let mut model = Model::new(&device, &imported.network, &imported.parameters).unwrap();
+            let got = model.run_for(&inputs, &[&output]).unwrap_or_else(|e| panic!("{name} on {device:?}: {e}"));
+            assert_eq!(got[&output].shape(), data["out.y"].shape(), "{name}");
+            assert_close(&format!("{name} on {device:?}"), &doubles(&got[&output]), &doubles(&data["out.y"]), 1e-5);
+        }
+        assert!(imported.sources.values().all(|s| s.starts_with("model_weights/")), "{:?}", imported.sources);
+    }
+    let config = io::pytorch::Config::default();
+    let error = io::read_model(&folder.join("sequential3.h5"), Some(&config)).unwrap_err();
+    assert!(error.to_string().contains("takes no configuration"), "{error}");
 }
 
 /// Writes a network with the inputs and what it gives here; `y` is its output. Gives what is read back.

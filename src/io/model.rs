@@ -32,20 +32,21 @@ pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
     file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
-/// Reads a model that mnemon or Keras 3 saved, or the parameters of PyTorch modules as `.safetensors`; `config` is a
-/// JSON file that says what the latter are, see [`pytorch::Config`].
+/// Reads a model that mnemon or Keras saved (`.keras`, or a whole model in HDF5), or the parameters of PyTorch modules as
+/// `.safetensors`; `config` is a JSON file that says what the latter are, see [`pytorch::Config`].
 pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Imported> {
-    let mut start = [0u8; 4];
+    let mut start = [0u8; 8];
     let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let zip = file.read_exact(&mut start).is_ok() && &start == b"PK\x03\x04";
-    let own = !zip && safetensors::is_own(path)?;
-    if let (true, Some(_)) = (zip || own, config) {
+    let begins = file.read_exact(&mut start).is_ok();
+    let keras = begins && (start.starts_with(b"PK\x03\x04") || start == keras::HDF5_START);
+    let own = !keras && safetensors::is_own(path)?;
+    if let (true, Some(_)) = (keras || own, config) {
         return Err(Error::argument(format!(
             "{}: the file says itself what its model is, and takes no configuration",
             path.display()
         )));
     }
-    let imported = if zip {
+    let imported = if keras {
         keras::read_model(path)?
     } else if own {
         own_model(path)?

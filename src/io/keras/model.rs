@@ -1,8 +1,9 @@
 //! A Keras model, Sequential or functional, as a network with its parameters.
 
-use super::archive::{KerasArchive, read_keras};
+use super::archive::{HDF5_START, KerasArchive, read_keras};
 use super::config::{Object, class, layer};
 use super::entry::{Entry, Masks, Reference, entry, is_mask, mask_of, masks, reads, references, tensors};
+use super::legacy::read_legacy;
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
@@ -10,21 +11,32 @@ use crate::nn::{Fill, Input, Layer, Network, PoolingKind, Port};
 use crate::params::Tensor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-/// Reads a `.keras` file: its layers as a network, and the values of its parameters.
+/// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the values
+/// of its parameters.
 pub fn read_model(path: &Path) -> Result<Imported> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    file.take(HDF5_START.len() as u64).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
+    if start == HDF5_START {
+        return read_legacy(path);
+    }
     let archive = read_keras(path)?;
     // Keras 2 wrote archives too, in which the same names mean other things (its hard sigmoid is another).
     if !archive.keras_version.starts_with("3.") {
         let error = format!("expected a file of Keras 3, got one of Keras {}", archive.keras_version);
         return Err(Error::unsupported(error).within(path.display()));
     }
-    Reader::new(&archive).model().map_err(|e| e.within(path.display()))
+    Reader::new(&archive, false).model().map_err(|e| e.within(path.display()))
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     archive: &'a KerasArchive,
+    /// Whether calls are not told of masks, which layers pass on to one another.
+    implicit: bool,
     network: Network,
     parameters: BTreeMap<String, Tensor>,
     sources: BTreeMap<String, String>,
@@ -42,9 +54,10 @@ fn takes_mask(layer: &Layer) -> bool {
 }
 
 impl<'a> Reader<'a> {
-    fn new(archive: &'a KerasArchive) -> Self {
+    pub fn new(archive: &'a KerasArchive, implicit: bool) -> Self {
         Self {
             archive,
+            implicit,
             network: Network::default(),
             parameters: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -53,7 +66,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn model(mut self) -> Result<Imported> {
+    pub fn model(mut self) -> Result<Imported> {
         let (name, config) = class(&self.archive.config, "the model")?;
         let layers = config.list("layers")?;
         let entries = layers.iter().map(entry).collect::<Result<Vec<_>>>()?;
@@ -90,21 +103,48 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Takes away the masks of tokens that no layer of the row reads, because the first that does not pass them on has no
-    /// use for them: Keras lets it see all steps.
+    /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them: Keras
+    /// lets these see all steps.
     fn drop_unread_masks(&mut self) {
-        let passes = |l: &Layer| {
-            matches!(l, Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_))
-        };
         let nodes = &mut self.network.nodes;
         for at in 0..nodes.len() {
-            let reader = nodes[at + 1..].iter().map(|n| &n.layer).find(|l| !passes(l));
-            let unread = reader.is_some_and(|l| !takes_mask(l));
+            if !matches!(&nodes[at].layer, Layer::Embedding(l) if l.mask_zero) {
+                continue;
+            }
+            let mut carries = vec![false; nodes.len()];
+            carries[at] = true;
+            let (mut read, mut dropped) = (false, false);
+            for next in at + 1..nodes.len() {
+                let carried = |port: &Port| matches!(*port, Port::Node(from, _) if carries[from]);
+                if !nodes[next].inputs.iter().any(carried) {
+                    continue;
+                }
+                match &nodes[next].layer {
+                    layer if takes_mask(layer) || matches!(layer, Layer::Attention(_)) => read = true,
+                    Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) => carries[next] = true,
+                    Layer::LayerNormalization(_) | Layer::Merge(_) => carries[next] = true,
+                    _ => dropped = true,
+                }
+            }
             match &mut nodes[at].layer {
-                Layer::Embedding(l) if unread => l.mask_zero = false,
+                Layer::Embedding(l) if dropped && !read => l.mask_zero = false,
                 _ => {}
             }
         }
+    }
+
+    /// Refuses a layer that reads steps that a mask leaves out beside others: what Keras makes of the two is not known here.
+    fn check_implicit_masks(&self) -> Result<()> {
+        let fills = self.network.fills()?;
+        for node in self.network.nodes.iter().filter(|n| takes_mask(&n.layer) || matches!(n.layer, Layer::Attention(_)))
+        {
+            let mixed = |port: &Port| matches!(*port, Port::Node(at, _) if fills[at] == Fill::Mixed);
+            if node.inputs.iter().any(mixed) {
+                let error = format!("keras: {}: masks of several layers that are joined are not supported", node.name);
+                return Err(Error::unsupported(error));
+            }
+        }
+        Ok(())
     }
 
     fn functional(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
@@ -141,7 +181,7 @@ impl<'a> Reader<'a> {
                         let kwargs = Object { value: &entry.nodes[call], place: entry.name }.get("kwargs");
                         let causal = kwargs.get("use_causal_mask") == Some(&Value::Bool(true));
                         let outputs = self.place(entry, &ports, causal)?;
-                        if self.network.nodes.len() > before {
+                        if self.network.nodes.len() > before && !self.implicit {
                             self.mask(entry, call, &masks, &taken)?;
                         }
                         placed.insert((entry.name, call), outputs);
@@ -154,6 +194,10 @@ impl<'a> Reader<'a> {
                 return Err(Error::data(format!("keras: {name}: what it reads comes from no layer of the model")));
             }
             waiting = later;
+        }
+        if self.implicit {
+            self.drop_unread_masks();
+            self.check_implicit_masks()?;
         }
         let wanted = references(config.get("output_layers"));
         let mut outputs: Vec<(String, Vec<Port>)> = Vec::new();
@@ -190,7 +234,8 @@ impl<'a> Reader<'a> {
             let entry = entries.iter().find(|e| e.name == name)?;
             entry.config.get("batch_shape").get(1)?.as_u64()
         };
-        let masked = entries.iter().any(is_mask);
+        let makes = |e: &Entry<'a>| e.class == "Masking" || e.config.get("mask_zero") == &Value::Bool(true);
+        let masked = entries.iter().any(|e| is_mask(e) || self.implicit && makes(e));
         let axes = self.network.input_axes()?;
         let lengths: Vec<Option<u64>> = given.iter().zip(&axes).map(|(g, axis)| axis.and(steps(g.0))).collect();
         for (at, length) in lengths.iter().enumerate().filter(|l| l.1.is_some() && !masked) {
