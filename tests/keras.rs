@@ -1,5 +1,5 @@
-//! Networks written as files of Keras 3. The files stay in `target/tmp/keras`, where `tests/interchange/keras.py` has Keras
-//! itself run them.
+//! Networks written as files of Keras 3. The files stay in `target/tmp/keras`, where `tests/interchange/keras.py` has
+//! Keras itself run them.
 
 mod common;
 
@@ -13,6 +13,7 @@ use mnemon::nn::{
     Input, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind, MergeMode, Network, Padding, Pooling, Pooling1D,
     Regularizer, RepeatVector, Rules, WorkingMemory,
 };
+use mnemon::optim::{Clipping, Course, Rule, Schedule, WeightDecay};
 use mnemon::params::Tensor;
 use mnemon::params::random::Random;
 use mnemon::train::{Model, Named};
@@ -80,6 +81,68 @@ fn whole_models_in_hdf5_give_what_keras_gives() {
     let config = io::pytorch::Config::default();
     let error = io::read_model(&folder.join("sequential3.h5"), Some(&config)).unwrap_err();
     assert!(error.to_string().contains("takes no configuration"), "{error}");
+}
+
+/// The place in our own parameter, `[outputs, inputs]` or a vector, of value number `at` of Keras's.
+fn place_of(at: usize, shape: &[usize]) -> usize {
+    match *shape {
+        [outputs, inputs] => at % outputs * inputs + at / outputs,
+        _ => at,
+    }
+}
+
+#[test]
+fn what_an_optimiser_of_keras_keeps_is_read_by_our_names() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/legacy");
+    let (m, v) = ("optimizer.m.", "optimizer.v.");
+    for (file, kinds) in [
+        ("adam", &[(m, "_momentums"), (v, "_velocities"), ("optimizer.largest.", "_velocity_hats")][..]),
+        ("sgd", &[(m, "momentums")]),
+        ("rmsprop", &[(m, "_momentums"), (v, "_velocities"), ("optimizer.mean.", "_average_gradients")]),
+    ] {
+        let imported = io::read_model(&folder.join(format!("{file}.keras")), None).unwrap();
+        let kept = io::read_tensors(&folder.join(format!("{file}.safetensors"))).unwrap();
+        let training = imported.training.unwrap();
+        assert_eq!((training.step, training.loss.as_deref()), (3, Some("mse")), "{file}");
+        assert_eq!(training.state.len(), kinds.len() * imported.parameters.len(), "{file}");
+        let specs = imported.network.parameters().unwrap();
+        assert!(training.optimizer.slots(&specs).iter().all(|slot| training.state[&slot.name].shape() == slot.shape));
+        for (name, (prefix, kind)) in imported.parameters.keys().flat_map(|name| kinds.iter().map(move |k| (name, k))) {
+            let (layer, role) = name.split_once('.').unwrap();
+            let end = match role {
+                role if role.starts_with("weight_hh") => "/recurrent_kernel",
+                role if role.starts_with("weight") => "/kernel",
+                _ => "/bias",
+            };
+            let is = |path: &str| {
+                path.starts_with(&format!("{kind}/{layer}/"))
+                    && path.ends_with(end)
+                    && path.contains("/backward") == role.ends_with("reverse")
+            };
+            let theirs = kept.iter().find(|(path, _)| is(path)).unwrap().1.f32s().unwrap();
+            let ours = &training.state[&format!("{prefix}{name}")];
+            let values = ours.f32s().unwrap();
+            assert_eq!(values.len(), theirs.len(), "{file} {name}");
+            for (at, value) in theirs.iter().enumerate() {
+                assert_eq!(values[place_of(at, ours.shape())], *value, "{file} {kind} of {name}");
+            }
+        }
+        let rate = training.optimizer.learning_rate(&Course::at(0));
+        match training.optimizer.rule {
+            Rule::Adam(adam) => {
+                assert!(adam.amsgrad && (rate - 3e-3).abs() < 1e-9, "{adam:?}");
+                assert_eq!(training.optimizer.clipping, Some(Clipping::Norm(1.0)));
+            }
+            Rule::Sgd(sgd) => {
+                assert!(sgd.nesterov && sgd.momentum == 0.9 && rate == 0.1, "{sgd:?}");
+                assert_eq!(training.optimizer.schedule, Schedule::Exponential { every: 10, factor: 0.9 });
+                assert_eq!(training.optimizer.weight_decay, WeightDecay::decoupled(0.01));
+            }
+            Rule::RmsProp(rule) => assert!(rule.centered && rule.momentum == 0.5, "{rule:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(io::read_model(&models().join("pooled.keras"), None).unwrap().training.is_none());
 }
 
 /// Writes a network with the inputs and what it gives here; `y` is its output. Gives what is read back.
@@ -153,8 +216,8 @@ fn rules_and_settings_of_layers_are_kept() {
     assert_eq!(round("rules", &network, only("x", tokens)).network, wanted);
 }
 
-/// Two inputs, one of them with a mask that goes through a sum, a shared layer, states, attention, and a layer whose output
-/// is not read.
+/// Two inputs, one of them with a mask that goes through a sum, a shared layer, states, attention, and a layer whose
+/// output is not read.
 #[test]
 fn a_graph_of_layers_is_a_functional_model() {
     let mut n = Network::default();

@@ -22,6 +22,8 @@ pub struct Imported {
     pub sources: BTreeMap<String, String>,
     /// The working memory that was fitted for it, where its file has one.
     pub memory: Option<WorkingMemory>,
+    /// How it was being trained, where a file of Keras says so and all of it is known here.
+    pub training: Option<keras::Training>,
 }
 
 /// A file's part that says which working memory was fitted for its model.
@@ -32,8 +34,8 @@ pub fn fitted_memory(file: &ModelFile) -> Result<Option<WorkingMemory>> {
     file.metadata.get(MEMORY).map(|_| file.part(MEMORY)).transpose()
 }
 
-/// Reads a model that mnemon or Keras saved (`.keras`, or a whole model in HDF5), or the parameters of PyTorch modules as
-/// `.safetensors`; `config` is a JSON file that says what the latter are, see [`pytorch::Config`].
+/// Reads a model that mnemon or Keras saved (`.keras`, or a whole model in HDF5), or the parameters of PyTorch modules
+/// as `.safetensors`; `config` is a JSON file that says what the latter are, see [`pytorch::Config`].
 pub fn read_model(path: &Path, config: Option<&pytorch::Config>) -> Result<Imported> {
     let mut start = [0u8; 8];
     let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
@@ -68,7 +70,7 @@ fn own_model(path: &Path) -> Result<Imported> {
         }
         let sources = parameters.keys().map(|name| (name.clone(), name.clone())).collect();
         let memory = fitted_memory(&file)?;
-        Ok(Imported { title: "Sequential".to_string(), network, parameters, sources, memory })
+        Ok(Imported { title: "Sequential".to_string(), network, parameters, sources, memory, training: None })
     };
     read().map_err(|e: Error| e.within(path.display()))
 }

@@ -157,7 +157,7 @@ fn from_tensors(mut tensors: BTreeMap<String, Tensor>, config: &Config) -> Resul
         let missing = || Error::data(format!("state dict: expected `{theirs}`, there is none"));
         parameters.insert(ours.clone(), tensors.remove(theirs).ok_or_else(missing)?);
     }
-    Ok(Imported { title: "state dict".to_string(), network, parameters, sources, memory: None })
+    Ok(Imported { title: "state dict".to_string(), network, parameters, sources, memory: None, training: None })
 }
 
 /// The last h of the last layer, directions side by side.

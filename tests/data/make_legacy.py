@@ -1,4 +1,5 @@
-"""Makes tests/data/legacy: whole models in HDF5 as Keras 2 and Keras 3 save them, with inputs and what they give.
+"""Makes tests/data/legacy: whole models in HDF5 as Keras 2 and Keras 3 save them, with inputs and what they give; and
+models of Keras 3 in the middle of their training, with what their optimisers keep of each parameter.
 
     python tests/data/make_legacy.py     needs keras with the backend tensorflow, tf_keras (Keras 2) and safetensors
 """
@@ -58,7 +59,37 @@ def three():
     save("sequential3", model, {"x": x})
 
 
+def trained():
+    """What is kept goes by `kind/layer/variable`, such as `_velocities/dense/kernel`."""
+    kl, optimizers = keras.layers, keras.optimizers
+    a, b = kl.Input((5, 3), name="a"), kl.Input((5, 3), name="b")
+    shared = kl.LSTM(3, return_sequences=True, name="shared")
+    wide = kl.LSTM(4, name="wide")(kl.Concatenate()([kl.Dense(4, name="z")(b), shared(b)]))
+    joined = kl.Concatenate()([kl.Bidirectional(kl.LSTM(2), name="both")(shared(a)), wide])
+    model = keras.Model([a, b], kl.Dense(1, name="last")(joined))
+    schedule = optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    for name, optimizer, kinds in [
+        ("adam", optimizers.Adam(3e-3, amsgrad=True, clipnorm=1.0), ["_momentums", "_velocities", "_velocity_hats"]),
+        ("sgd", optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=0.01), ["momentums"]),
+        (
+            "rmsprop",
+            optimizers.RMSprop(momentum=0.5, centered=True),
+            ["_momentums", "_velocities", "_average_gradients"],
+        ),
+    ]:
+        model.compile(optimizer, "mse")
+        x = RANDOM.normal(size=(12, 5, 3)).astype("f4")
+        model.fit([x, x[::-1]], RANDOM.normal(size=(12, 1)), batch_size=4, verbose=0)
+        kept = {}
+        for kind in kinds:
+            for weight, value in zip(model.trainable_variables, getattr(optimizer, kind), strict=True):
+                kept[f"{kind}/{weight.path}"] = np.ascontiguousarray(value.numpy())
+        model.save(HERE / f"{name}.keras")
+        save_file(kept, HERE / f"{name}.safetensors")
+
+
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     two()
     three()
+    trained()

@@ -30,6 +30,8 @@ const READ_COST: u64 = 64;
 const STACK: usize = 256 << 20;
 
 const ZIP_START: &[u8] = b"PK\x03\x04";
+/// Where an optimiser counts its steps.
+const STEP: &str = "optimizer/vars/0";
 /// How an HDF5 file begins.
 pub(crate) const HDF5_START: &[u8] = b"\x89HDF\r\n\x1a\n";
 
@@ -44,6 +46,8 @@ pub struct KerasArchive {
     pub weights: BTreeMap<String, KerasTensor>,
     /// The layer's name by the path of the group that carries it, such as `layers/lstm/cell/vars`.
     pub names: BTreeMap<String, String>,
+    /// Steps that its optimiser has taken, if it has one.
+    pub step: Option<u64>,
 }
 
 /// The values of one weight, row-major; f64 are rounded to f32.
@@ -82,8 +86,8 @@ fn keras_from<R: Read + Seek>(path: &Path, reader: R) -> Result<KerasArchive> {
     };
     let config = json(path, &mut archive, "config.json")?;
     let bytes = member(path, &mut archive, "model.weights.h5", WEIGHTS_LIMIT)?;
-    let Contents { weights, names, .. } = hdf5_from(&path.join("model.weights.h5"), Cursor::new(bytes))?;
-    Ok(KerasArchive { keras_version: version.to_string(), config, weights, names })
+    let Contents { weights, names, step, .. } = hdf5_from(&path.join("model.weights.h5"), Cursor::new(bytes))?;
+    Ok(KerasArchive { keras_version: version.to_string(), config, weights, names, step })
 }
 
 fn json<R: Read + Seek>(path: &Path, archive: &mut ZipArchive<R>, name: &str) -> Result<Value> {
@@ -115,6 +119,7 @@ fn member<R: Read + Seek>(path: &Path, archive: &mut ZipArchive<R>, name: &str, 
 pub(super) struct Contents {
     pub weights: BTreeMap<String, KerasTensor>,
     pub names: BTreeMap<String, String>,
+    pub step: Option<u64>,
     /// The attributes of whole models, by the path of their group and their name.
     texts: BTreeMap<(String, String), Vec<String>>,
 }
@@ -128,7 +133,8 @@ impl Contents {
         }
     }
 
-    /// The attribute of a group, a list that is in parts `name0`, `name1` and so on where it is long; empty if there is none.
+    /// The attribute of a group, a list that is in parts `name0`, `name1` and so on where it is long; empty if there is
+    /// none.
     pub fn list(&self, group: &str, name: &str) -> Vec<String> {
         let part = |name: String| self.texts.get(&(group.to_string(), name));
         match part(name.to_string()) {
@@ -217,15 +223,21 @@ impl Walk<'_> {
         Ok(if parent.is_empty() { name.to_string() } else { format!("{parent}/{name}") })
     }
 
-    /// Reads a dataset of floats, and passes over whole numbers, which are counters and seeds.
+    /// Reads a dataset of floats, and passes over whole numbers, which are counters and seeds, but for the step.
     fn dataset(&mut self, dataset: &hdf5_pure::Dataset, at: String) -> Result<()> {
         let path = self.path;
         let broken = |e| failure(path, "dataset", &at, e);
         let datatype = dataset.datatype().map_err(broken)?;
+        let layout = dataset.layout().map_err(broken)?;
         if matches!(datatype, Datatype::FixedPoint { .. } | Datatype::Enumeration { .. }) {
+            let one = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. })
+                && dataset.shape().is_ok_and(|shape| shape.is_empty());
+            if at == STEP && one {
+                let values = dataset.read_i64().map_err(broken)?;
+                self.found.step = values.first().and_then(|&step| u64::try_from(step).ok());
+            }
             return Ok(());
         }
-        let layout = dataset.layout().map_err(broken)?;
         // Keras writes no chunks, and hdf5-pure allocates a chunk by the size that the file claims for it.
         let whole = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. });
         let Some(width) = float_width(&datatype).filter(|_| whole) else {

@@ -1,5 +1,5 @@
-//! A layer as Keras's configuration of it, the inverse of [`super::config`], or an error that names the layer and what of
-//! it Keras cannot say.
+//! A layer as Keras's configuration of it, the inverse of [`super::config`], or an error that names the layer and what
+//! of it Keras cannot say.
 
 use super::rules::{regularizer_of, written as rules};
 use crate::config::{Activation, Bias, Cell, Direction, Mask};

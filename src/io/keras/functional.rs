@@ -199,7 +199,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Follows masks through the next node; gives the one that its call is told of. Refuses what Keras would mask otherwise.
+    /// Follows masks through the next node; gives the one that its call is told of. Refuses what Keras would mask
+    /// otherwise.
     fn mask(&mut self, node: &Node) -> Result<Mask> {
         let read: Vec<(Mask, bool)> = node.inputs.iter().map(|&p| self.of(p)).collect();
         let (first, kept) = read.first().copied().unwrap_or((Mask::None, false));

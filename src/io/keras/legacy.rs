@@ -1,10 +1,11 @@
-//! Whole models in one HDF5 file (`model.save("model.h5")`), as Keras 2 wrote them and Keras 3 still can. The configuration is
-//! an attribute, and each layer's weights lie under the names that it gave them, in the order of a list.
+//! Whole models in one HDF5 file (`model.save("model.h5")`), as Keras 2 wrote them and Keras 3 still can. The
+//! configuration is an attribute, and each layer's weights lie under the names that it gave them, in the order of a
+//! list.
 //!
 //! Such a file is turned into what a `.keras` file holds, and read as that.
 
 use super::archive::{Contents, JSON_LIMIT, KerasArchive, read_hdf5};
-use super::entry::{Reference, references};
+use super::entry::references;
 use super::model::Reader;
 use crate::config::Activation;
 use crate::error::{Error, Result};
@@ -81,7 +82,7 @@ fn archive(mut file: Contents, config: Value, old: bool) -> Result<(KerasArchive
         return Err(Error::data(format!("keras: the weight `{rest}` belongs to no layer of the model")));
     }
     let keras_version = if old { "2" } else { "3" }.to_string();
-    Ok((KerasArchive { keras_version, config, weights, names }, sources))
+    Ok((KerasArchive { keras_version, config, weights, names, step: None }, sources))
 }
 
 /// Where Keras 3 keeps weight number `at` of the `count` of a layer.
@@ -132,7 +133,7 @@ fn settings(layer: &mut Value) {
     match class.as_str() {
         "LeakyReLU" => rename("alpha", "negative_slope"),
         // A layer that was built says which axis its last one is; no sequence here has more than three.
-        "LayerNormalization" if matches!(config.get("axis"), Some(axis) if *axis == json!([2]) || *axis == json!(2)) => {
+        "LayerNormalization" if config.get("axis").is_some_and(|axis| [json!([2]), json!(2)].contains(axis)) => {
             config.insert("axis".to_string(), json!(-1));
         }
         _ => {}
@@ -176,6 +177,11 @@ fn calls(layer: &mut Value) -> Result<()> {
     Ok(())
 }
 
+/// A tensor as it is serialised, from its layer, call and output.
+fn tensor(history: &Value) -> Value {
+    json!({ "class_name": "__keras_tensor__", "config": { "keras_history": history } })
+}
+
 /// An argument that has a name.
 fn argument(layer: &str, key: &str, value: &Value) -> Result<Value> {
     match key {
@@ -183,8 +189,8 @@ fn argument(layer: &str, key: &str, value: &Value) -> Result<Value> {
             Err(Error::unsupported(format!("keras: {layer}: a mask that is given by name is not supported")))
         }
         "initial_state" if !value.is_null() => {
-            let tensor = |(from, call, output): Reference<'_>| json!({ "class_name": "__keras_tensor__", "config": { "keras_history": [from, call, output] } });
-            Ok(references(value).into_iter().map(tensor).collect())
+            let given = references(value).into_iter().map(|(from, call, output)| tensor(&json!([from, call, output])));
+            Ok(given.collect())
         }
         _ => Ok(value.clone()),
     }

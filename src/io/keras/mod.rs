@@ -9,10 +9,12 @@ mod legacy;
 mod model;
 mod order;
 mod rules;
+mod training;
 mod variables;
 mod write;
 
 pub(super) use archive::HDF5_START;
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
 pub use model::read_model;
+pub use training::Training;
 pub use write::{write_model, write_weights};

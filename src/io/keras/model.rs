@@ -2,8 +2,9 @@
 
 use super::archive::{HDF5_START, KerasArchive, read_keras};
 use super::config::{Object, class, layer};
-use super::entry::{Entry, Masks, Reference, entry, is_mask, mask_of, masks, reads, references, tensors};
+use super::entry::{Entry, Masks, Reference, entry, is_mask, keras_order, mask_of, masks, reads, references, tensors};
 use super::legacy::read_legacy;
+use super::training::{Training, training};
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
@@ -15,8 +16,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the values
-/// of its parameters.
+/// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the
+/// values of its parameters.
 pub fn read_model(path: &Path) -> Result<Imported> {
     let mut start = Vec::new();
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
@@ -82,9 +83,27 @@ impl<'a> Reader<'a> {
         if let Some(path) = rest.filter(|p| !p.contains("seed_generator")) {
             return Err(Error::data(format!("keras: the weight `{path}` belongs to no layer of the model")));
         }
+        let training = self.training(config, &entries).unwrap_or_else(|e| {
+            log::warn!("how the model was being trained is left out: {e}");
+            None
+        });
         let title = config.get("name").as_str().unwrap_or(name).to_string();
         let Self { network, parameters, sources, .. } = self;
-        Ok(Imported { title, network, parameters, sources, memory: None })
+        Ok(Imported { title, network, parameters, sources, memory: None, training })
+    }
+
+    /// How the model was being trained.
+    fn training(&self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<Option<Training>> {
+        if let Some(entry) = entries.iter().find(|e| e.config.get("trainable") == &Value::Bool(false)) {
+            return Err(Error::unsupported(format!("keras: {}: a layer that is not trained", entry.name)));
+        }
+        let nodes: BTreeMap<&str, &Layer> = self.network.nodes.iter().map(|n| (n.name.as_str(), &n.layer)).collect();
+        let of = |&at: &usize| {
+            let name = entries.get(at).map(|e| node_name(e.name)).unwrap_or_default();
+            nodes.get(name.as_str()).map(|layer| variables(&name, layer)).unwrap_or_default()
+        };
+        let listed: Vec<Variable> = keras_order(config, entries).iter().flat_map(of).collect();
+        training(self.archive, &listed, &self.network.parameters()?)
     }
 
     fn sequential(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
@@ -103,8 +122,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them: Keras
-    /// lets these see all steps.
+    /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them:
+    /// Keras lets these see all steps.
     fn drop_unread_masks(&mut self) {
         let nodes = &mut self.network.nodes;
         for at in 0..nodes.len() {
@@ -133,7 +152,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Refuses a layer that reads steps that a mask leaves out beside others: what Keras makes of the two is not known here.
+    /// Refuses a layer that reads steps that a mask leaves out beside others: what Keras makes of the two is not known
+    /// here.
     fn check_implicit_masks(&self) -> Result<()> {
         let fills = self.network.fills()?;
         for node in self.network.nodes.iter().filter(|n| takes_mask(&n.layer) || matches!(n.layer, Layer::Attention(_)))

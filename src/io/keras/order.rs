@@ -1,15 +1,17 @@
-//! The order in which Keras lists the layers of a functional model. Its files call the weights of layers by their class and
-//! their place in this order, so it has to be Keras's own: by depth, then by a search from the outputs.
+//! The order in which Keras lists the layers of a functional model. Its files call the weights of layers by their class
+//! and their place in this order, so it has to be Keras's own: by depth, then by a search from the outputs.
 
 use std::cmp::Reverse;
 
-/// A layer or an operation, with what each of its calls reads, in the order of their arguments: layers and calls by number.
+/// A layer or an operation, with what each of its calls reads, in the order of their arguments: layers and calls by
+/// number.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Called {
     pub calls: Vec<Vec<(usize, usize)>>,
 }
 
-/// The layers that outputs follow from and the inputs, in Keras's order. References to what is not there are passed over.
+/// The layers that outputs follow from and the inputs, in Keras's order. References to what is not there are passed
+/// over.
 pub(super) fn order(all: &[Called], inputs: &[usize], outputs: &[(usize, usize)]) -> Vec<usize> {
     let known = |&(layer, call): &(usize, usize)| all.get(layer).is_some_and(|l| call < l.calls.len());
     let mut begun: Vec<Vec<bool>> = all.iter().map(|l| vec![false; l.calls.len()]).collect();

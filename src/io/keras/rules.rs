@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::params::{Constraint, Initializer, Regularizer, Rules};
 use serde_json::{Value, json};
 
-/// The rules of the parameters that Keras calls `role`: `kernel`, `recurrent`, `bias`, `embeddings`. What this crate does
-/// not have matters to training only, so it is left out with a warning.
+/// The rules of the parameters that Keras calls `role`: `kernel`, `recurrent`, `bias`, `embeddings`. What this crate
+/// does not have matters to training only, so it is left out with a warning.
 pub(super) fn rules(config: Object<'_>, role: &str) -> Result<Rules> {
     let key = format!("{role}_constraint");
     let constraint = match config.get(&key) {
@@ -70,8 +70,8 @@ fn left_out(config: Object<'_>, key: &str) {
     log::warn!("keras: {}: `{key}` is not known here; it matters only to training, and is left out", config.place);
 }
 
-/// Adds the rules of the parameters that Keras calls `role` to the configuration of their layer: `own` is how they begin,
-/// `axis` that of the norms of what comes into an output.
+/// Adds the rules of the parameters that Keras calls `role` to the configuration of their layer: `own` is how they
+/// begin, `axis` that of the norms of what comes into an output.
 pub(super) fn written(config: &mut Value, role: &str, own: Initializer, rules: &Rules, axis: &Value) {
     let initializer = initializer(own).unwrap_or_else(|| {
         log::warn!("keras: a {role} that begins by {own:?} is written to begin at zero, which its values do not");
