@@ -1,4 +1,4 @@
-//! Files: models and training states as safetensors, and the models of PyTorch and Keras.
+//! Files: models and training states as safetensors, and the models of PyTorch, Keras and ONNX.
 
 pub mod keras;
 pub mod model;
@@ -6,7 +6,7 @@ pub mod onnx;
 pub mod pytorch;
 pub mod safetensors;
 
-pub use model::{Imported, MEMORY, fitted_memory, read_model, read_model_for};
+pub use model::{FileKind, Imported, MEMORY, fitted_memory, read_model, read_model_for};
 pub use onnx::Edges;
 pub use safetensors::{
     ModelFile, load, read_tensors, replace, save, tensors_from_bytes, tensors_to_bytes, write_tensors,

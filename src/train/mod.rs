@@ -3,6 +3,7 @@
 
 mod callbacks;
 mod compile;
+mod convert;
 mod dataset;
 mod fit;
 mod forecaster;
@@ -30,6 +31,7 @@ pub use crate::scheduler::{Batching, Cost};
 pub use callbacks::{
     Backup, Better, Callback, Checkpoint, CsvLog, EarlyStopping, Saved, TerminateOnNan, Training, Watched,
 };
+pub use convert::model_file;
 pub use fit::{Epoch, Evaluate, Fit, History, Scores};
 pub use forecaster::{Backtest, Errors, Forecast, Forecaster, ForecasterConfig, Parts, season_of};
 pub use generate::{Explanation, Generator, Remembered};

@@ -80,6 +80,12 @@ pub(super) fn file(learner: &mut dyn Learner) -> Result<ModelFile> {
     Ok(ModelFile { metadata, tensors })
 }
 
+/// What a file says of training that was begun elsewhere, after `step` batches.
+pub(super) fn training_part(optimizer: Optimizer, loss: Loss, step: u32) -> serde_json::Value {
+    let (course, averaged) = (Course::at(step), false);
+    json!(Training { optimizer, loss, course, pass: Some(0), batch: 0, taken: 0, order: 0, averaged })
+}
+
 /// Takes on the parameters and the training of a file.
 pub(super) fn restore(learner: &mut dyn Learner, file: &ModelFile) -> Result<()> {
     let specs = learner.network()?.parameters()?;

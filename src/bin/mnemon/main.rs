@@ -4,6 +4,7 @@ mod bench;
 mod classify;
 mod compare;
 mod configs;
+mod convert;
 mod devices;
 mod evaluate;
 mod forecast;
@@ -58,6 +59,7 @@ enum Command {
     Summary(summary::Arguments),
     Run(run::Arguments),
     Compare(compare::Arguments),
+    Convert(convert::Arguments),
     Verify(verify::Arguments),
     Bench(bench::Arguments),
     Plan(plan::Arguments),
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Command::Summary(a) => summary::run(&a),
         Command::Run(a) => run::run(&a),
         Command::Compare(a) => compare::run(&a),
+        Command::Convert(a) => convert::run(&a),
         Command::Verify(a) => verify::run(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Plan(a) => plan::run(&a),

@@ -15,7 +15,7 @@ use zip::{ZipArchive, result::ZipError};
 /// The most bytes that the weights in a `.keras` file may unpack to: they are held in memory.
 const WEIGHTS_LIMIT: u64 = 4 << 30;
 /// The most bytes that a JSON member may unpack to; parsed JSON takes many times its size.
-const JSON_LIMIT: u64 = 16 << 20;
+pub(super) const JSON_LIMIT: u64 = 16 << 20;
 /// The most groups and datasets that are visited: one may have many names, and groups may form a circle.
 const OBJECT_LIMIT: usize = 1 << 17;
 /// The longest path in bytes, which also keeps groups from being nested more than half as deep.
@@ -31,7 +31,10 @@ const STACK: usize = 256 << 20;
 
 /// How a zip archive begins.
 pub(in crate::io) const ZIP_START: &[u8] = b"PK\x03\x04";
-const HDF5_START: &[u8] = b"\x89HDF\r\n\x1a\n";
+/// Where an optimiser counts its steps.
+const STEP: &str = "optimizer/vars/0";
+/// How an HDF5 file begins.
+pub(in crate::io) const HDF5_START: &[u8] = b"\x89HDF\r\n\x1a\n";
 
 /// What a `.keras` file holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +47,8 @@ pub struct KerasArchive {
     pub weights: BTreeMap<String, KerasTensor>,
     /// The layer's name by the path of the group that carries it, such as `layers/lstm/cell/vars`.
     pub names: BTreeMap<String, String>,
+    /// Steps that its optimiser has taken, if it has one.
+    pub step: Option<u64>,
 }
 
 /// The values of one weight, row-major; f64 are rounded to f32.
@@ -63,8 +68,13 @@ pub fn read_keras(path: &Path) -> Result<KerasArchive> {
 
 /// Reads a `.weights.h5` file: every float dataset by its path.
 pub fn read_weights(path: &Path) -> Result<BTreeMap<String, KerasTensor>> {
+    Ok(read_hdf5(path)?.weights)
+}
+
+/// Reads all that an HDF5 file of Keras holds.
+pub(super) fn read_hdf5(path: &Path) -> Result<Contents> {
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    Ok(hdf5_from(path, file)?.weights)
+    hdf5_from(path, file)
 }
 
 fn keras_from<R: Read + Seek>(path: &Path, reader: R) -> Result<KerasArchive> {
@@ -77,8 +87,8 @@ fn keras_from<R: Read + Seek>(path: &Path, reader: R) -> Result<KerasArchive> {
     };
     let config = json(path, &mut archive, "config.json")?;
     let bytes = member(path, &mut archive, "model.weights.h5", WEIGHTS_LIMIT)?;
-    let Contents { weights, names } = hdf5_from(&path.join("model.weights.h5"), Cursor::new(bytes))?;
-    Ok(KerasArchive { keras_version: version.to_string(), config, weights, names })
+    let Contents { weights, names, step, .. } = hdf5_from(&path.join("model.weights.h5"), Cursor::new(bytes))?;
+    Ok(KerasArchive { keras_version: version.to_string(), config, weights, names, step })
 }
 
 fn json<R: Read + Seek>(path: &Path, archive: &mut ZipArchive<R>, name: &str) -> Result<Value> {
@@ -106,10 +116,40 @@ fn member<R: Read + Seek>(path: &Path, archive: &mut ZipArchive<R>, name: &str, 
 }
 
 /// What one HDF5 file holds.
-#[derive(Default)]
-struct Contents {
-    weights: BTreeMap<String, KerasTensor>,
-    names: BTreeMap<String, String>,
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub weights: BTreeMap<String, KerasTensor>,
+    pub names: BTreeMap<String, String>,
+    pub step: Option<u64>,
+    /// The attributes of whole models, by the path of their group and their name.
+    texts: BTreeMap<(String, String), Vec<String>>,
+}
+
+impl Contents {
+    /// The attribute of a group, if it is one text.
+    pub fn text(&self, group: &str, name: &str) -> Option<&str> {
+        match self.texts.get(&(group.to_string(), name.to_string())).map(Vec::as_slice) {
+            Some([one]) => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The attribute of a group, a list that is in parts `name0`, `name1` and so on where it is long; empty if there is
+    /// none.
+    pub fn list(&self, group: &str, name: &str) -> Vec<String> {
+        let part = |name: String| self.texts.get(&(group.to_string(), name));
+        match part(name.to_string()) {
+            Some(whole) => whole.clone(),
+            None => (0..).map_while(|at| part(format!("{name}{at}"))).flatten().cloned().collect(),
+        }
+    }
+}
+
+/// Which attributes are those of whole models: texts, and lists in one part or several.
+fn is_text(name: &str) -> bool {
+    let lists = ["layer_names", "weight_names"];
+    let listed = lists.iter().filter_map(|l| name.strip_prefix(l)).any(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    listed || ["keras_version", "model_config", "training_config"].contains(&name)
 }
 
 /// Reads HDF5 on a thread of its own, which has the stack for any file and whose panic is an error here: hdf5-pure
@@ -133,7 +173,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn run<R: Read + Seek + Send + 'static>(path: &Path, reader: R) -> Result<Contents> {
-        let reader = Metered::new(path, reader, HDF5_START, "an HDF5 file with the weights of Keras 3")?;
+        let reader = Metered::new(path, reader, HDF5_START, "an HDF5 file of Keras")?;
         let length = reader.length;
         let source = ReadSeekSource::new(reader).map_err(|e| Error::file(path, e))?;
         let file = hdf5_pure::File::from_source(source)
@@ -154,6 +194,11 @@ impl Walk<'_> {
         let (datasets, groups) = (group.iter_datasets().map_err(broken)?, group.iter_groups().map_err(broken)?);
         if let Some(name) = attributes.get("name").and_then(|value| value.as_str()) {
             self.found.names.insert(at.to_string(), name.to_string());
+        }
+        for (name, value) in attributes.iter().filter(|(name, _)| is_text(name)) {
+            if let Some(texts) = value.as_strings() {
+                self.found.texts.insert((at.to_string(), name.clone()), texts.to_vec());
+            }
         }
         for (name, dataset) in datasets {
             let at = self.child(at, &name)?;
@@ -179,15 +224,21 @@ impl Walk<'_> {
         Ok(if parent.is_empty() { name.to_string() } else { format!("{parent}/{name}") })
     }
 
-    /// Reads a dataset of floats, and passes over whole numbers, which are counters and seeds.
+    /// Reads a dataset of floats, and passes over whole numbers, which are counters and seeds, but for the step.
     fn dataset(&mut self, dataset: &hdf5_pure::Dataset, at: String) -> Result<()> {
         let path = self.path;
         let broken = |e| failure(path, "dataset", &at, e);
         let datatype = dataset.datatype().map_err(broken)?;
+        let layout = dataset.layout().map_err(broken)?;
         if matches!(datatype, Datatype::FixedPoint { .. } | Datatype::Enumeration { .. }) {
+            let one = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. })
+                && dataset.shape().is_ok_and(|shape| shape.is_empty());
+            if at == STEP && one {
+                let values = dataset.read_i64().map_err(broken)?;
+                self.found.step = values.first().and_then(|&step| u64::try_from(step).ok());
+            }
             return Ok(());
         }
-        let layout = dataset.layout().map_err(broken)?;
         // Keras writes no chunks, and hdf5-pure allocates a chunk by the size that the file claims for it.
         let whole = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. });
         let Some(width) = float_width(&datatype).filter(|_| whole) else {

@@ -4,8 +4,9 @@ use super::rules::{regularizer, rules};
 use crate::config::{Activation, Bias, Direction, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, Lstm, Masking, Merge,
-    MergeKind, MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Window,
+    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, LogSoftmax, Lstm,
+    Masking, Merge, MergeKind, MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
+    Window,
 };
 use serde_json::Value;
 
@@ -320,6 +321,7 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
             Dropout::new(config.float("rate", 0.0)?).into()
         }
         "SpatialDropout1D" => Dropout::new(config.float("rate", 0.0)?).mask(Mask::Sequence).into(),
+        "Activation" if config.get("activation") == &Value::from("log_softmax") => LogSoftmax {}.into(),
         "Activation" => Activate { activation: activation(config, "activation", Activation::Linear)? }.into(),
         "LayerNormalization" => layer_normalization(config)?.into(),
         "Masking" => Masking { value: config.float("mask_value", 0.0)? }.into(),

@@ -1,6 +1,7 @@
 //! The layers that a configuration lists, and the tensors that their calls refer to.
 
 use super::config::{Object, class};
+use super::order::{Called, order};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -97,4 +98,34 @@ pub(super) fn references(value: &Value) -> Vec<Reference<'_>> {
         (None, Value::Object(object)) => object.values().flat_map(references).collect(),
         _ => Vec::new(),
     }
+}
+
+/// The entries of layers in the order in which Keras lists them.
+pub(super) fn keras_order(config: Object<'_>, entries: &[Entry<'_>]) -> Vec<usize> {
+    let outputs = references(config.get("output_layers"));
+    if outputs.is_empty() {
+        return (0..entries.len()).collect();
+    }
+    let places: BTreeMap<&str, usize> = entries.iter().enumerate().map(|(at, e)| (e.name, at)).collect();
+    let place = |r: &Reference<'_>| places.get(r.0).map(|&at| (at, r.1));
+    let called = |entry: &Entry<'_>| {
+        let mut calls: Vec<Vec<(usize, usize)>> = Vec::new();
+        for value in entry.nodes {
+            let node = Object { value, place: entry.name };
+            let mut read = Vec::new();
+            tensors(node.get("args"), &mut read);
+            // By name, as Keras has them.
+            let arguments: BTreeMap<_, _> = node.get("kwargs").as_object().into_iter().flatten().collect();
+            arguments.into_values().for_each(|value| tensors(value, &mut read));
+            calls.push(read.iter().filter_map(place).collect());
+        }
+        if calls.is_empty() {
+            calls.push(Vec::new());
+        }
+        Called { calls }
+    };
+    let all: Vec<Called> = entries.iter().map(called).collect();
+    let places = |list: &[Reference<'_>]| list.iter().filter_map(place).collect::<Vec<_>>();
+    let inputs: Vec<usize> = places(&references(config.get("input_layers"))).iter().map(|p| p.0).collect();
+    order(&all, &inputs, &places(&outputs))
 }

@@ -1,11 +1,21 @@
-//! Keras 3: `.keras` archives and `.weights.h5` files.
+//! Keras 3: `.keras` archives and `.weights.h5` files; whole models in HDF5 of Keras 2 and 3.
 
 mod archive;
 mod config;
+mod describe;
 mod entry;
+mod functional;
+mod legacy;
 mod model;
+mod order;
 mod rules;
+mod training;
+mod variables;
+mod write;
 
+pub(super) use archive::HDF5_START;
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
 pub(super) use archive::{Metered, ZIP_START};
 pub use model::read_model;
+pub use training::Training;
+pub use write::{write_model, write_weights};

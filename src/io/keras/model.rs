@@ -1,30 +1,43 @@
 //! A Keras model, Sequential or functional, as a network with its parameters.
 
-use super::archive::{KerasArchive, KerasTensor, read_keras};
+use super::archive::{HDF5_START, KerasArchive, read_keras};
 use super::config::{Object, class, layer};
-use super::entry::{Entry, Masks, Reference, entry, is_mask, mask_of, masks, reads, references, tensors};
-use crate::config::Direction;
+use super::entry::{Entry, Masks, Reference, entry, is_mask, keras_order, mask_of, masks, reads, references, tensors};
+use super::legacy::read_legacy;
+use super::training::{Training, training};
+use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
 use crate::nn::{Fill, Input, Layer, Network, PoolingKind, Port};
-use crate::params::{Tensor, lstm_parameters};
+use crate::params::Tensor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-/// Reads a `.keras` file: its layers as a network, and the values of its parameters.
+/// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the
+/// values of its parameters.
 pub fn read_model(path: &Path) -> Result<Imported> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    file.take(HDF5_START.len() as u64).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
+    if start == HDF5_START {
+        return read_legacy(path);
+    }
     let archive = read_keras(path)?;
     // Keras 2 wrote archives too, in which the same names mean other things (its hard sigmoid is another).
     if !archive.keras_version.starts_with("3.") {
         let error = format!("expected a file of Keras 3, got one of Keras {}", archive.keras_version);
         return Err(Error::unsupported(error).within(path.display()));
     }
-    Reader::new(&archive).model().map_err(|e| e.within(path.display()))
+    Reader::new(&archive, false).model().map_err(|e| e.within(path.display()))
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     archive: &'a KerasArchive,
+    /// Whether calls are not told of masks, which layers pass on to one another.
+    implicit: bool,
     network: Network,
     parameters: BTreeMap<String, Tensor>,
     sources: BTreeMap<String, String>,
@@ -42,9 +55,10 @@ fn takes_mask(layer: &Layer) -> bool {
 }
 
 impl<'a> Reader<'a> {
-    fn new(archive: &'a KerasArchive) -> Self {
+    pub fn new(archive: &'a KerasArchive, implicit: bool) -> Self {
         Self {
             archive,
+            implicit,
             network: Network::default(),
             parameters: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -53,7 +67,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn model(mut self) -> Result<Imported> {
+    pub fn model(mut self) -> Result<Imported> {
         let (name, config) = class(&self.archive.config, "the model")?;
         let layers = config.list("layers")?;
         let entries = layers.iter().map(entry).collect::<Result<Vec<_>>>()?;
@@ -69,9 +83,27 @@ impl<'a> Reader<'a> {
         if let Some(path) = rest.filter(|p| !p.contains("seed_generator")) {
             return Err(Error::data(format!("keras: the weight `{path}` belongs to no layer of the model")));
         }
+        let training = self.training(config, &entries).unwrap_or_else(|e| {
+            log::warn!("how the model was being trained is left out: {e}");
+            None
+        });
         let title = config.get("name").as_str().unwrap_or(name).to_string();
         let Self { network, parameters, sources, .. } = self;
-        Ok(Imported::new(&title, network, parameters, sources))
+        Ok(Imported { training, ..Imported::new(&title, network, parameters, sources) })
+    }
+
+    /// How the model was being trained.
+    fn training(&self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<Option<Training>> {
+        if let Some(entry) = entries.iter().find(|e| e.config.get("trainable") == &Value::Bool(false)) {
+            return Err(Error::unsupported(format!("keras: {}: a layer that is not trained", entry.name)));
+        }
+        let nodes: BTreeMap<&str, &Layer> = self.network.nodes.iter().map(|n| (n.name.as_str(), &n.layer)).collect();
+        let of = |&at: &usize| {
+            let name = entries.get(at).map(|e| node_name(e.name)).unwrap_or_default();
+            nodes.get(name.as_str()).map(|layer| variables(&name, layer)).unwrap_or_default()
+        };
+        let listed: Vec<Variable> = keras_order(config, entries).iter().flat_map(of).collect();
+        training(self.archive, &listed, &self.network.parameters()?)
     }
 
     fn sequential(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
@@ -90,21 +122,49 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Takes away the masks of tokens that no layer of the row reads, because the first that does not pass them on has no
-    /// use for them: Keras lets it see all steps.
+    /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them:
+    /// Keras lets these see all steps.
     fn drop_unread_masks(&mut self) {
-        let passes = |l: &Layer| {
-            matches!(l, Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) | Layer::LayerNormalization(_))
-        };
         let nodes = &mut self.network.nodes;
         for at in 0..nodes.len() {
-            let reader = nodes[at + 1..].iter().map(|n| &n.layer).find(|l| !passes(l));
-            let unread = reader.is_some_and(|l| !takes_mask(l));
+            if !matches!(&nodes[at].layer, Layer::Embedding(l) if l.mask_zero) {
+                continue;
+            }
+            let mut carries = vec![false; nodes.len()];
+            carries[at] = true;
+            let (mut read, mut dropped) = (false, false);
+            for next in at + 1..nodes.len() {
+                let carried = |port: &Port| matches!(*port, Port::Node(from, _) if carries[from]);
+                if !nodes[next].inputs.iter().any(carried) {
+                    continue;
+                }
+                match &nodes[next].layer {
+                    layer if takes_mask(layer) || matches!(layer, Layer::Attention(_)) => read = true,
+                    Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) => carries[next] = true,
+                    Layer::LayerNormalization(_) | Layer::Merge(_) => carries[next] = true,
+                    _ => dropped = true,
+                }
+            }
             match &mut nodes[at].layer {
-                Layer::Embedding(l) if unread => l.mask_zero = false,
+                Layer::Embedding(l) if dropped && !read => l.mask_zero = false,
                 _ => {}
             }
         }
+    }
+
+    /// Refuses a layer that reads steps that a mask leaves out beside others: what Keras makes of the two is not known
+    /// here.
+    fn check_implicit_masks(&self) -> Result<()> {
+        let fills = self.network.fills()?;
+        for node in self.network.nodes.iter().filter(|n| takes_mask(&n.layer) || matches!(n.layer, Layer::Attention(_)))
+        {
+            let mixed = |port: &Port| matches!(*port, Port::Node(at, _) if fills[at] == Fill::Mixed);
+            if node.inputs.iter().any(mixed) {
+                let error = format!("keras: {}: masks of several layers that are joined are not supported", node.name);
+                return Err(Error::unsupported(error));
+            }
+        }
+        Ok(())
     }
 
     fn functional(&mut self, config: Object<'a>, entries: &[Entry<'a>]) -> Result<()> {
@@ -141,7 +201,7 @@ impl<'a> Reader<'a> {
                         let kwargs = Object { value: &entry.nodes[call], place: entry.name }.get("kwargs");
                         let causal = kwargs.get("use_causal_mask") == Some(&Value::Bool(true));
                         let outputs = self.place(entry, &ports, causal)?;
-                        if self.network.nodes.len() > before {
+                        if self.network.nodes.len() > before && !self.implicit {
                             self.mask(entry, call, &masks, &taken)?;
                         }
                         placed.insert((entry.name, call), outputs);
@@ -154,6 +214,10 @@ impl<'a> Reader<'a> {
                 return Err(Error::data(format!("keras: {name}: what it reads comes from no layer of the model")));
             }
             waiting = later;
+        }
+        if self.implicit {
+            self.drop_unread_masks();
+            self.check_implicit_masks()?;
         }
         let wanted = references(config.get("output_layers"));
         let mut outputs: Vec<(String, Vec<Port>)> = Vec::new();
@@ -190,7 +254,8 @@ impl<'a> Reader<'a> {
             let entry = entries.iter().find(|e| e.name == name)?;
             entry.config.get("batch_shape").get(1)?.as_u64()
         };
-        let masked = entries.iter().any(is_mask);
+        let makes = |e: &Entry<'a>| e.class == "Masking" || e.config.get("mask_zero") == &Value::Bool(true);
+        let masked = entries.iter().any(|e| is_mask(e) || self.implicit && makes(e));
         let axes = self.network.input_axes()?;
         let lengths: Vec<Option<u64>> = given.iter().zip(&axes).map(|(g, axis)| axis.and(steps(g.0))).collect();
         for (at, length) in lengths.iter().enumerate().filter(|l| l.1.is_some() && !masked) {
@@ -287,52 +352,14 @@ impl<'a> Reader<'a> {
         let base = self.group(entry);
         let name = node_name(entry.name);
         let Some(node) = self.network.nodes.iter().find(|n| n.name == name).cloned() else { return Ok(()) };
-        match &node.layer {
-            Layer::Lstm(l) => {
-                let both = l.direction == Direction::Both;
-                for p in lstm_parameters(&l.config(1), 0) {
-                    let cell = match (both, p.direction) {
-                        (false, _) => "cell",
-                        (true, 0) => "forward_layer/cell",
-                        (true, _) => "backward_layer/cell",
-                    };
-                    let number = match p.role {
-                        "weight_ih" => 0,
-                        "weight_hh" => 1,
-                        _ => 2,
-                    };
-                    self.take(&format!("{base}/{cell}/vars/{number}"), &format!("{name}.{}", p.name), number < 2)?;
-                }
-            }
-            Layer::Embedding(_) => self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), false)?,
-            Layer::Dense(l) => {
-                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
-                if l.bias {
-                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
-                }
-            }
-            Layer::Conv1D(l) => {
-                self.take(&format!("{base}/vars/0"), &format!("{name}.weight"), true)?;
-                if l.bias {
-                    self.take(&format!("{base}/vars/1"), &format!("{name}.bias"), false)?;
-                }
-            }
-            Layer::Attention(l) if l.scale => {
-                let path = format!("{base}/vars/0");
-                let found = self.archive.weights.get(&path);
-                let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`")))?;
-                let values = Tensor::new(&[tensor.data.len()], tensor.data.clone())?;
-                self.used.insert(path.clone());
-                self.sources.insert(format!("{name}.scale"), path);
-                self.parameters.insert(format!("{name}.scale"), values);
-            }
-            Layer::LayerNormalization(l) => {
-                let roles = [(l.scale, "weight"), (l.center, "bias")];
-                for (number, (_, role)) in roles.iter().filter(|r| r.0).enumerate() {
-                    self.take(&format!("{base}/vars/{number}"), &format!("{name}.{role}"), false)?;
-                }
-            }
-            _ => {}
+        for Variable { path, parameter, form } in variables(&name, &node.layer) {
+            let path = format!("{base}/{path}");
+            let found = self.archive.weights.get(&path);
+            let tensor =
+                found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`, there is none")))?;
+            self.parameters.insert(parameter.clone(), form.read(tensor).map_err(|e| e.within(&path))?);
+            self.used.insert(path.clone());
+            self.sources.insert(parameter, path);
         }
         Ok(())
     }
@@ -349,16 +376,6 @@ impl<'a> Reader<'a> {
             (name == entry.name && !group.contains('/')).then(|| group.to_string())
         });
         format!("layers/{}{inner}", named.unwrap_or(numbered))
-    }
-
-    fn take(&mut self, path: &str, name: &str, transpose: bool) -> Result<()> {
-        let found = self.archive.weights.get(path);
-        let tensor = found.ok_or_else(|| Error::data(format!("keras: expected the weight `{path}`, there is none")))?;
-        self.used.insert(path.to_string());
-        self.sources.insert(name.to_string(), path.to_string());
-        let tensor = if transpose { transposed(tensor)? } else { Tensor::new(&tensor.shape, tensor.data.clone())? };
-        self.parameters.insert(name.to_string(), tensor);
-        Ok(())
     }
 }
 
@@ -392,7 +409,7 @@ fn input(shape: &Value, embeds: bool, name: &str) -> Result<Input> {
 }
 
 /// `LayerNormalization` as `layer_normalization`, `LSTM` as `lstm`: by Keras's rule.
-fn snake_case(class: &str) -> String {
+pub(super) fn snake_case(class: &str) -> String {
     let characters: Vec<char> = class.chars().collect();
     let mut snake = String::new();
     for (at, &c) in characters.iter().enumerate() {
@@ -404,20 +421,6 @@ fn snake_case(class: &str) -> String {
         snake.extend(c.to_lowercase());
     }
     snake
-}
-
-/// A kernel `[.., outputs]` as `[outputs, ..]`.
-fn transposed(tensor: &KerasTensor) -> Result<Tensor> {
-    let [inner @ .., columns] = &tensor.shape[..] else {
-        return Err(Error::data(format!("keras: expected a kernel, got {:?}", tensor.shape)));
-    };
-    if tensor.data.is_empty() {
-        return Err(Error::data(format!("keras: expected a kernel with values, got {:?}", tensor.shape)));
-    }
-    let (columns, rows) = (*columns, inner.iter().product::<usize>());
-    let data = (0..columns).flat_map(|c| (0..rows).map(move |r| tensor.data[r * columns + c])).collect();
-    let shape: Vec<usize> = std::iter::once(columns).chain(inner.iter().copied()).collect();
-    Tensor::new(&shape, data)
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
-//! What a Keras layer says of its parameters for training: regularisers and constraints.
+//! What a Keras layer says of its parameters for training: initialisers, regularisers and constraints. Initialisers are
+//! written and not read: a file has values.
 
 use super::config::{Object, class};
+use super::describe::{number, object};
 use crate::error::Result;
-use crate::params::{Constraint, Regularizer, Rules};
-use serde_json::Value;
+use crate::params::{Constraint, Initializer, Regularizer, Rules};
+use serde_json::{Value, json};
 
-/// The rules of the parameters that Keras calls `role`: `kernel`, `recurrent`, `bias`, `embeddings`. What this crate does
-/// not have matters to training only, so it is left out with a warning.
+/// The rules of the parameters that Keras calls `role`: `kernel`, `recurrent`, `bias`, `embeddings`. What this crate
+/// does not have matters to training only, so it is left out with a warning.
 pub(super) fn rules(config: Object<'_>, role: &str) -> Result<Rules> {
     let key = format!("{role}_constraint");
     let constraint = match config.get(&key) {
@@ -66,4 +68,54 @@ fn constraint(name: &str, config: Object<'_>, role: &str, windows: bool) -> Resu
 
 fn left_out(config: Object<'_>, key: &str) {
     log::warn!("keras: {}: `{key}` is not known here; it matters only to training, and is left out", config.place);
+}
+
+/// Adds the rules of the parameters that Keras calls `role` to the configuration of their layer: `own` is how they
+/// begin, `axis` that of the norms of what comes into an output.
+pub(super) fn written(config: &mut Value, role: &str, own: Initializer, rules: &Rules, axis: &Value) {
+    let initializer = initializer(own).unwrap_or_else(|| {
+        log::warn!("keras: a {role} that begins by {own:?} is written to begin at zero, which its values do not");
+        object("keras.initializers", "Zeros", json!({}))
+    });
+    config[format!("{role}_initializer")] = initializer;
+    config[format!("{role}_regularizer")] = regularizer_of(rules.regularizer);
+    let constraint = rules.constraint.map(|constraint| match constraint {
+        Constraint::NonNegative => ("NonNeg", json!({})),
+        Constraint::MaxNorm(max) => ("MaxNorm", json!({ "max_value": number(max), "axis": axis })),
+        Constraint::UnitNorm => ("UnitNorm", json!({ "axis": axis })),
+        Constraint::MinMaxNorm { min, max, rate } => (
+            "MinMaxNorm",
+            json!({ "min_value": number(min), "max_value": number(max), "rate": number(rate), "axis": axis }),
+        ),
+    });
+    config[format!("{role}_constraint")] =
+        constraint.map_or(Value::Null, |(class, config)| object("keras.constraints", class, config));
+}
+
+/// A regulariser as a serialised object.
+pub(super) fn regularizer_of(regularizer: Option<Regularizer>) -> Value {
+    regularizer.map_or(Value::Null, |r| {
+        object("keras.regularizers", "L1L2", json!({ "l1": number(r.l1), "l2": number(r.l2) }))
+    })
+}
+
+/// An initialiser as a serialised object, where Keras has one like it.
+fn initializer(own: Initializer) -> Option<Value> {
+    use Initializer as I;
+    let (class, config) = match own {
+        I::Zeros => ("Zeros", json!({})),
+        I::Constant(value) => ("Constant", json!({ "value": number(value) })),
+        I::Uniform(limit) => ("RandomUniform", json!({ "minval": number(-limit), "maxval": number(limit) })),
+        I::Normal(deviation) => ("RandomNormal", json!({ "mean": 0.0, "stddev": number(deviation) })),
+        I::TruncatedNormal(deviation) => ("TruncatedNormal", json!({ "mean": 0.0, "stddev": number(deviation) })),
+        I::GlorotUniform => ("GlorotUniform", json!({})),
+        I::GlorotNormal => ("GlorotNormal", json!({})),
+        I::HeUniform => ("HeUniform", json!({})),
+        I::HeNormal => ("HeNormal", json!({})),
+        I::LecunUniform => ("LecunUniform", json!({})),
+        I::LecunNormal => ("LecunNormal", json!({})),
+        I::Orthogonal => ("Orthogonal", json!({ "gain": 1.0 })),
+        I::ForgetBias(_) | I::Chrono(_) => return None,
+    };
+    Some(object("keras.initializers", class, config))
 }

@@ -19,9 +19,12 @@ mod roles;
 mod schema;
 mod tensor;
 mod value;
+mod write;
+mod write_lstm;
 
 pub use edges::{Edges, InputEdge, OutputEdge, Role};
 pub use layout::Atom;
+pub use write::write_model;
 
 use super::Imported;
 use crate::error::{Error, Result};

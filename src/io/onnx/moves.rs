@@ -7,8 +7,9 @@ use super::lower::{Lower, Outputs, one};
 use super::node::Node;
 use super::schema::dtype;
 use super::value::Val;
+use crate::config::Direction;
 use crate::error::{Error, Result};
-use crate::nn::{Activate, Activation, Columns, Embedding, Merge, MergeKind, Port, RepeatVector, Step};
+use crate::nn::{Activate, Activation, Columns, Embedding, Layer, Merge, MergeKind, Port, RepeatVector, Step};
 use std::rc::Rc;
 
 /// The most pieces that one node takes a value apart into.
@@ -453,6 +454,10 @@ fn part(
                     let at = first.known().ok_or_else(unknown)?;
                     let mut dims = x.dims.clone();
                     dims[axis] = Vec::new();
+                    let last = at == -1 || size.known() == Some(at + 1);
+                    if let (Some(port), true) = (last_output(lower, x.port), last) {
+                        return Ok(lower.lift(port, Kind::Float, dims)?.into());
+                    }
                     Ok(lower.over(Step { at }, &x)?.with_dims(dims).into())
                 }
                 [Atom::Features { .. }] if step == 1 => {
@@ -464,6 +469,15 @@ fn part(
             }
         }
         Val::Best { .. } => Err(Error::unsupported("a part of the numbers of the largest features")),
+    }
+}
+
+/// The final h of an LSTM, which is what it gives at its last step where it reads forward.
+fn last_output(lower: &Lower<'_>, port: Port) -> Option<Port> {
+    let Port::Node(at, 0) = port else { return None };
+    match &lower.network.nodes.get(at)?.layer {
+        Layer::Lstm(lstm) if lstm.direction == Direction::Forward => Some(Port::Node(at, 1)),
+        _ => None,
     }
 }
 

@@ -3,11 +3,11 @@
 //! An LSTM whose step ONNX's operator can say is that operator; any other is a `Scan` over its step. Steps that a mask
 //! leaves out are moved behind those kept before an LSTM and back after it, so that a mask may have any form.
 
+use super::super::model::check;
 use super::schema::{
     Attribute, Dimension, Graph, Model, Node, OperatorSet, Tensor as Message, TensorShape, TensorType, Type, ValueInfo,
     dtype, kind,
 };
-use super::super::model::check;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Fill, Function, Input, Layer, MergeKind, MergeMode, Network, Node as Placed, Operand, Padding,
@@ -26,12 +26,7 @@ const FORM: i64 = 8;
 /// Writes a network as an ONNX file, which gives what the network gives: sequences `[B, T, features]`, tokens `[B, T]`
 /// of 64 bits, rows `[B, features]`. Layers that carry their state read it as `NAME.h_0` and `NAME.c_0` `[B, ..]` and give
 /// it as `NAME.h_n` and `NAME.c_n`. Refuses what ONNX cannot say, by the layer's name.
-pub fn write_model(
-    path: &Path,
-    title: &str,
-    network: &Network,
-    parameters: &BTreeMap<String, Tensor>,
-) -> Result<()> {
+pub fn write_model(path: &Path, title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
     let bytes = model(title, network, parameters).map_err(|e| e.within("onnx"))?.encode_to_vec();
     super::super::replace(path, &bytes)
 }
@@ -351,8 +346,8 @@ impl<'a> Writer<'a> {
             }
             Layer::Conv1D(layer) => {
                 ragged("a convolution over")?;
-                let (_, tensor) = (0, self.parameters.get(&format!("{}.weight", node.name)));
-                let kernel = tensor.ok_or_else(|| Error::internal("a convolution without a kernel"))?;
+                let kernel = self.parameters.get(&format!("{}.weight", node.name));
+                let kernel = kernel.ok_or_else(|| Error::internal("a convolution without a kernel"))?;
                 let &[filters, taps, inputs] = kernel.shape() else { return Err(Error::internal("a kernel")) };
                 let values = kernel.f32s()?;
                 let moved: Vec<f32> = (0..filters * inputs * taps)

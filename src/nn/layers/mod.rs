@@ -200,6 +200,22 @@ impl Layer {
         }
     }
 
+    /// The layer under a name, where a layer of its class has one.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        let own = match &mut self {
+            Self::Embedding(l) => &mut l.name,
+            Self::Lstm(l) => &mut l.name,
+            Self::Dense(l) => &mut l.name,
+            Self::LayerNormalization(l) => &mut l.name,
+            Self::Conv1D(l) => &mut l.name,
+            Self::Attention(l) => &mut l.name,
+            _ => return self,
+        };
+        *own = Some(name.to_string());
+        self
+    }
+
     /// Whether it goes on from the run before.
     pub fn is_stateful(&self) -> bool {
         match self {
