@@ -184,7 +184,7 @@ impl Place<'_> {
             | Layer::Step(_)
             | Layer::FeatureSum(_)
             | Layer::TimeSoftmax(_)
-            | Layer::Formula(_) => return self.refuse(&format!("Keras has no layer like {}", layer.class())),
+            | Layer::Formula(_) => return self.refuse(format!("Keras has no layer like {}", layer.class())),
         };
         match config {
             Value::Object(config) => Ok((class, config)),

@@ -127,12 +127,16 @@ fn optimizer(name: &str, config: Object<'_>) -> Result<Optimizer> {
     if !config.get("weight_decay").is_null() {
         optimizer = optimizer.weight_decay(WeightDecay::decoupled(number("weight_decay")?));
     }
-    let clippings: [(&str, fn(f32) -> Clipping); 3] =
-        [("clipvalue", Clipping::Value), ("clipnorm", Clipping::Norm), ("global_clipnorm", Clipping::GlobalNorm)];
-    for (key, clipping) in clippings {
-        if !config.get(key).is_null() {
-            optimizer = optimizer.clip(clipping(number(key)? as f32));
+    for key in ["clipvalue", "clipnorm", "global_clipnorm"] {
+        if config.get(key).is_null() {
+            continue;
         }
+        let limit = number(key)? as f32;
+        optimizer = optimizer.clip(match key {
+            "clipvalue" => Clipping::Value(limit),
+            "clipnorm" => Clipping::Norm(limit),
+            _ => Clipping::GlobalNorm(limit),
+        });
     }
     Ok(optimizer)
 }

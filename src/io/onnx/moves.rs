@@ -640,10 +640,10 @@ fn concat(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
         for x in &mut all {
             *x = lower.rows(x)?;
         }
-    } else if let Some(&other) = axes.iter().find(|&&a| a != axes[0]) {
-        if !lower.same_steps(axes[0], other)? {
-            return Err(Error::unsupported("values of different sequences side by side"));
-        }
+    } else if let Some(&other) = axes.iter().find(|&&a| a != axes[0])
+        && !lower.same_steps(axes[0], other)?
+    {
+        return Err(Error::unsupported("values of different sequences side by side"));
     }
     // Features lie in blocks: what is outside of the axis, the axis, what is inside.
     let block = |x: &Lifted| match x.dims[axis][..] {
@@ -749,10 +749,10 @@ pub(super) fn expand(lower: &mut Lower<'_>, x: &Val, target: Vec<Int>) -> Result
             let mut axes = vec![Axis::new(); before];
             axes.append(&mut value.dims);
             value.dims = axes;
-            for at in 0..rank {
+            for (at, size) in dims.iter().enumerate() {
                 let old = at.checked_sub(before).map_or(Int::ONE, |at| own[at].clone());
-                if old != dims[at] {
-                    value = repeated(lower, &value, at, &dims[at])?;
+                if old != *size {
+                    value = repeated(lower, &value, at, size)?;
                 }
             }
             Ok(value.into())
