@@ -18,7 +18,7 @@ def state(name):
 # A checkpoint of training; the linear layer's weight is the embedding's, in one storage.
 tied = state("tied")
 tied["linear.weight"] = tied["embedding.weight"]
-module = torch.nn.ParameterDict({k.replace(".", "_"): v for k, v in tied.items()})
+module = torch.nn.ParameterDict({k.replace(".", "_"): v.clone() for k, v in tied.items()})
 optimizer = torch.optim.Adam(module.parameters())
 sum(p.square().sum() for p in module.parameters()).backward()
 optimizer.step()

@@ -1,0 +1,115 @@
+//! Graphs of ONNX: the package's own LSTM nodes and others with expected values of ONNX Runtime, and models that both
+//! exporters of PyTorch wrote, with what PyTorch gives.
+
+mod common;
+
+use common::{assert_close, devices};
+use mnemon::device::Device;
+use mnemon::error::ErrorKind;
+use mnemon::io::{self, onnx};
+use mnemon::nn::{Activation, Dense, Direction, Embedding, Input, Lstm, Network};
+use mnemon::params::Tensor;
+use mnemon::train::{Model, Named};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// f32 against f32 of another program: both round at every operation.
+const FORWARD: f64 = 1e-5;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/onnx")
+}
+
+fn doubles(tensor: &Tensor) -> Vec<f64> {
+    match tensor.f32s() {
+        Ok(values) => values.iter().map(|&v| f64::from(v)).collect(),
+        Err(_) => tensor.u32s().unwrap().iter().map(|&v| f64::from(v)).collect(),
+    }
+}
+
+fn part(all: &Named, prefix: &str) -> Named {
+    all.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone()))).collect()
+}
+
+#[test]
+fn graphs_give_what_other_programs_give() {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder()).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "onnx"));
+    files.sort();
+    assert!(files.len() > 20, "{files:?}");
+    for file in files {
+        let name = file.file_stem().unwrap().to_string_lossy().to_string();
+        let all = io::read_tensors(&folder().join(format!("{name}.safetensors"))).unwrap();
+        let (given, expected) = (part(&all, "in."), part(&all, "out."));
+        let imported = io::read_model_for(&file, None, Some(&given)).unwrap_or_else(|e| panic!("{e}"));
+        for device in devices() {
+            let mut model = Model::new(&device, &imported.network, &imported.parameters).unwrap();
+            let got = model.run(&imported.edges.arrange(&given).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let got = imported.edges.restore(got).unwrap();
+            for (output, wanted) in &expected {
+                assert_eq!(got[output].shape(), wanted.shape(), "{name} {output}");
+                let what = format!("{name} {output} on {device:?}");
+                assert_close(&what, &doubles(&got[output]), &doubles(wanted), FORWARD);
+            }
+        }
+    }
+}
+
+#[test]
+fn networks_come_back_from_graphs() {
+    let mut network = Network::default();
+    let tokens = network.input("tokens", Input::Tokens);
+    let e = network.add(Embedding::new(11, 6), &[tokens]).unwrap();
+    let both = Lstm::new(5).direction(Direction::Both).return_sequences(true);
+    let h = network.add(both, &e).unwrap();
+    let last = network.add(Lstm::new(4).activation(Activation::Relu).return_state(true), &h).unwrap();
+    let y = network.add(Dense::new(3).activation(Activation::Softmax), &[last[0]]).unwrap();
+    network.output("y", y[0]);
+    network.output("c", last[2]);
+    let mut next = 0.0f32;
+    let mut values = |len: usize| -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                next += 1.7;
+                next.sin() * 0.4
+            })
+            .collect()
+    };
+    let specs = network.parameters().unwrap();
+    let parameters: BTreeMap<String, Tensor> = specs
+        .iter()
+        .map(|s| (s.name.clone(), Tensor::new(&s.shape, values(s.shape.iter().product())).unwrap()))
+        .collect();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("network.onnx");
+    onnx::write_model(&path, "network", &network, &parameters).unwrap();
+    let back = io::read_model(&path, None).unwrap();
+    let tokens = Tensor::from_u32(&[2, 4], vec![1, 5, 3, 9, 10, 2, 7, 4]).unwrap();
+    let given = Named::from([("tokens".to_string(), tokens)]);
+    let device = Device::cpu();
+    let ours = Model::new(&device, &network, &parameters).unwrap().run(&given).unwrap();
+    let mut model = Model::new(&device, &back.network, &back.parameters).unwrap();
+    let theirs = back.edges.restore(model.run(&back.edges.arrange(&given).unwrap()).unwrap()).unwrap();
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+    for (name, wanted) in &ours {
+        assert_eq!(theirs[name].shape(), wanted.shape(), "{name}");
+        assert_close(name, &doubles(&theirs[name]), &doubles(wanted), FORWARD);
+    }
+}
+
+#[test]
+fn damaged_graphs_are_refused_and_nothing_panics() {
+    let whole = std::fs::read(folder().join("lm_state.ts_dyn.onnx")).unwrap();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("damaged.onnx");
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let error = io::read_model(&path, None).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Data | ErrorKind::Unsupported), "{error}");
+    // Each byte of the graph's nodes another one; the tensors behind them may be anything.
+    for at in (0..whole.len().min(4000)).step_by(7) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x15;
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(imported) = io::read_model(&path, None) {
+            assert!(!imported.network.nodes.is_empty());
+        }
+    }
+}
