@@ -82,11 +82,12 @@ impl Place<'_> {
     /// A layer's class and its configuration.
     pub fn layer(&self, layer: &Layer) -> Result<(&'static str, Value)> {
         let (class, more) = self.own(layer)?;
-        let mut config = Map::from_iter([
-            ("name".to_string(), self.name.into()),
-            ("trainable".to_string(), true.into()),
-            ("dtype".to_string(), "float32".into()),
-        ]);
+        let mut config =
+            Map::from_iter([("name".to_string(), self.name.into()), ("dtype".to_string(), "float32".into())]);
+        // The one layer of Keras that does not take what all others do.
+        if class != "SpatialDropout1D" {
+            config.insert("trainable".to_string(), true.into());
+        }
         config.extend(more);
         Ok((class, config.into()))
     }

@@ -1,6 +1,6 @@
 """Checks in Keras the `.keras` files that `cargo test --test keras` wrote.
 
-    python tests/interchange/keras.py target/tmp/keras     needs keras with a backend, and safetensors
+    python tests/interchange/check_keras.py target/tmp/keras     needs keras with a backend, and safetensors
 
 Each NAME.keras is loaded and run on the `in.*` of NAME.safetensors, which lies beside it or in tests/data/models, and
 has to give its `out.*`. NAME.weights.h5, where there is one, is then loaded into the same model.
