@@ -205,6 +205,8 @@ impl Host {
         let own = strides(&self.shape);
         let mut shape = self.shape.clone();
         shape[axis] = count;
+        // To one index there is no step.
+        let step = if count > 1 { step } else { 1 };
         let mut strides: Vec<isize> = own.iter().map(|&s| s as isize).collect();
         strides[axis] = strides[axis].checked_mul(step as isize).ok_or_else(|| Error::shape("a step out of range"))?;
         self.strided(budget, shape, first * own[axis], &strides)
@@ -384,6 +386,18 @@ pub(super) fn unary(op: &str, x: &Host) -> Result<Host> {
     Host::new(x.shape.clone(), data)
 }
 
+/// A comparison by its operator.
+fn comparison<V: PartialOrd>(op: &str) -> Option<fn(V, V) -> bool> {
+    Some(match op {
+        "Equal" => |a, b| a == b,
+        "Less" => |a, b| a < b,
+        "Greater" => |a, b| a > b,
+        "LessOrEqual" => |a, b| a <= b,
+        "GreaterOrEqual" => |a, b| a >= b,
+        _ => return None,
+    })
+}
+
 /// A function of two tensors that spread over each other, by its operator.
 pub(super) fn binary(budget: &Budget, op: &str, a: &Host, b: &Host) -> Result<Host> {
     let shape = broadcast_shape(&a.shape, &b.shape)?;
@@ -392,15 +406,7 @@ pub(super) fn binary(budget: &Budget, op: &str, a: &Host, b: &Host) -> Result<Ho
     let data = match (&a.data, &b.data) {
         (Data::Float(a), Data::Float(b)) => {
             let pairs = a.iter().zip(b);
-            let test: Option<fn(f32, f32) -> bool> = match op {
-                "Equal" => Some(|a, b| a == b),
-                "Less" => Some(|a, b| a < b),
-                "Greater" => Some(|a, b| a > b),
-                "LessOrEqual" => Some(|a, b| a <= b),
-                "GreaterOrEqual" => Some(|a, b| a >= b),
-                _ => None,
-            };
-            if let Some(test) = test {
+            if let Some(test) = comparison::<f32>(op) {
                 Data::Bool(pairs.map(|(&a, &b)| test(a, b)).collect())
             } else {
                 let f: fn(f32, f32) -> f32 = match op {
@@ -422,15 +428,7 @@ pub(super) fn binary(budget: &Budget, op: &str, a: &Host, b: &Host) -> Result<Ho
                 a.iter().zip(b).map(both).collect::<Option<Vec<(i64, i64)>>>()
             };
             let involved = || Error::unsupported(format!("{op} of sizes that only a run tells, or too large"));
-            let test: Option<fn(i64, i64) -> bool> = match op {
-                "Equal" => Some(|a, b| a == b),
-                "Less" => Some(|a, b| a < b),
-                "Greater" => Some(|a, b| a > b),
-                "LessOrEqual" => Some(|a, b| a <= b),
-                "GreaterOrEqual" => Some(|a, b| a >= b),
-                _ => None,
-            };
-            if let Some(test) = test {
+            if let Some(test) = comparison::<i64>(op) {
                 // A size is none of the negative numbers that stand for no size.
                 let sizes = |(a, b): (&Int, &Int)| match (op, a, b) {
                     ("Equal", Int::Of(_), Int::Known(n)) | ("Equal", Int::Known(n), Int::Of(_)) if *n < 0 => {

@@ -17,7 +17,7 @@ use std::rc::Rc;
 /// The versions of the operators that are known.
 pub(super) const VERSIONS: std::ops::RangeInclusive<i64> = 7..=22;
 /// The most nodes that a file may come to, functions and branches in their place.
-const NODES: usize = 1 << 13;
+const NODES: usize = 1 << 12;
 /// How deep functions and branches may be in each other.
 const DEPTH: usize = 16;
 
@@ -109,6 +109,13 @@ impl<'m> Lower<'m> {
     /// Whether one node alone reads a name.
     pub fn read_once(&self, name: &str) -> bool {
         self.uses.get(name) == Some(&1)
+    }
+
+    /// Notes what a product gives. Inside of a function, or a branch, names are other ones, whose readers are not counted.
+    pub fn note_product(&mut self, name: &str, node: usize) {
+        if self.scopes.len() == 1 {
+            self.products.insert(name.to_string(), node);
+        }
     }
 
     /// Reads nodes in their order.

@@ -23,7 +23,7 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
     let outputs = match node.op() {
         "Constant" => constant(node),
         "Identity" => one(node.input(0)?.clone()),
-        "Dropout" => dropout(lower, node),
+        "Dropout" => dropout(node),
         "Cast" => cast(lower, node),
         "CastLike" => {
             let like = node.input(1)?;
@@ -110,7 +110,7 @@ fn constant(node: &Node<'_>) -> Outputs {
     one(value)
 }
 
-fn dropout(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
+fn dropout(node: &Node<'_>) -> Outputs {
     // Attributes of versions before 12; a seed means nothing where nothing is drawn.
     let (_, _) = (node.float("ratio")?, node.int("seed")?);
     let _ = node.maybe(1);
@@ -124,7 +124,6 @@ fn dropout(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     if node.gives(1) {
         return Err(Error::unsupported("the mask of a dropout"));
     }
-    let _ = lower;
     one(node.input(0)?.clone())
 }
 
@@ -361,6 +360,8 @@ fn unsqueeze(node: &Node<'_>) -> Outputs {
 fn bounds(size: &Int, (start, end): (&Int, &Int), step: i64) -> Result<(Int, Int)> {
     let unknown = || Error::unsupported(format!("a slice from {start} to {end} of an axis of {size}"));
     if let (Some(n), Some(start), Some(end)) = (size.known(), start.known(), end.known()) {
+        // A step beyond the axis is the same as one to its end.
+        let step = step.clamp(-n.max(1), n.max(1));
         let place = |at: i64| if at < 0 { at.saturating_add(n) } else { at };
         let (low, high) = if step > 0 { (0, n) } else { (-1, n - 1) };
         let (start, end) = (place(start).clamp(low.max(0), high.max(0)), place(end).clamp(low, high.max(low)));
@@ -598,16 +599,21 @@ fn split(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
         ..13 => node.ints("split")?.map(<[i64]>::to_vec),
         _ => node.maybe(1).map(|v| v.host()?.numbers()).transpose()?,
     };
-    let parts = node.int("num_outputs")?.unwrap_or(node.message.output.len() as i64).max(1);
+    let outputs = node.message.output.len() as i64;
+    let parts = node.int("num_outputs")?.unwrap_or(outputs);
+    if parts != outputs || parts == 0 {
+        return Err(Error::data(format!("{parts} parts, and {outputs} outputs")));
+    }
     let counts = match (named, size.known()) {
         (Some(counts), _) => counts,
         (None, Some(n)) => {
-            let each = (n + parts - 1) / parts;
-            (0..parts).map(|at| (n - at * each).clamp(0, each)).collect()
+            let each = n / parts + i64::from(n % parts != 0);
+            (0..parts).map(|at| n.saturating_sub(at.saturating_mul(each)).clamp(0, each)).collect()
         }
         _ => return Err(Error::unsupported(format!("equal parts of an axis of {size}"))),
     };
-    if size.known().is_some_and(|n| counts.iter().sum::<i64>() != n) || counts.iter().any(|&n| n < 0) {
+    let whole = counts.iter().try_fold(0i64, |sum, &n| sum.checked_add(n).filter(|_| n >= 0));
+    if whole.is_none() || size.known().is_some_and(|n| whole != Some(n)) {
         return Err(Error::shape(format!("parts of {counts:?} of an axis of {size}")));
     }
     let mut first = 0;

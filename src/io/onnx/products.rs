@@ -128,7 +128,7 @@ fn matmul(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
             let x = contracted(lower, &a, inputs)?;
             let y = dense(lower, &x, weight, None, [node.name(1), ""])?;
             if let (crate::nn::Port::Node(at, _), Some(name)) = (y.port, node.message.output.first()) {
-                lower.products.insert(name.clone(), at);
+                lower.note_product(name, at);
             }
             if column {
                 let mut dims = y.dims.clone();
@@ -216,13 +216,12 @@ fn window(node: &Node<'_>, taps: usize, default_stride: usize) -> Result<Window>
     let padding = match (auto, pads) {
         ("VALID", _) | ("NOTSET", [0, 0]) => Padding::Valid,
         ("SAME_UPPER", _) => Padding::Same,
-        ("NOTSET", &[before, 0]) if before as usize == beyond => Padding::Causal,
+        ("NOTSET", &[before, 0]) if usize::try_from(before) == Ok(beyond) => Padding::Causal,
         ("NOTSET", &[before, after])
             if stride == 1
                 && before >= 0
-                && after - before <= 1
-                && after >= before
-                && (before + after) as usize == beyond =>
+                && (after == before || Some(after) == before.checked_add(1))
+                && usize::try_from(before.saturating_add(after)) == Ok(beyond) =>
         {
             Padding::Same
         }

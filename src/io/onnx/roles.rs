@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// The most ways that are tried.
 const WAYS: usize = 1 << 12;
 /// The most nodes that are read in all ways together.
-const NODES: usize = 1 << 18;
+const NODES: usize = 1 << 15;
 
 /// A size of an input.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,12 @@ enum Size {
     /// Of one size wherever it has this name.
     Named(String),
     Any,
+}
+
+impl Size {
+    fn known(&self) -> Option<usize> {
+        if let Self::Known(n) = self { Some(*n) } else { None }
+    }
 }
 
 /// An input of the graph.
@@ -106,16 +112,9 @@ pub(super) fn read(
 fn facts(graph: &schema::Graph) -> Facts<'_> {
     let mut uses: HashMap<&str, usize> = HashMap::new();
     let mut makers: HashMap<&str, &schema::Node> = HashMap::new();
+    count_uses(graph, &mut uses);
     for node in &graph.node {
-        for name in &node.input {
-            *uses.entry(name).or_default() += 1;
-        }
-        for name in &node.output {
-            makers.insert(name, node);
-        }
-    }
-    for output in &graph.output {
-        *uses.entry(&output.name).or_default() += 1;
+        makers.extend(node.output.iter().map(|name| (name.as_str(), node)));
     }
     let given = graph.input.iter().map(|i| i.name.as_str()).chain(graph.initializer.iter().map(|t| t.name.as_str()));
     let given: HashSet<&str> = given.filter(|name| !name.is_empty()).collect();
@@ -138,6 +137,21 @@ fn facts(graph: &schema::Graph) -> Facts<'_> {
         }
     }
     Facts { uses, vocabularies, weights, lengths }
+}
+
+/// How often each name is read, in branches too.
+fn count_uses<'m>(graph: &'m schema::Graph, uses: &mut HashMap<&'m str, usize>) {
+    for node in &graph.node {
+        for name in &node.input {
+            *uses.entry(name).or_default() += 1;
+        }
+        for branch in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
+            count_uses(branch, uses);
+        }
+    }
+    for output in &graph.output {
+        *uses.entry(&output.name).or_default() += 1;
+    }
 }
 
 /// What a value is, but for casts.
@@ -183,8 +197,7 @@ fn input(info: &schema::ValueInfo, lengths: bool) -> Result<Given> {
 
 /// The values of a weight that a run gives.
 fn weight(input: &Given, given: Option<&BTreeMap<String, Tensor>>) -> Result<Host> {
-    let known = |s: &Size| if let Size::Known(n) = s { Some(*n) } else { None };
-    let shape = input.sizes.iter().map(known).collect::<Option<Vec<usize>>>();
+    let shape = input.sizes.iter().map(Size::known).collect::<Option<Vec<usize>>>();
     match (given.and_then(|g| g.get(&input.name)), shape) {
         (Some(tensor), shape) => {
             if let Some(shape) = shape.filter(|s| s != tensor.shape()) {
@@ -358,13 +371,12 @@ impl Search<'_> {
         roles: &[&Vec<Role>],
         together: &[(usize, usize)],
     ) -> Result<Vec<InputEdge>> {
-        let known = |size: &Size| if let Size::Known(n) = size { Some(*n) } else { None };
         // How many sequences there are: one, where an input has no dimension for them.
         for (given, roles) in inputs.iter().zip(roles) {
             match roles.iter().position(|r| *r == Role::Batch) {
                 None => lower.sizes.batch = Int::ONE,
                 Some(at) => {
-                    if let Some(n) = known(&given.sizes[at]) {
+                    if let Some(n) = given.sizes[at].known() {
                         lower.sizes.batch = Int::Known(n as i64);
                     }
                 }
@@ -377,7 +389,7 @@ impl Search<'_> {
                 .iter()
                 .zip(*roles)
                 .filter(|(_, r)| **r == Role::Features)
-                .try_fold(1usize, |n, (s, _)| n.checked_mul(known(s)?))
+                .try_fold(1usize, |n, (s, _)| n.checked_mul(s.known()?))
                 .ok_or_else(|| Error::shape(format!("`{}`: sizes that are too large", given.name)))?;
             let has_steps = roles.contains(&Role::Steps);
             let input = match (given.float, has_steps) {
@@ -391,7 +403,7 @@ impl Search<'_> {
                 name: given.name.clone(),
                 input,
                 roles: roles.to_vec(),
-                sizes: given.sizes.iter().map(known).collect(),
+                sizes: given.sizes.iter().map(Size::known).collect(),
             });
         }
         for name in &self.constant_lengths {
@@ -410,24 +422,14 @@ impl Search<'_> {
             lower.network.align(Port::Input(later), Port::Input(earlier))?;
         }
         for (at, (given, roles)) in inputs.iter().zip(roles).enumerate() {
-            let steps = roles.iter().position(|r| *r == Role::Steps);
-            let count = match (steps, edges[at].input) {
-                (Some(dim), _) => known(&given.sizes[dim]),
-                (None, Input::Tokens) => Some(1),
-                (None, _) => None,
-            };
+            let count = steps(given, roles, edges[at].input);
             if let Some(count) = count {
                 lower.network.fix_steps(Port::Input(at), count)?;
             }
         }
         let axes = lower.network.input_axes()?;
         for (at, (given, roles)) in inputs.iter().zip(roles).enumerate() {
-            let steps = roles.iter().position(|r| *r == Role::Steps);
-            let count = match (steps, edges[at].input) {
-                (Some(dim), _) => known(&given.sizes[dim]),
-                (None, Input::Tokens) => Some(1),
-                (None, _) => None,
-            };
+            let count = steps(given, roles, edges[at].input);
             if let (Some(axis), false) = (axes[at], given.lengths) {
                 let size = count.map_or_else(|| Symbol::Steps(axis).into(), |n| Int::Known(n as i64));
                 lower.sizes.steps.insert(axis, size);
@@ -438,6 +440,15 @@ impl Search<'_> {
             lower.define(&given.name, value.into());
         }
         Ok(edges)
+    }
+}
+
+/// How many steps an input has, where that is known; tokens without steps are one.
+fn steps(given: &Given, roles: &[Role], input: Input) -> Option<usize> {
+    match (roles.iter().position(|r| *r == Role::Steps), input) {
+        (Some(dim), _) => given.sizes[dim].known(),
+        (None, Input::Tokens) => Some(1),
+        (None, _) => None,
     }
 }
 

@@ -437,10 +437,11 @@ impl<'a> Writer<'a> {
                 self.op("Gather", &[&x, &at], vec![int("axis", 1)])
             }
             Layer::FeatureSum(layer) => {
-                let axis = self.whole(&[-1]);
-                match layer.mean {
-                    true => self.op("ReduceMean", &[&x], vec![ints("axes", &[-1]), int("keepdims", 1)]),
-                    false => self.op("ReduceSum", &[&x, &axis], vec![int("keepdims", 1)]),
+                if layer.mean {
+                    self.op("ReduceMean", &[&x], vec![ints("axes", &[-1]), int("keepdims", 1)])
+                } else {
+                    let axis = self.whole(&[-1]);
+                    self.op("ReduceSum", &[&x, &axis], vec![int("keepdims", 1)])
                 }
             }
             Layer::TimeSoftmax(_) => {
