@@ -6,6 +6,7 @@
 //! attribute or a form that is not known is an error that names its node; nothing is passed over.
 
 mod arithmetic;
+mod builder;
 mod edges;
 mod host;
 mod int;
@@ -13,10 +14,12 @@ mod layout;
 mod lower;
 mod moves;
 mod node;
+mod pieces;
 mod products;
 mod recurrent;
 mod roles;
 mod schema;
+mod spread;
 mod tensor;
 mod value;
 mod write;

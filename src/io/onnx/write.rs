@@ -4,10 +4,8 @@
 //! leaves out are moved behind those kept before an LSTM and back after it, so that a mask may have any form.
 
 use super::super::model::check;
-use super::schema::{
-    Attribute, Dimension, Graph, Model, Node, OperatorSet, Tensor as Message, TensorShape, TensorType, Type, ValueInfo,
-    dtype, kind,
-};
+use super::builder::{Writer, float, info, int, ints, text};
+use super::schema::{Attribute, Model, Node, OperatorSet, dtype};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Fill, Function, Input, Layer, MergeKind, MergeMode, Network, Node as Placed, Operand, Padding,
@@ -15,8 +13,7 @@ use crate::nn::{
 };
 use crate::params::Tensor;
 use prost::Message as _;
-use prost::bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The version of the operators that are used, and of the file's form that came with it.
@@ -33,8 +30,7 @@ pub fn write_model(path: &Path, title: &str, network: &Network, parameters: &BTr
 
 fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<Model> {
     check(network, parameters, &BTreeMap::new())?;
-    let mut writer = Writer { parameters, graph: Graph::default(), count: 0, written: BTreeSet::new() };
-    writer.graph.name = title.to_string();
+    let mut writer = Writer::new(title, parameters);
     writer.network(network)?;
     Ok(Model {
         ir_version: FORM,
@@ -57,130 +53,7 @@ pub(super) struct Value {
     pub lengths: Option<String>,
 }
 
-/// A graph while it is written.
-pub(super) struct Writer<'a> {
-    pub parameters: &'a BTreeMap<String, Tensor>,
-    pub graph: Graph,
-    count: usize,
-    /// Names of initialisers that are there.
-    written: BTreeSet<String>,
-}
-
-/// An attribute.
-pub(super) fn int(name: &str, i: i64) -> Attribute {
-    Attribute { name: name.to_string(), i, kind: kind::INT, ..Attribute::default() }
-}
-
-pub(super) fn ints(name: &str, ints: &[i64]) -> Attribute {
-    Attribute { name: name.to_string(), ints: ints.to_vec(), kind: kind::INTS, ..Attribute::default() }
-}
-
-pub(super) fn float(name: &str, f: f32) -> Attribute {
-    Attribute { name: name.to_string(), f, kind: kind::FLOAT, ..Attribute::default() }
-}
-
-pub(super) fn floats(name: &str, floats: &[f32]) -> Attribute {
-    Attribute { name: name.to_string(), floats: floats.to_vec(), kind: kind::FLOATS, ..Attribute::default() }
-}
-
-pub(super) fn text(name: &str, s: &str) -> Attribute {
-    let s = Bytes::copy_from_slice(s.as_bytes());
-    Attribute { name: name.to_string(), s, kind: kind::STRING, ..Attribute::default() }
-}
-
-pub(super) fn texts(name: &str, all: &[&str]) -> Attribute {
-    let strings = all.iter().map(|s| Bytes::copy_from_slice(s.as_bytes())).collect();
-    Attribute { name: name.to_string(), strings, kind: kind::STRINGS, ..Attribute::default() }
-}
-
-pub(super) fn graph(name: &str, g: Graph) -> Attribute {
-    Attribute { name: name.to_string(), g: Some(g), kind: kind::GRAPH, ..Attribute::default() }
-}
-
-/// A value's name with its type and sizes, `None` where a run tells.
-pub(super) fn info(name: &str, elem_type: i32, sizes: &[Option<usize>], names: &[&str]) -> ValueInfo {
-    let dim = sizes.iter().zip(names).map(|(size, name)| match size {
-        Some(n) => Dimension { value: Some(*n as i64), param: None },
-        None => Dimension { value: None, param: (!name.is_empty()).then(|| (*name).to_string()) },
-    });
-    let shape = Some(TensorShape { dim: dim.collect() });
-    ValueInfo { name: name.to_string(), kind: Some(Type { tensor: Some(TensorType { elem_type, shape }) }) }
-}
-
-impl<'a> Writer<'a> {
-    /// A name that nothing has.
-    pub fn fresh(&mut self, what: &str) -> String {
-        self.count += 1;
-        format!("{what}_{}", self.count)
-    }
-
-    /// Adds an operation with one output.
-    pub fn op(&mut self, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
-        self.ops(op, inputs, 1, attributes).remove(0)
-    }
-
-    /// Adds an operation with several outputs.
-    pub fn ops(&mut self, op: &str, inputs: &[&str], outputs: usize, attribute: Vec<Attribute>) -> Vec<String> {
-        let name = self.fresh(&op.to_lowercase());
-        let output: Vec<String> =
-            (0..outputs).map(|at| if outputs == 1 { name.clone() } else { format!("{name}.{at}") }).collect();
-        self.graph.node.push(Node {
-            input: inputs.iter().map(|i| (*i).to_string()).collect(),
-            output: output.clone(),
-            name,
-            op_type: op.to_string(),
-            attribute,
-            ..Node::default()
-        });
-        output
-    }
-
-    /// A constant of floats under a name.
-    pub fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
-        let raw: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.initializer(name, shape, dtype::FLOAT, raw)
-    }
-
-    fn initializer(&mut self, name: &str, shape: &[usize], data_type: i32, raw: Vec<u8>) -> String {
-        if self.written.insert(name.to_string()) {
-            self.graph.initializer.push(Message {
-                dims: shape.iter().map(|&n| n as i64).collect(),
-                data_type,
-                name: name.to_string(),
-                raw_data: Bytes::from(raw),
-                ..Message::default()
-            });
-        }
-        name.to_string()
-    }
-
-    /// A number.
-    pub fn number(&mut self, x: f32) -> String {
-        let name = self.fresh("number");
-        self.floats(&name, &[], &[x])
-    }
-
-    /// Whole numbers.
-    pub fn whole(&mut self, values: &[i64]) -> String {
-        let name = self.fresh("whole");
-        let raw = values.iter().flat_map(|n| n.to_le_bytes()).collect();
-        self.initializer(&name, &[values.len()], dtype::INT64, raw)
-    }
-
-    /// One whole number without a dimension.
-    pub fn index(&mut self, value: i64) -> String {
-        let name = self.fresh("index");
-        self.initializer(&name, &[], dtype::INT64, value.to_le_bytes().to_vec())
-    }
-
-    /// A parameter of the network.
-    pub fn parameter(&mut self, name: &str) -> Result<(String, &'a Tensor)> {
-        let tensor = self.parameters.get(name);
-        let tensor = tensor.ok_or_else(|| Error::internal(format!("there is no parameter `{name}`")))?;
-        let written = self.floats(name, tensor.shape(), tensor.f32s()?);
-        Ok((written, tensor))
-    }
-
+impl Writer<'_> {
     fn network(&mut self, network: &Network) -> Result<()> {
         let signals = network.signals()?;
         let fills = network.fills()?;

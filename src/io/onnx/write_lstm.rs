@@ -1,7 +1,8 @@
 //! An LSTM layer as ONNX's operator, or as a scan over its step where that is another.
 
+use super::builder::{Writer, float, floats, graph, info, int, ints, text, texts};
 use super::schema::{Graph, dtype};
-use super::write::{Value, Writer, float, floats, graph, info, int, ints, text, texts};
+use super::write::Value;
 use crate::config::{Bias, Cell, Direction, GATES};
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Fill, Lstm, MergeMode, Node as Placed, Signal};
