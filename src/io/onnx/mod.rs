@@ -17,6 +17,7 @@ mod node;
 mod pieces;
 mod products;
 mod recurrent;
+mod reductions;
 mod roles;
 mod schema;
 mod spread;
