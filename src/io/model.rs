@@ -5,7 +5,7 @@ use super::{ModelFile, keras, pytorch, safetensors};
 use crate::error::{Error, Result};
 use crate::nn::{Description, Network, WorkingMemory};
 use crate::params::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -159,7 +159,8 @@ pub(super) fn check(
             return Err(Error::shape(format!("`{source}`: expected {wanted:?} as `{name}`, got {got:?}")));
         }
     }
-    match parameters.keys().find(|name| specs.iter().all(|s| &s.name != *name)) {
+    let known: BTreeSet<&String> = specs.iter().map(|s| &s.name).collect();
+    match parameters.keys().find(|name| !known.contains(name)) {
         None => Ok(()),
         Some(name) => Err(Error::data(format!("the parameter `{name}` belongs to no layer of the model"))),
     }

@@ -42,6 +42,11 @@ impl Axes {
         Self { steps: Vec::new(), masked }
     }
 
+    /// Whether masks may shorten the sequences of inputs.
+    pub(super) fn masked(&self) -> bool {
+        self.masked
+    }
+
     /// Adds the axis of an input.
     pub(super) fn give(&mut self, most: Option<usize>) -> u8 {
         self.steps.push(Steps::Given { most, exact: false });

@@ -43,6 +43,17 @@ impl Fill {
     }
 }
 
+impl Layer {
+    /// Whether it leaves out steps by their values.
+    pub(super) fn masks(&self) -> bool {
+        match self {
+            Self::Embedding(l) => l.mask_zero,
+            Self::Masking(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl Network {
     /// What masked steps hold in what comes from `port`, from those of nodes; a final state has no step.
     pub(super) fn fill_of(&self, all: &[Fill], port: Port) -> Fill {
@@ -54,11 +65,7 @@ impl Network {
 
     /// Whether the network leaves out steps by their values.
     pub fn masks(&self) -> bool {
-        self.nodes.iter().any(|n| match &n.layer {
-            Layer::Embedding(l) => l.mask_zero,
-            Layer::Masking(_) => true,
-            _ => false,
-        })
+        self.nodes.iter().any(|n| n.layer.masks())
     }
 
     /// What masked steps hold in what each node gives first, or which layer has no answer.

@@ -3,6 +3,7 @@
 pub mod activation;
 mod append;
 pub mod axes;
+mod growing;
 pub mod layers;
 pub mod lstm;
 pub mod masks;
@@ -10,12 +11,14 @@ mod memory;
 pub mod network;
 pub mod recall;
 pub mod sequential;
+mod signals;
 mod streaming;
 
 pub use crate::config::{Activation, Direction};
 pub use crate::graph::{Padding, Score, Window};
 pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
+pub(crate) use growing::Growing;
 pub use layers::{
     Activate, Along, Attention, Columns, Conv1D, Dense, Dropout, Embedding, FeatureSum, Flatten, Formula, Function,
     Layer, LayerNormalization, LogSoftmax, Masking, Merge, MergeKind, Mixture, Operand, Permute, Pooling, Pooling1D,
@@ -23,9 +26,10 @@ pub use layers::{
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::{Fill, zeros_input};
-pub use network::{Built, GraphOptions, Network, Node, Port, Signal, Slots};
+pub use network::{Built, GraphOptions, Network, Node, Port, Slots};
 pub use recall::{Evidence, Recalled};
 pub use sequential::{Description, Flow, Sequential};
+pub use signals::Signal;
 
 use serde::{Deserialize, Serialize};
 

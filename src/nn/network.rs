@@ -2,82 +2,17 @@
 
 use super::append::{Placed, append, steadiness};
 use super::axes::Axes;
+use super::growing::Growing;
 use super::layers::SIZE_LIMIT;
 use super::masks::Fill;
-use super::{Attention, Dense, Embedding, Input, Layer, MergeMode, Recalled};
+use super::signals::{Known, Signal, input_signals};
+use super::{Dense, Input, Layer, MergeMode, Recalled};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Expr, Graph, Symbol, Value};
 use crate::params::{DType, ParameterSpec, Regularizer};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write as _};
-
-/// What a value of a network is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    /// Integers, `[B, T]`.
-    Tokens {
-        /// The time axis.
-        axis: u8,
-    },
-    /// Floats at each step, `[B, T, features]`.
-    Sequence {
-        /// Values a step.
-        features: usize,
-        /// The time axis.
-        axis: u8,
-        /// Whether its first step is each sequence's last: it is stored in the order of its axis all the same.
-        mirrored: bool,
-    },
-    /// Floats, `[B, features]`.
-    Rows {
-        /// Values a sample.
-        features: usize,
-    },
-}
-
-impl Signal {
-    /// Values a row; none for tokens.
-    pub fn features(&self) -> Option<usize> {
-        match *self {
-            Self::Tokens { .. } => None,
-            Self::Sequence { features, .. } | Self::Rows { features } => Some(features),
-        }
-    }
-
-    /// Its time axis.
-    pub fn axis(&self) -> Option<u8> {
-        match *self {
-            Self::Tokens { axis } | Self::Sequence { axis, .. } => Some(axis),
-            Self::Rows { .. } => None,
-        }
-    }
-
-    /// Whether its first step is each sequence's last.
-    pub fn mirrored(&self) -> bool {
-        matches!(self, Self::Sequence { mirrored: true, .. })
-    }
-
-    /// The same with other features.
-    pub(super) fn with_features(self, features: usize) -> Self {
-        match self {
-            Self::Sequence { axis, mirrored, .. } => Self::Sequence { features, axis, mirrored },
-            Self::Tokens { axis } => Self::Sequence { features, axis, mirrored: false },
-            Self::Rows { .. } => Self::Rows { features },
-        }
-    }
-}
-
-impl fmt::Display for Signal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tokens { .. } => write!(f, "[B, T]"),
-            Self::Sequence { features, mirrored: true, .. } => write!(f, "[B, T, {features}] reversed"),
-            Self::Sequence { features, .. } => write!(f, "[B, T, {features}]"),
-            Self::Rows { features } => write!(f, "[B, {features}]"),
-        }
-    }
-}
+use std::fmt::Write as _;
 
 /// Where a value of a network comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +115,7 @@ impl Network {
         let (Port::Input(input), Port::Input(earlier)) = (input, earlier) else {
             return Err(Error::argument("network: only inputs can be aligned"));
         };
-        let signals = self.input_signals()?.0;
+        let signals = input_signals(self)?.0;
         let sequence = |at: usize| signals.get(at).is_some_and(|s| s.axis().is_some());
         if earlier >= input || !sequence(input) || !sequence(earlier) {
             return Err(Error::argument("network: a sequence can be aligned with one that was added before it"));
@@ -192,7 +127,7 @@ impl Network {
     /// Says that a sequence input never has more steps than this, which layers such as `Flatten` must know.
     pub fn fix_steps(&mut self, input: Port, steps: usize) -> Result<()> {
         let Port::Input(at) = input else { return Err(Error::argument("network: only inputs have a number of steps")) };
-        if !(1..=SIZE_LIMIT).contains(&steps) || self.input_signals()?.0.get(at).is_none_or(|s| s.axis().is_none()) {
+        if !(1..=SIZE_LIMIT).contains(&steps) || input_signals(self)?.0.get(at).is_none_or(|s| s.axis().is_none()) {
             return Err(Error::argument(format!(
                 "network: expected a sequence of 1 to {SIZE_LIMIT} steps, got {steps}"
             )));
@@ -205,27 +140,14 @@ impl Network {
     /// Adds a layer over `inputs`, called after the user's name or its class; gives its outputs.
     pub fn add(&mut self, layer: impl Into<Layer>, inputs: &[Port]) -> Result<Vec<Port>> {
         let layer = layer.into();
-        let name = match layer.given_name() {
-            Some(name) => name.to_string(),
-            None => self.free_name(layer.class()),
-        };
+        let unnamed = |n: &&Node| n.layer.given_name().is_none() && n.layer.class() == layer.class();
+        let name = name_of(&layer, self.nodes.iter().filter(unnamed).count());
         self.add_named(&name, layer, inputs)
     }
 
     /// Adds a layer under a name.
     pub fn add_named(&mut self, name: &str, layer: Layer, inputs: &[Port]) -> Result<Vec<Port>> {
-        self.nodes.push(Node { name: name.to_string(), layer, inputs: inputs.to_vec() });
-        let result = self.signals();
-        match result {
-            Ok(signals) => {
-                let at = self.nodes.len() - 1;
-                Ok((0..signals[at].len()).map(|output| Port::Node(at, output)).collect())
-            }
-            Err(error) => {
-                self.nodes.pop();
-                Err(error)
-            }
-        }
+        Known::of(self)?.add(self, Node { name: name.to_string(), layer, inputs: inputs.to_vec() })
     }
 
     /// Adds an output.
@@ -233,78 +155,19 @@ impl Network {
         self.outputs.push((name.to_string(), port));
     }
 
-    /// `class`, `class_1`, `class_2`: the first that no node of this class without a name of its own has.
-    fn free_name(&self, class: &str) -> String {
-        let same = self.nodes.iter().filter(|n| n.layer.given_name().is_none() && n.layer.class() == class).count();
-        if same == 0 { class.to_string() } else { format!("{class}_{same}") }
-    }
-
-    /// What the inputs are; each sequence has a time axis of its own, but for those that are aligned.
-    fn input_signals(&self) -> Result<(Vec<Signal>, Axes)> {
-        let (mut all, mut axes) = (Vec::<Signal>::with_capacity(self.inputs.len()), Axes::new(self.masks()));
-        for (at, (name, input)) in self.inputs.iter().enumerate() {
-            let with = self.aligned.iter().find(|a| a.0 == at).and_then(|a| all.get(a.1)?.axis());
-            // Of itself, or of one that takes its steps from it.
-            let own = |other: usize| other == at || self.aligned.contains(&(other, at));
-            let steps = self.steps.iter().filter(|s| own(s.0)).map(|s| s.1).min();
-            all.push(match *input {
-                Input::Features(n) | Input::Rows(n) if !(1..=SIZE_LIMIT).contains(&n) => {
-                    return Err(Error::shape(format!(
-                        "{name}: the input must have 1 to {SIZE_LIMIT} features, got {n}"
-                    )));
-                }
-                _ if axes.all().len() > 128 => {
-                    return Err(Error::unsupported(format!("{name}: more than 128 sequences are read")));
-                }
-                Input::Rows(features) => Signal::Rows { features },
-                Input::Features(features) => {
-                    let axis = with.unwrap_or_else(|| axes.give(steps));
-                    Signal::Sequence { features, axis, mirrored: false }
-                }
-                Input::Tokens | Input::Lengths => Signal::Tokens { axis: with.unwrap_or_else(|| axes.give(steps)) },
-            });
-        }
-        Ok((all, axes))
-    }
-
     /// The time axis of each input, where it has one.
     pub fn input_axes(&self) -> Result<Vec<Option<u8>>> {
-        Ok(self.input_signals()?.0.iter().map(Signal::axis).collect())
+        Ok(input_signals(self)?.0.iter().map(Signal::axis).collect())
     }
 
     /// All time axes: those of inputs, and those that layers make.
     pub fn axes(&self) -> Result<Axes> {
-        Ok(self.signals_and_axes()?.1)
+        Ok(Known::of(self)?.axes)
     }
 
     /// The outputs of every node, or what does not fit.
     pub fn signals(&self) -> Result<Vec<Vec<Signal>>> {
-        Ok(self.signals_and_axes()?.0)
-    }
-
-    fn signals_and_axes(&self) -> Result<(Vec<Vec<Signal>>, Axes)> {
-        let (inputs, mut axes) = self.input_signals()?;
-        let mut all: Vec<Vec<Signal>> = Vec::with_capacity(self.nodes.len());
-        for (at, node) in self.nodes.iter().enumerate() {
-            let within = |e: Error| e.within(&node.name);
-            if node.name.is_empty() || node.name.contains('.') || self.clashes(at) {
-                return Err(Error::argument(format!(
-                    "network: layer names must be unique, not empty and without a dot, got `{}`",
-                    node.name
-                )));
-            }
-            node.layer.validate().map_err(within)?;
-            let read = node.inputs.iter().map(|&port| signal(port, &inputs, &all)).collect::<Result<Vec<_>>>();
-            let outputs = node.layer.outputs(&read.map_err(within)?, &mut axes).map_err(within)?;
-            if let Some(large) = outputs.iter().find(|s| s.features().is_some_and(|f| f > SIZE_LIMIT)) {
-                return Err(within(Error::shape(format!("expected at most {SIZE_LIMIT} values a row, got {large}"))));
-            }
-            if axes.all().len() > usize::from(u8::MAX) {
-                return Err(within(Error::unsupported(format!("more than {} time axes", u8::MAX))));
-            }
-            all.push(outputs);
-        }
-        Ok((all, axes))
+        Ok(Known::of(self)?.nodes)
     }
 
     /// Whether layers may need to know how many steps a sequence has.
@@ -314,27 +177,16 @@ impl Network {
 
     /// What comes from `port`.
     pub fn signal(&self, port: Port) -> Result<Signal> {
-        signal(port, &self.input_signals()?.0, &self.signals()?)
-    }
-
-    /// Whether an earlier node has this one's name and is another layer; a shared table may mask here and not there.
-    fn clashes(&self, at: usize) -> bool {
-        let node = &self.nodes[at];
-        let same = |other: &Layer| match (other, &node.layer) {
-            (Layer::Embedding(a), Layer::Embedding(b)) => a == &Embedding { mask_zero: a.mask_zero, ..b.clone() },
-            (Layer::Attention(a), Layer::Attention(b)) => a == &Attention { causal: a.causal, ..b.clone() },
-            (a, b) => a == b,
-        };
-        self.nodes[..at].iter().any(|n| n.name == node.name && !same(&n.layer))
+        Known::of(self)?.signal(port)
     }
 
     /// All parameters in the order of the nodes; a shared layer's once.
     pub fn parameters(&self) -> Result<Vec<ParameterSpec>> {
-        let (inputs, signals) = (self.input_signals()?.0, self.signals()?);
+        let known = Known::of(self)?;
         let mut all: Vec<ParameterSpec> = Vec::new();
         let mut places = BTreeMap::new();
         for node in &self.nodes {
-            for spec in self.node_parameters(node, &inputs, &signals)? {
+            for spec in node_parameters(node, &known)? {
                 match places.get(&spec.name) {
                     None => {
                         places.insert(spec.name.clone(), all.len());
@@ -354,10 +206,9 @@ impl Network {
     }
 
     /// Refuses attention by steps between two sequences whose steps masks may take away: which is earlier is not known.
-    fn check_causal(&self, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<()> {
+    fn check_causal(&self, known: &Known) -> Result<()> {
         for node in self.nodes.iter().filter(|n| matches!(&n.layer, Layer::Attention(l) if l.causal)) {
-            let axes =
-                node.inputs.iter().map(|&p| Ok(signal(p, inputs, signals)?.axis())).collect::<Result<Vec<_>>>()?;
+            let axes = node.inputs.iter().map(|&p| Ok(known.signal(p)?.axis())).collect::<Result<Vec<_>>>()?;
             if self.masks() && axes.windows(2).any(|pair| pair[0] != pair[1]) {
                 let error = Error::unsupported("causal attention to another sequence, where masks leave out steps");
                 return Err(error.within(&node.name));
@@ -368,13 +219,16 @@ impl Network {
 
     /// Refuses a layer tied to one that is not an embedding before it.
     fn check_ties(&self) -> Result<()> {
-        for (at, node) in self.nodes.iter().enumerate() {
-            let Layer::Dense(Dense { tied: Some(name), .. }) = &node.layer else { continue };
-            let embedding = |n: &Node| &n.name == name && matches!(n.layer, Layer::Embedding(_));
-            if !self.nodes[..at].iter().any(embedding) {
-                let error =
-                    Error::argument(format!("it is tied to `{name}`, and no embedding of that name is before it"));
-                return Err(error.within(&node.name));
+        let mut embeddings = BTreeSet::new();
+        for node in &self.nodes {
+            match &node.layer {
+                Layer::Embedding(_) => drop(embeddings.insert(&node.name)),
+                Layer::Dense(Dense { tied: Some(name), .. }) if !embeddings.contains(name) => {
+                    let error =
+                        Error::argument(format!("it is tied to `{name}`, and no embedding of that name is before it"));
+                    return Err(error.within(&node.name));
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -383,8 +237,8 @@ impl Network {
     /// Layers in a row with the input `x`, of at most `steps` steps where that is known, and the output `y`; each must
     /// give one output.
     pub fn chain(input: Input, steps: Option<usize>, layers: &[Layer]) -> Result<Self> {
-        let mut network = Self::default();
-        let mut at = network.input("x", input);
+        let mut network = Growing::default();
+        let mut at = network.input("x", input)?;
         if let Some(steps) = steps {
             network.fix_steps(at, steps)?;
         }
@@ -401,7 +255,7 @@ impl Network {
             at = one;
         }
         network.output("y", at);
-        Ok(network)
+        Ok(network.finish())
     }
 
     /// The names of the states that layers carry from run to run.
@@ -422,24 +276,15 @@ impl Network {
         ["h", "c", "h_reverse", "c_reverse"].get(output.checked_sub(main)?).copied()
     }
 
-    fn node_parameters(&self, node: &Node, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Vec<ParameterSpec>> {
-        let features = match node.inputs.first() {
-            Some(&port) => signal(port, inputs, signals)?.features().unwrap_or(0),
-            None => 0,
-        };
-        Ok(node.layer.parameters(&node.name, features))
-    }
-
     /// Appends the network to `graph`: inputs and parameters by name. Adds no update and no output.
     pub fn build(&self, graph: &mut Graph, options: GraphOptions<'_>) -> Result<Built> {
-        let inputs = self.input_signals()?.0;
-        let (signals, axes) = self.signals_and_axes()?;
+        let known = Known::of(self)?;
         self.parameters()?;
         let fills = self.fills()?;
-        self.check_causal(&inputs, &signals)?;
+        self.check_causal(&known)?;
         self.check_memories()?;
         let mut given = Vec::new();
-        for ((name, _), &signal) in self.inputs.iter().zip(&inputs) {
+        for ((name, _), &signal) in self.inputs.iter().zip(&known.inputs) {
             let rows = |axis: u8| Dim::Symbol(Symbol::Rows(axis));
             let value = match signal {
                 Signal::Tokens { axis } => graph.input(name, [rows(axis)], DType::U32)?,
@@ -456,15 +301,15 @@ impl Network {
             let read: Vec<(Value, Signal)> = node
                 .inputs
                 .iter()
-                .map(|&port| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
+                .map(|&port| Ok((value(port, &given, &values)?, known.signal(port)?)))
                 .collect::<Result<_>>()?;
-            let specs = self.node_parameters(node, &inputs, &signals)?;
+            let specs = node_parameters(node, &known)?;
             let made = graph.scoped(&node.name, |graph| {
                 let parameters =
                     specs.iter().map(|p| graph.persistent(&p.name, &p.shape)).collect::<Result<Vec<Value>>>()?;
                 let fill = node.inputs.first().map_or(Fill::None, |&port| self.fill_of(&fills, port));
-                let (inputs, outputs, parameters) = (&read[..], &signals[at][..], &parameters[..]);
-                let placed = Placed { node, inputs, outputs, parameters, axes: &axes, fill, options };
+                let (inputs, outputs, parameters) = (&read[..], &known.nodes[at][..], &parameters[..]);
+                let placed = Placed { node, inputs, outputs, parameters, axes: &known.axes, fill, options };
                 let made = append(graph, &placed, &mut states, &mut recalled)?;
                 if let (true, Layer::Lstm(layer)) = (options.training, &node.layer) {
                     let apart = if layer.merge == MergeMode::Apart { 2 } else { 1 };
@@ -482,25 +327,32 @@ impl Network {
         let outputs = self
             .outputs
             .iter()
-            .map(|&(_, port)| Ok((value(port, &given, &values)?, signal(port, &inputs, &signals)?)))
+            .map(|&(_, port)| Ok((value(port, &given, &values)?, known.signal(port)?)))
             .collect::<Result<_>>()?;
-        Ok(Built { inputs: given.into_iter().zip(inputs).collect(), outputs, states, penalties, steady, recalled })
+        Ok(Built {
+            inputs: given.into_iter().zip(known.inputs).collect(),
+            outputs,
+            states,
+            penalties,
+            steady,
+            recalled,
+        })
     }
 
     /// A table of the layers, as Keras prints it.
     pub fn summary(&self, title: &str) -> Result<String> {
-        let (inputs, signals) = (self.input_signals()?.0, self.signals()?);
+        let known = Known::of(self)?;
         let mut text = format!("{title}\n");
         let mut line = |a: &str, b: &str, c: &str| {
             let _ = writeln!(text, "{a:<40} {b:<24} {c:>14}");
         };
         line("layer (class)", "output shape", "parameters");
-        for ((name, _), signal) in self.inputs.iter().zip(&inputs) {
+        for ((name, _), signal) in self.inputs.iter().zip(&known.inputs) {
             line(&format!("{name} (input)"), &signal.to_string(), "0");
         }
         let (mut total, mut seen) = (0usize, BTreeSet::new());
-        for (node, outputs) in self.nodes.iter().zip(&signals) {
-            let specs = self.node_parameters(node, &inputs, &signals)?;
+        for (node, outputs) in self.nodes.iter().zip(&known.nodes) {
+            let specs = node_parameters(node, &known)?;
             let own: Vec<_> = specs.iter().filter(|s| seen.insert(s.name.clone())).collect();
             let count: usize = own.iter().map(|s| s.shape.iter().product::<usize>()).sum();
             total += count;
@@ -521,12 +373,22 @@ fn activity(graph: &mut Graph, regularizer: Option<Regularizer>, output: Value) 
     graph.elementwise(Expr::Input(0) / sequences, &[penalty]).map(Some)
 }
 
-fn signal(port: Port, inputs: &[Signal], signals: &[Vec<Signal>]) -> Result<Signal> {
-    let found = match port {
-        Port::Input(at) => inputs.get(at).copied(),
-        Port::Node(node, output) => signals.get(node).and_then(|s| s.get(output)).copied(),
+/// What a layer is called: as the user says, or `class`, `class_1`, `class_2` after `unnamed` others of its class that have
+/// no name of their own.
+pub(super) fn name_of(layer: &Layer, unnamed: usize) -> String {
+    match (layer.given_name(), unnamed) {
+        (Some(name), _) => name.to_string(),
+        (None, 0) => layer.class().to_string(),
+        (None, n) => format!("{}_{n}", layer.class()),
+    }
+}
+
+fn node_parameters(node: &Node, known: &Known) -> Result<Vec<ParameterSpec>> {
+    let features = match node.inputs.first() {
+        Some(&port) => known.signal(port)?.features().unwrap_or(0),
+        None => 0,
     };
-    found.ok_or_else(|| Error::argument(format!("network: nothing comes from {port:?} here")))
+    Ok(node.layer.parameters(&node.name, features))
 }
 
 fn value(port: Port, inputs: &[Value], values: &[Vec<Value>]) -> Result<Value> {

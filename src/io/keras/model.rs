@@ -8,13 +8,16 @@ use super::training::{Training, training};
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
-use crate::nn::{Fill, Input, Layer, Network, PoolingKind, Port};
+use crate::nn::{Fill, Growing, Input, Layer, Node, PoolingKind, Port};
 use crate::params::Tensor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+/// The most calls of layers, which is far beyond those of any model with an LSTM.
+const CALLS: usize = 1 << 11;
 
 /// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the
 /// values of its parameters.
@@ -38,12 +41,14 @@ pub(super) struct Reader<'a> {
     archive: &'a KerasArchive,
     /// Whether calls are not told of masks, which layers pass on to one another.
     implicit: bool,
-    network: Network,
+    network: Growing,
     parameters: BTreeMap<String, Tensor>,
     sources: BTreeMap<String, String>,
     used: BTreeSet<String>,
     /// Weighted layers so far by class, for the names of their groups.
     classes: BTreeMap<String, usize>,
+    /// The group that carries each layer's name.
+    groups: BTreeMap<&'a str, &'a str>,
 }
 
 /// The outputs of each call of each layer that has been placed, by name and number of the call.
@@ -56,10 +61,18 @@ fn takes_mask(layer: &Layer) -> bool {
 
 impl<'a> Reader<'a> {
     pub fn new(archive: &'a KerasArchive, implicit: bool) -> Self {
+        let mut groups = BTreeMap::new();
+        for (path, name) in &archive.names {
+            let group = path.strip_prefix("layers/").and_then(|p| p.strip_suffix("/vars"));
+            if let Some(group) = group.filter(|group| !group.contains('/')) {
+                groups.entry(name.as_str()).or_insert(group);
+            }
+        }
         Self {
+            groups,
             archive,
             implicit,
-            network: Network::default(),
+            network: Growing::default(),
             parameters: BTreeMap::new(),
             sources: BTreeMap::new(),
             used: BTreeSet::new(),
@@ -71,6 +84,10 @@ impl<'a> Reader<'a> {
         let (name, config) = class(&self.archive.config, "the model")?;
         let layers = config.list("layers")?;
         let entries = layers.iter().map(entry).collect::<Result<Vec<_>>>()?;
+        let calls: usize = entries.iter().map(|e| e.nodes.len().max(1)).sum();
+        if calls > CALLS {
+            return Err(Error::unsupported(format!("keras: expected at most {CALLS} calls of layers, got {calls}")));
+        }
         match name {
             "Sequential" => self.sequential(config, &entries)?,
             "Functional" | "Model" => self.functional(config, &entries)?,
@@ -89,7 +106,7 @@ impl<'a> Reader<'a> {
         });
         let title = config.get("name").as_str().unwrap_or(name).to_string();
         let Self { network, parameters, sources, .. } = self;
-        Ok(Imported { training, ..Imported::new(&title, network, parameters, sources) })
+        Ok(Imported { training, ..Imported::new(&title, network.finish(), parameters, sources) })
     }
 
     /// How the model was being trained.
@@ -112,20 +129,26 @@ impl<'a> Reader<'a> {
             all => (config.get("build_input_shape"), all),
         };
         let embeds = rest.first().is_some_and(|e| e.class == "Embedding");
-        let mut at = vec![self.network.input("x", input(shape, embeds, "the input")?)];
+        let mut at = vec![self.network.input("x", input(shape, embeds, "the input")?)?];
         self.fix_steps(at[0], shape)?;
         for entry in rest {
             at = self.place(entry, &at, false)?;
         }
-        self.drop_unread_masks();
+        self.drop_unread_masks()?;
         self.outputs(&[("y".to_string(), at.clone())]);
         Ok(())
     }
 
     /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them:
     /// Keras lets these see all steps.
-    fn drop_unread_masks(&mut self) {
-        let nodes = &mut self.network.nodes;
+    fn drop_unread_masks(&mut self) -> Result<()> {
+        self.network.change(|network| {
+            Self::drop_masks(&mut network.nodes);
+            Ok(())
+        })
+    }
+
+    fn drop_masks(nodes: &mut [Node]) {
         for at in 0..nodes.len() {
             if !matches!(&nodes[at].layer, Layer::Embedding(l) if l.mask_zero) {
                 continue;
@@ -177,7 +200,7 @@ impl<'a> Reader<'a> {
                 return Err(Error::data(format!("keras: the model: its input `{name}` is no input layer")));
             };
             let embeds = entries.iter().filter(|e| e.class == "Embedding").any(|e| reads(e, name));
-            let port = self.network.input(name, input(input_shape(entry)?, embeds, name)?);
+            let port = self.network.input(name, input(input_shape(entry)?, embeds, name)?)?;
             self.fix_steps(port, input_shape(entry)?)?;
             placed.insert((name, 0), vec![port]);
         }
@@ -216,7 +239,7 @@ impl<'a> Reader<'a> {
             waiting = later;
         }
         if self.implicit {
-            self.drop_unread_masks();
+            self.drop_unread_masks()?;
             self.check_implicit_masks()?;
         }
         let wanted = references(config.get("output_layers"));
@@ -299,12 +322,21 @@ impl<'a> Reader<'a> {
     ) -> Result<()> {
         let mut read = Vec::new();
         tensors(Object { value: &entry.nodes[call], place: entry.name }.get("args"), &mut read);
-        let fills = self.network.fills()?;
-        let Some(node) = self.network.nodes.last_mut() else { return Ok(()) };
-        if let Layer::Embedding(l) = &mut node.layer {
-            l.mask_zero &= read.first().is_some_and(|tensor| taken.contains(tensor));
+        let Some(node) = self.network.nodes.last() else { return Ok(()) };
+        if let Layer::Embedding(l) = &node.layer {
+            let masked = l.mask_zero && read.first().is_some_and(|tensor| taken.contains(tensor));
+            if masked != l.mask_zero {
+                self.network.change(|network| {
+                    if let Some(Layer::Embedding(l)) = network.nodes.last_mut().map(|n| &mut n.layer) {
+                        l.mask_zero = masked;
+                    }
+                    Ok(())
+                })?;
+            }
+            return Ok(());
         }
         if takes_mask(&node.layer) {
+            let fills = self.network.fills()?;
             let reads_masked = matches!(node.inputs.first(), Some(&Port::Node(at, _)) if fills[at] != Fill::None);
             if reads_masked != mask_of(entry, call, masks)?.is_some() {
                 return Err(Error::unsupported(format!(
@@ -371,11 +403,8 @@ impl<'a> Reader<'a> {
         let numbered = if *count == 0 { snake } else { format!("{snake}_{count}") };
         *count += 1;
         let inner = if entry.class == "TimeDistributed" { "/layer" } else { "" };
-        let named = self.archive.names.iter().find_map(|(path, name)| {
-            let group = path.strip_prefix("layers/")?.strip_suffix("/vars")?;
-            (name == entry.name && !group.contains('/')).then(|| group.to_string())
-        });
-        format!("layers/{}{inner}", named.unwrap_or(numbered))
+        let group = self.groups.get(entry.name).map_or(numbered, |group| group.to_string());
+        format!("layers/{group}{inner}")
     }
 }
 

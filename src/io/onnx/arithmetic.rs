@@ -228,7 +228,7 @@ fn as_bias(lower: &mut Lower<'_>, function: Function, operands: &[&Val]) -> Resu
     if !last || !whole || bias.shape.last() != Some(&x.features) || lower.network.nodes.len() != at + 1 {
         return Ok(None);
     }
-    let Some(Layer::Dense(dense)) = lower.network.nodes.get_mut(at).map(|n| &mut n.layer) else { return Ok(None) };
+    let Some(Layer::Dense(dense)) = lower.network.last_layer() else { return Ok(None) };
     dense.bias = true;
     lower.products.remove(&name);
     let values = Tensor::new(&[x.features], bias.floats()?.to_vec())?;

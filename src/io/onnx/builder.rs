@@ -45,7 +45,7 @@ pub(super) fn texts(name: &str, all: &[&str]) -> Attribute {
 }
 
 pub(super) fn graph(name: &str, g: Graph) -> Attribute {
-    Attribute { name: name.to_string(), g: Some(g), kind: kind::GRAPH, ..Attribute::default() }
+    Attribute { name: name.to_string(), g: Some(Box::new(g)), kind: kind::GRAPH, ..Attribute::default() }
 }
 
 /// A value's name with its type and sizes, `None` where a run tells.

@@ -1,5 +1,6 @@
 //! A graph of ONNX as layers of a network: node after node, each value seen as a tensor over what the network has.
 
+use super::facts::Facts;
 use super::host::{Budget, Host};
 use super::int::Int;
 use super::layout::{Atom, Axis, Kind, Lifted, Sizes};
@@ -9,8 +10,9 @@ use super::tensor::Reader;
 use super::value::Val;
 use super::{arithmetic, moves, products, recurrent};
 use crate::error::{Error, Result};
-use crate::nn::{Along, Embedding, Layer, Network, Port, RepeatVector, Step, Steps};
+use crate::nn::{Along, Embedding, Growing, Layer, Port, RepeatVector, Step, Steps};
 use crate::params::Tensor;
+use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -31,9 +33,11 @@ pub(super) fn one(value: impl Into<Val>) -> Outputs {
 
 /// A graph while it is read.
 pub(super) struct Lower<'m> {
-    model: &'m schema::Model,
+    facts: &'m Facts<'m>,
     reader: &'m Reader,
-    pub network: Network,
+    /// What the file gives the values of.
+    values: &'m HashMap<String, Val>,
+    pub network: Growing,
     pub parameters: BTreeMap<String, Tensor>,
     pub sources: BTreeMap<String, String>,
     pub sizes: Sizes,
@@ -42,13 +46,11 @@ pub(super) struct Lower<'m> {
     pub constants: BTreeMap<String, Tensor>,
     /// Those of them that are lengths of sequences, by what the file calls them.
     pub constant_lengths: HashMap<String, Port>,
-    /// How many nodes read a name.
-    uses: &'m HashMap<&'m str, usize>,
-    /// How many tokens an input may be, where a table tells.
-    pub vocabularies: &'m HashMap<&'m str, usize>,
     /// Names of products that one sum alone may take as its bias, with the node of the network.
     pub products: HashMap<String, usize>,
     scopes: Vec<HashMap<String, Val>>,
+    /// How many scopes, from the first, what is read now does not see: those around a function, and the file's values.
+    enclosed: usize,
     /// Nodes read so far.
     pub done: usize,
     /// Two inputs that must have the same steps for what was tried.
@@ -56,28 +58,21 @@ pub(super) struct Lower<'m> {
 }
 
 impl<'m> Lower<'m> {
-    pub fn new(
-        model: &'m schema::Model,
-        reader: &'m Reader,
-        uses: &'m HashMap<&'m str, usize>,
-        vocabularies: &'m HashMap<&'m str, usize>,
-        bytes: u64,
-        values: HashMap<String, Val>,
-    ) -> Self {
+    pub fn new(facts: &'m Facts<'m>, reader: &'m Reader, bytes: u64, values: &'m HashMap<String, Val>) -> Self {
         Self {
-            model,
+            facts,
             reader,
-            network: Network::default(),
+            values,
+            network: Growing::default(),
             parameters: BTreeMap::new(),
             sources: BTreeMap::new(),
             sizes: Sizes::default(),
             budget: Budget::new(bytes),
             constants: BTreeMap::new(),
             constant_lengths: HashMap::new(),
-            uses,
-            vocabularies,
             products: HashMap::new(),
-            scopes: vec![values],
+            scopes: vec![HashMap::new()],
+            enclosed: 0,
             done: 0,
             together: None,
         }
@@ -96,19 +91,28 @@ impl<'m> Lower<'m> {
         }
     }
 
-    pub fn define(&mut self, name: &str, value: Val) {
-        if let Some(scope) = self.scopes.last_mut() {
-            scope.insert(name.to_string(), value);
+    /// Gives a name its value, which it has not had.
+    pub fn define(&mut self, name: &str, value: Val) -> Result<()> {
+        let scope = self.scopes.last_mut().ok_or_else(|| Error::internal("no scope"))?;
+        match scope.insert(name.to_string(), value) {
+            None => Ok(()),
+            Some(_) => Err(Error::data(format!("`{name}` is given twice"))),
         }
     }
 
     pub fn find(&self, name: &str) -> Option<&Val> {
-        self.scopes.iter().rev().find_map(|scope| scope.get(name))
+        let found = self.scopes[self.enclosed..].iter().rev().find_map(|scope| scope.get(name));
+        found.or_else(|| if self.enclosed == 0 { self.values.get(name) } else { None })
+    }
+
+    /// How many tokens an input may be, where a table tells.
+    pub fn vocabulary(&self, name: &str) -> Option<usize> {
+        self.facts.vocabularies.get(name).copied()
     }
 
     /// Whether one node alone reads a name.
     pub fn read_once(&self, name: &str) -> bool {
-        self.uses.get(name) == Some(&1)
+        self.facts.uses.get(name) == Some(&1)
     }
 
     /// Notes what a product gives. Inside of a function, or a branch, names are other ones, whose readers are not counted.
@@ -119,15 +123,15 @@ impl<'m> Lower<'m> {
     }
 
     /// Reads nodes in their order.
-    pub fn nodes(&mut self, nodes: &[schema::Node], version: i64) -> Result<()> {
-        for node in nodes {
+    pub fn nodes<N: Borrow<schema::Node>>(&mut self, nodes: &[N], version: i64) -> Result<()> {
+        for node in nodes.iter().map(Borrow::borrow) {
             let read = self.node(node, version).map_err(|e| {
                 let name = if node.name.is_empty() { node.output.first().map_or("", |o| o) } else { &node.name };
                 e.within(format!("node `{name}` ({})", node.op_type))
             })?;
             for (name, value) in node.output.iter().zip(read) {
                 if let (false, Some(value)) = (name.is_empty(), value) {
-                    self.define(name, value);
+                    self.define(name, value)?;
                 }
             }
         }
@@ -137,7 +141,7 @@ impl<'m> Lower<'m> {
     fn node(&mut self, message: &schema::Node, version: i64) -> Outputs {
         self.done += 1;
         if self.done > NODES {
-            return Err(Error::unsupported(format!("expected at most {NODES} nodes")));
+            return Err(too_many());
         }
         let find = |name: &String| match name.as_str() {
             "" => Ok(None),
@@ -189,7 +193,7 @@ impl<'m> Lower<'m> {
         self.inner(HashMap::new(), |lower| {
             for tensor in &graph.initializer {
                 let value = lower.reader.host(tensor)?;
-                lower.define(&tensor.name, value.into());
+                lower.define(&tensor.name, value.into())?;
             }
             lower.nodes(&graph.node, node.version)?;
             let output = |o: &schema::ValueInfo| lower.find(&o.name).cloned();
@@ -209,29 +213,26 @@ impl<'m> Lower<'m> {
 
     /// An operation that the file itself defines, its nodes in its place.
     fn function(&mut self, message: &schema::Node, inputs: &[Option<Val>]) -> Outputs {
-        let model = self.model;
-        let same = |f: &&schema::Function| {
-            f.domain == message.domain && f.name == message.op_type && f.overload == message.overload
-        };
-        let Some(function) = model.functions.iter().find(same) else {
+        let key = (message.domain.as_str(), message.op_type.as_str(), message.overload.as_str());
+        let Some(function) = self.facts.functions.get(&key).copied() else {
             let domain = &message.domain;
             return Err(Error::unsupported(format!("the operator is of `{domain}`, which is not supported")));
         };
-        let version = match function.opset_import.is_empty() {
-            true => Self::version(&model.opset_import)?,
-            false => Self::version(&function.opset_import)?,
-        };
+        let imports = if function.opset_import.is_empty() { self.facts.imports } else { &function.opset_import };
+        let version = Self::version(imports)?;
+        if self.done + function.node.len() > NODES {
+            return Err(too_many());
+        }
         let nodes = function.node.iter().map(|n| resolved(n, &message.attribute, &function.attribute_proto));
-        let nodes = nodes.collect::<Result<Vec<_>>>()?;
+        let nodes: Vec<Cow<'_, schema::Node>> = nodes.collect();
         let given = function.input.iter().zip(inputs).filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
         // A function sees nothing of what is around it.
-        let outside = std::mem::take(&mut self.scopes);
-        self.scopes = vec![HashMap::new(); outside.len()];
+        let enclosed = std::mem::replace(&mut self.enclosed, self.scopes.len());
         let result = self.inner(given.collect(), |lower| {
             lower.nodes(&nodes, version)?;
             Ok(function.output.iter().map(|name| lower.find(name).cloned()).collect())
         });
-        self.scopes = outside;
+        self.enclosed = enclosed;
         result
     }
 
@@ -264,7 +265,7 @@ impl<'m> Lower<'m> {
             return Ok(());
         }
         let count = |sizes: &Sizes, axis: u8| sizes.steps.get(&axis).and_then(Int::known);
-        let steps = match self.network.axes()?.all().get(usize::from(axis)) {
+        let steps = match self.network.axes().all().get(usize::from(axis)) {
             Some(Steps::Fixed(n)) => Some(*n as i64),
             Some(Steps::Windows { of, window }) => {
                 count(&self.sizes, *of).and_then(|n| usize::try_from(n).ok()).map(|n| window.steps(n) as i64)
@@ -332,11 +333,11 @@ impl<'m> Lower<'m> {
 
     /// Something that has the steps of an axis.
     pub fn port_on(&self, axis: u8) -> Result<Port> {
-        let input = self.network.input_axes()?.iter().position(|a| *a == Some(axis));
+        let input = self.network.input_signals().iter().position(|s| s.axis() == Some(axis));
         if let Some(at) = input {
             return Ok(Port::Input(at));
         }
-        let found = self.network.signals()?.iter().enumerate().find_map(|(node, outputs)| {
+        let found = self.network.signals().iter().enumerate().find_map(|(node, outputs)| {
             outputs.iter().position(|s| s.axis() == Some(axis)).map(|output| Port::Node(node, output))
         });
         found.ok_or_else(|| Error::internal("a time axis that nothing has"))
@@ -347,13 +348,16 @@ impl<'m> Lower<'m> {
         if a == b {
             return Ok(true);
         }
-        let axes = self.network.input_axes()?;
-        let of = |axis: u8| axes.iter().position(|a| *a == Some(axis));
+        let of = |axis: u8| self.network.input_signals().iter().position(|s| s.axis() == Some(axis));
         if let (Some(a), Some(b)) = (of(a), of(b)) {
             self.together = Some((a.max(b), a.min(b)));
         }
         Ok(false)
     }
+}
+
+fn too_many() -> Error {
+    Error::unsupported(format!("expected at most {NODES} nodes"))
 }
 
 /// Whether operators of a domain are ONNX's own.
@@ -362,10 +366,16 @@ pub(super) fn is_own(domain: &str) -> bool {
 }
 
 /// A node of a function with the values of the attributes that it takes from the call.
-fn resolved(node: &schema::Node, given: &[schema::Attribute], defaults: &[schema::Attribute]) -> Result<schema::Node> {
+fn resolved<'n>(
+    node: &'n schema::Node,
+    given: &[schema::Attribute],
+    defaults: &[schema::Attribute],
+) -> Cow<'n, schema::Node> {
+    if node.attribute.iter().all(|a| a.ref_attr_name.is_empty()) {
+        return Cow::Borrowed(node);
+    }
     let mut node = node.clone();
-    let taken = std::mem::take(&mut node.attribute);
-    for attribute in taken {
+    for attribute in std::mem::take(&mut node.attribute) {
         if attribute.ref_attr_name.is_empty() {
             node.attribute.push(attribute);
             continue;
@@ -376,7 +386,7 @@ fn resolved(node: &schema::Node, given: &[schema::Attribute], defaults: &[schema
             node.attribute.push(schema::Attribute { name: attribute.name, ..found.clone() });
         }
     }
-    Ok(node)
+    Cow::Owned(node)
 }
 
 /// A tensor of the file as a parameter.

@@ -8,6 +8,8 @@
 mod arithmetic;
 mod builder;
 mod edges;
+mod facts;
+mod given;
 mod host;
 mod int;
 mod layout;
@@ -23,6 +25,7 @@ mod schema;
 mod spread;
 mod tensor;
 mod value;
+mod wire;
 mod write;
 mod write_lstm;
 
@@ -55,6 +58,7 @@ pub fn read_model(path: &Path, given: Option<&BTreeMap<String, Tensor>>) -> Resu
 
 fn from_bytes(path: &Path, bytes: Bytes, given: Option<&BTreeMap<String, Tensor>>) -> Result<Imported> {
     let size = bytes.len() as u64;
+    wire::check(&bytes)?;
     let model =
         schema::Model::decode(bytes).map_err(|e| Error::data(format!("expected an ONNX model: {e}")).caused_by(e))?;
     roles::read(&model, &tensor::Reader::beside(path), size, given)

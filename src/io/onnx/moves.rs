@@ -170,7 +170,7 @@ fn cast_to(lower: &mut Lower<'_>, value: &Val, to: i32) -> Result<Val> {
 pub(super) fn table(lower: &mut Lower<'_>, tokens: &Lifted) -> Result<Val> {
     let Port::Input(at) = tokens.port else { return Err(Error::internal("tokens that are no input")) };
     let name = lower.network.inputs.get(at).map(|i| i.0.clone()).unwrap_or_default();
-    let Some(&count) = lower.vocabularies.get(name.as_str()) else {
+    let Some(count) = lower.vocabulary(&name) else {
         return Err(Error::unsupported("arithmetic on tokens of which no embedding says how many there are"));
     };
     lower.budget.spend(count)?;

@@ -98,7 +98,7 @@ impl<'a> Node<'a> {
     }
 
     pub fn graph(&self, name: &'static str) -> Result<Option<&'a schema::Graph>> {
-        Ok(self.attribute(name, kind::GRAPH)?.and_then(|a| a.g.as_ref()))
+        Ok(self.attribute(name, kind::GRAPH)?.and_then(|a| a.g.as_deref()))
     }
 
     /// Refuses what nothing has asked for.

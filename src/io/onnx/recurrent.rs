@@ -352,7 +352,7 @@ fn constant(
         let name = format!("initial_state_{}", lower.constants.len());
         let values = Tensor::new(&[rows.shape[0], d * hidden], rows.floats()?.to_vec())?;
         lower.constants.insert(name.clone(), values);
-        let port = lower.network.input(&name, Input::Rows(d * hidden));
+        let port = lower.network.input(&name, Input::Rows(d * hidden))?;
         let halves = (0..d).map(|at| lower.add(Columns { first: at * hidden, count: hidden }, &[port]).map(|p| p[0]));
         return if d == 1 { Ok(vec![port]) } else { halves.collect() };
     }

@@ -83,10 +83,10 @@ messages! {
         i: i64,
         #[prost(bytes = "bytes", tag = "4")]
         s: Bytes,
-        #[prost(message, optional, tag = "5")]
-        t: Option<Tensor>,
-        #[prost(message, optional, tag = "6")]
-        g: Option<Graph>,
+        #[prost(message, optional, boxed, tag = "5")]
+        t: Option<Box<Tensor>>,
+        #[prost(message, optional, boxed, tag = "6")]
+        g: Option<Box<Graph>>,
         #[prost(float, repeated, tag = "7")]
         floats: Vec<f32>,
         #[prost(int64, repeated, tag = "8")]

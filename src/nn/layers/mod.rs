@@ -14,8 +14,8 @@ pub use merge::{Merge, MergeKind};
 pub use steps::{Conv1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
 pub use values::{Along, Columns, FeatureSum, Formula, Function, LogSoftmax, Operand, Step, TimeSoftmax};
 
+use super::Signal;
 use super::axes::{Axes, Steps};
-use super::network::Signal;
 use super::{Activation, Lstm, MergeMode};
 use crate::config::Direction;
 use crate::error::{Error, Result};

@@ -1,0 +1,84 @@
+//! What is known of a graph before its dimensions are.
+
+use super::schema;
+use std::collections::{HashMap, HashSet};
+
+/// What a graph's names are.
+pub(super) struct Facts<'m> {
+    /// The versions of operators.
+    pub imports: &'m [schema::OperatorSet],
+    /// Functions by domain, name and overload.
+    pub functions: HashMap<(&'m str, &'m str, &'m str), &'m schema::Function>,
+    /// How many nodes read a name.
+    pub uses: HashMap<&'m str, usize>,
+    /// How many tokens an input may be, where a table tells.
+    pub vocabularies: HashMap<&'m str, usize>,
+    /// Inputs that are weights.
+    pub weights: HashSet<&'m str>,
+    /// Inputs, and initialisers, that say how long sequences are.
+    pub lengths: HashSet<&'m str>,
+}
+
+impl<'m> Facts<'m> {
+    pub fn of(model: &'m schema::Model, graph: &'m schema::Graph) -> Self {
+        let mut uses: HashMap<&str, usize> = HashMap::new();
+        let mut makers: HashMap<&str, &schema::Node> = HashMap::new();
+        count_uses(graph, &mut uses);
+        for node in &graph.node {
+            makers.extend(node.output.iter().map(|name| (name.as_str(), node)));
+        }
+        let given =
+            graph.input.iter().map(|i| i.name.as_str()).chain(graph.initializer.iter().map(|t| t.name.as_str()));
+        let given: HashSet<&str> = given.filter(|name| !name.is_empty()).collect();
+        let tables: HashMap<&str, &schema::Tensor> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
+        let (mut weights, mut lengths, mut vocabularies) = (HashSet::new(), HashSet::new(), HashMap::new());
+        for node in &graph.node {
+            match node.op_type.as_str() {
+                "LSTM" => {
+                    let from = |at: usize| node.input.get(at).map(|n| origin(&makers, n)).filter(|n| given.contains(n));
+                    weights.extend([1, 2, 3, 7].into_iter().filter_map(from));
+                    lengths.extend(from(4));
+                }
+                "Gather" => {
+                    let table = node.input.first().and_then(|n| tables.get(n.as_str()));
+                    let rows = table.and_then(|t| t.dims.first()).and_then(|&n| usize::try_from(n).ok());
+                    if let (Some(rows), Some(tokens)) = (rows, node.input.get(1).map(|n| origin(&makers, n))) {
+                        vocabularies.insert(tokens, rows);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let key = |f: &'m schema::Function| (f.domain.as_str(), f.name.as_str(), f.overload.as_str());
+        let functions = model.functions.iter().map(|f| (key(f), f)).collect();
+        Self { imports: &model.opset_import, functions, uses, vocabularies, weights, lengths }
+    }
+}
+
+/// How often each name is read, in branches too.
+fn count_uses<'m>(graph: &'m schema::Graph, uses: &mut HashMap<&'m str, usize>) {
+    for node in &graph.node {
+        for name in &node.input {
+            *uses.entry(name).or_default() += 1;
+        }
+        for branch in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
+            count_uses(branch, uses);
+        }
+    }
+    for output in &graph.output {
+        *uses.entry(&output.name).or_default() += 1;
+    }
+}
+
+/// What a value is, but for casts.
+fn origin<'m>(makers: &HashMap<&'m str, &'m schema::Node>, mut name: &'m str) -> &'m str {
+    for _ in 0..8 {
+        match makers.get(name) {
+            Some(node) if matches!(node.op_type.as_str(), "Cast" | "Identity") && !node.input.is_empty() => {
+                name = &node.input[0];
+            }
+            _ => break,
+        }
+    }
+    name
+}
