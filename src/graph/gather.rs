@@ -16,6 +16,13 @@ pub enum Padding {
     Same,
     /// Before its first step, so that no window sees a later step than its own.
     Causal,
+    /// So many steps before its first and after its last; less than 0 leaves steps of the sequence out.
+    Explicit {
+        /// Before the first step.
+        before: i32,
+        /// After the last step.
+        after: i32,
+    },
 }
 
 /// The largest number of taps, and of steps between windows or taps.
@@ -47,52 +54,75 @@ impl Window {
                 return Err(Error::argument(format!("window: {name} must be in 1..={WINDOW_LIMIT}, got {n}")));
             }
         }
-        Ok(())
+        match self.padding {
+            Padding::Explicit { before, after }
+                if [before, after].iter().any(|n| n.unsigned_abs() as usize > WINDOW_LIMIT) =>
+            {
+                Err(Error::argument(format!(
+                    "window: padding must be in -{WINDOW_LIMIT}..={WINDOW_LIMIT}, got {before} and {after}"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Steps from its first to its last, both counted.
-    fn span(&self) -> usize {
+    pub fn span(&self) -> usize {
         (self.taps - 1) * self.dilation + 1
+    }
+
+    /// Steps before and after a sequence of `length` steps that windows may see.
+    fn around(&self, length: usize) -> (i64, i64) {
+        match self.padding {
+            Padding::Valid => (0, 0),
+            Padding::Causal => (self.span() as i64 - 1, 0),
+            Padding::Same => {
+                let reached = length.div_ceil(self.stride).saturating_sub(1) * self.stride + self.span();
+                let beyond = reached.saturating_sub(length) as i64;
+                (beyond / 2, beyond - beyond / 2)
+            }
+            Padding::Explicit { before, after } => (before.into(), after.into()),
+        }
     }
 
     /// The simplest windows of which there are as many over any sequence.
     #[must_use]
     pub fn alike(self) -> Self {
+        let (span, plain) = (self.span(), Self { taps: 1, dilation: 1, ..self });
         match self.padding {
-            Padding::Valid => Self { taps: self.span(), dilation: 1, ..self },
-            Padding::Same | Padding::Causal => Self { taps: 1, dilation: 1, padding: Padding::Same, ..self },
+            Padding::Valid => Self { taps: span, ..plain },
+            Padding::Same | Padding::Causal => Self { padding: Padding::Same, ..plain },
+            // Windows that reach over as many steps as there are more are as many as steps.
+            Padding::Explicit { before, after } => match span as i32 - before.saturating_add(after) {
+                1 => Self { padding: Padding::Same, ..plain },
+                taps @ 2.. => Self { taps: taps as usize, padding: Padding::Valid, ..plain },
+                taps => Self { padding: Padding::Explicit { before: 1 - taps, after: 0 }, ..plain },
+            },
         }
     }
 
-    /// Windows over a sequence of `length` steps.
+    /// Windows over a sequence of `length` steps; none over one that has none.
     pub fn steps(&self, length: usize) -> usize {
         match self.padding {
-            Padding::Valid if length < self.span() => 0,
-            Padding::Valid => (length - self.span()) / self.stride + 1,
             Padding::Same | Padding::Causal => length.div_ceil(self.stride),
-        }
-    }
-
-    /// Steps before a sequence of `length` steps that the first window sees.
-    fn before(&self, length: usize) -> usize {
-        match self.padding {
-            Padding::Valid => 0,
-            Padding::Causal => self.span() - 1,
-            Padding::Same => {
-                let reached = self.steps(length).saturating_sub(1) * self.stride + self.span();
-                reached.saturating_sub(length) / 2
+            Padding::Valid | Padding::Explicit { .. } => {
+                let (before, after) = self.around(length);
+                let left = length as i64 + before + after - self.span() as i64;
+                if left < 0 || length == 0 { 0 } else { left as usize / self.stride + 1 }
             }
         }
     }
 
     /// The step that tap `tap` of window `at` sees in a sequence of `length` steps, if there is one.
     pub fn step(&self, length: usize, at: usize, tap: usize) -> Option<usize> {
-        (at * self.stride + tap * self.dilation).checked_sub(self.before(length)).filter(|&step| step < length)
+        let step = (at * self.stride + tap * self.dilation) as i64 - self.around(length).0;
+        usize::try_from(step).ok().filter(|&step| step < length)
     }
 
     /// The inverse of [`Self::step`]: the window whose tap `tap` sees step `step`, if there is one.
     pub fn window(&self, length: usize, step: usize, tap: usize) -> Option<usize> {
-        let distance = (step + self.before(length)).checked_sub(tap * self.dilation)?;
+        let distance = step as i64 + self.around(length).0 - (tap * self.dilation) as i64;
+        let distance = usize::try_from(distance).ok()?;
         let at = distance / self.stride;
         (distance.is_multiple_of(self.stride) && at < self.steps(length)).then_some(at)
     }
@@ -252,8 +282,23 @@ mod tests {
     }
 
     #[test]
+    fn windows_that_are_alike_are_as_many() {
+        for (before, after) in [(0, 0), (1, 1), (2, 3), (-2, 0), (0, -2), (-1, 1), (5, -1)] {
+            for (taps, stride, dilation) in [(1, 1, 1), (3, 1, 1), (2, 2, 3)] {
+                let window = Window { taps, stride, dilation, padding: Padding::Explicit { before, after } };
+                // What is shorter than what is left out may differ in whether there is one window or none.
+                for length in 8..16 {
+                    assert_eq!(window.alike().steps(length), window.steps(length), "{window:?} {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn taps_are_the_inverse_of_windows() {
-        for padding in [Padding::Valid, Padding::Same, Padding::Causal] {
+        let explicit = |before, after| Padding::Explicit { before, after };
+        let known = [Padding::Valid, Padding::Same, Padding::Causal];
+        for padding in known.into_iter().chain([explicit(1, 2), explicit(3, 0), explicit(-1, -2), explicit(1, -1)]) {
             for (taps, stride, dilation) in [(1, 1, 1), (3, 1, 1), (3, 2, 1), (2, 3, 2), (4, 1, 3), (2, 5, 1)] {
                 let window = Window { taps, stride, dilation, padding };
                 for length in 0..12 {

@@ -83,6 +83,7 @@ pub(super) fn append(
             let y = graph.linear(seen, weight, parameters.get(1).copied())?;
             apply(layer.activation, graph, y)?
         }
+        Layer::Cropping1D(layer) => windows(graph, layer.window(), (x, signal), outputs, 0.0)?,
         Layer::Pooling1D(layer) => pool(graph, layer, (x, signal), outputs)?,
         Layer::RepeatVector(_) => graph.each_step(axis(outputs)?, x)?,
         Layer::Flatten(_) => flat(graph, (x, signal), outputs[0].features())?,
@@ -193,7 +194,8 @@ fn windows(
     fill: f32,
 ) -> Result<Value> {
     let axis = axis(outputs)?;
-    if window.taps == 1 && signal.axis() == Some(axis) {
+    let shifted = matches!(window.padding, Padding::Explicit { before, .. } if before != 0);
+    if window.taps == 1 && signal.axis() == Some(axis) && !shifted {
         return Ok(x);
     }
     graph.gather(Gather::Windows { window, axis, fill }, x)

@@ -65,6 +65,9 @@ fn windows() -> Vec<AxesCase> {
         (3, 1, 2, Padding::Causal),
         (2, 2, 2, Padding::Same),
         (4, 3, 1, Padding::Same),
+        (3, 2, 1, Padding::Explicit { before: 2, after: 1 }),
+        (1, 2, 1, Padding::Explicit { before: -1, after: 0 }),
+        (2, 1, 1, Padding::Explicit { before: 1, after: -2 }),
     ] {
         let window = Window { taps, stride, dilation, padding };
         let lengths = SECOND.iter().map(|&l| window.steps(l)).collect();
@@ -126,6 +129,31 @@ pub fn cases() -> Vec<AxesCase> {
         let back = g.gather(Gather::Unflatten { steps: 4, axis: 2 }, y)?;
         let turned = g.gather(Gather::Transpose { steps: 7, axis: 3 }, x)?;
         let sums = [weighted(g, back, "kb")?, weighted(g, turned, "kt")?];
+        g.sum(&sums)
+    }));
+    all.push(case("single steps, and the steps of another sequence", &[], |g| {
+        let x = g.persistent("x", [on(1), 3.into()])?;
+        let mut sums = Vec::new();
+        for at in [0, 2, -1, -3] {
+            let step = g.gather(Gather::Step { at }, x)?;
+            let back = g.gather(Gather::AtStep { at: at - 1, axis: 0 }, step)?;
+            sums.push(weighted(g, step, &format!("k{at}"))?);
+            sums.push(weighted(g, back, &format!("kb{at}"))?);
+        }
+        let along = g.gather(Gather::Along { axis: 0 }, x)?;
+        let along = g.tanh(along)?;
+        sums.push(weighted(g, along, "ka")?);
+        g.sum(&sums)
+    }));
+    all.push(case("logarithms of a softmax, and a sum over steps beside each", &[], |g| {
+        let x = g.persistent("x", [on(1), 3.into()])?;
+        let any = g.argmax(x)?;
+        let sum = g.log_sum_exp(x, any)?;
+        let logarithms = g.elementwise(Expr::Input(0) - Expr::Input(1), &[x, sum])?;
+        let total = g.over_time(TimeKind::Sum, x)?;
+        let total = g.each_step(1, total)?;
+        let shares = g.elementwise(Expr::Input(0) * Expr::Input(1).exp(), &[x, total])?;
+        let sums = [weighted(g, logarithms, "kl")?, weighted(g, shares, "ks")?];
         g.sum(&sums)
     }));
     all.push(case("layers on two axes that share states", &[], |g| {

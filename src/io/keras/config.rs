@@ -4,9 +4,9 @@ use super::rules::{regularizer, rules};
 use crate::config::{Activation, Bias, Direction, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activate, Attention, Conv1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, LogSoftmax, Lstm,
-    Masking, Merge, MergeKind, MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape,
-    Window,
+    Activate, Attention, Conv1D, Cropping1D, Dense, Dropout, Embedding, Flatten, Layer, LayerNormalization, LogSoftmax,
+    Lstm, Masking, Merge, MergeKind, MergeMode, Padding, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector,
+    Reshape, Window,
 };
 use serde_json::Value;
 
@@ -242,6 +242,17 @@ fn one_size(config: Object<'_>, key: &str) -> Result<usize> {
     number.map_or_else(|| config.wrong(key, "one size"), |n| Ok(n as usize))
 }
 
+/// Steps at the beginning and at the end.
+fn sides(config: Object<'_>, key: &str) -> Result<(i32, i32)> {
+    let value = config.get(key);
+    let number = |value: &Value| value.as_u64().and_then(|n| i32::try_from(n).ok());
+    let both = match value.as_array().map(Vec::as_slice) {
+        Some([before, after]) => number(before).zip(number(after)),
+        _ => number(value).map(|n| (n, n)),
+    };
+    both.map_or_else(|| config.wrong(key, "steps at the beginning and at the end"), Ok)
+}
+
 fn padding(config: Object<'_>) -> Result<Padding> {
     Ok(match config.text("padding")? {
         "valid" => Padding::Valid,
@@ -332,6 +343,15 @@ pub(super) fn layer(class_name: &str, config: Object<'_>) -> Result<Option<Layer
             attention(config, Attention::dot(), false)?.into()
         }
         "AdditiveAttention" => attention(config, Attention::additive(), true)?.into(),
+        "Cropping1D" => {
+            let (before, after) = sides(config, "cropping")?;
+            Cropping1D::new(before, after).into()
+        }
+        "ZeroPadding1D" => {
+            config.only("data_format", &Value::from("channels_last"))?;
+            let (before, after) = sides(config, "padding")?;
+            Cropping1D::new(-before, -after).into()
+        }
         "RepeatVector" => RepeatVector { count: config.size("n")? }.into(),
         "Flatten" => {
             config.only("data_format", &Value::from("channels_last"))?;

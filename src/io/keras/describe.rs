@@ -133,17 +133,25 @@ impl Place<'_> {
                     "use_bias": l.bias,
                     "activity_regularizer": regularizer_of(l.activity),
                 });
-                windows(&mut config, "kernel_size", l.window);
+                self.windows(&mut config, "kernel_size", l.window)?;
                 rules(&mut config, "kernel", self.begins("weight"), &l.kernel, &json!([0, 1]));
                 rules(&mut config, "bias", self.begins("bias"), &l.bias_rules, &json!(0));
                 ("Conv1D", config)
             }
+            Layer::Cropping1D(l) => match (l.before, l.after, l.stride) {
+                (before @ 0.., after @ 0.., 1) => ("Cropping1D", json!({ "cropping": [before, after] })),
+                (..0, ..=0, 1) | (0, ..0, 1) => {
+                    let padding = [l.before.unsigned_abs(), l.after.unsigned_abs()];
+                    ("ZeroPadding1D", json!({ "padding": padding, "data_format": "channels_last" }))
+                }
+                _ => return self.refuse("Keras has no such part of a sequence"),
+            },
             Layer::Pooling1D(l) if l.window.padding == Padding::Causal || l.window.dilation != 1 => {
                 return self.refuse("Keras pools windows neither causally nor with a dilation");
             }
             Layer::Pooling1D(l) => {
                 let mut config = json!({});
-                windows(&mut config, "pool_size", l.window);
+                self.windows(&mut config, "pool_size", l.window)?;
                 (if l.kind == PoolingKind::Max { "MaxPooling1D" } else { "AveragePooling1D" }, config)
             }
             Layer::Pooling(l) if l.kind == PoolingKind::Sum => return self.refuse("Keras has no sum over steps"),
@@ -296,16 +304,18 @@ impl Place<'_> {
             "backward_layer": one("backward", true)?,
         }))
     }
-}
 
-fn windows(config: &mut Value, size: &str, window: Window) {
-    let padding = match window.padding {
-        Padding::Valid => "valid",
-        Padding::Same => "same",
-        Padding::Causal => "causal",
-    };
-    config[size] = json!([window.taps]);
-    config["strides"] = json!([window.stride]);
-    config["padding"] = padding.into();
-    config["data_format"] = "channels_last".into();
+    fn windows(&self, config: &mut Value, size: &str, window: Window) -> Result<()> {
+        let padding = match window.padding {
+            Padding::Valid => "valid",
+            Padding::Same => "same",
+            Padding::Causal => "causal",
+            Padding::Explicit { .. } => return self.refuse("Keras does not pad windows by numbers of steps"),
+        };
+        config[size] = json!([window.taps]);
+        config["strides"] = json!([window.stride]);
+        config["padding"] = padding.into();
+        config["data_format"] = "channels_last".into();
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! Operators over elements, and over the features or the steps of each sequence.
 
+use super::attention::misused;
 use super::host::{self, Data, Host};
 use super::int::Int;
 use super::layout::{Atom, Axis, Kind, Lifted};
@@ -8,6 +9,7 @@ use super::moves;
 use super::node::Node;
 use super::reductions;
 use super::value::Val;
+use super::{composed, constants};
 use crate::error::{Error, Result};
 use crate::nn::{Activate, Activation, Dense, Formula, Function, Layer, Operand, Port};
 use crate::params::Tensor;
@@ -38,14 +40,7 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
         "Softmax" | "LogSoftmax" => reductions::softmax(lower, node),
         "ArgMax" => reductions::argmax(lower, node),
         "Clip" => clip(lower, node),
-        "Gelu" => gelu(lower, node),
-        "PRelu" => {
-            let zero = number(0.0)?;
-            let x = node.input(0)?;
-            let scaled = elementwise(lower, "Mul", Function::Multiply, &[x, node.input(1)?])?;
-            let below = elementwise(lower, "Less", Function::Less, &[x, &zero])?;
-            elementwise(lower, "Where", Function::Where, &[&below, &scaled, x]).and_then(one)
-        }
+        "Gelu" | "PRelu" | "HardSwish" | "Mish" | "Celu" => composed::operator(lower, node),
         "LayerNormalization" => reductions::layer_normalization(lower, node),
         "BatchNormalization" => reductions::batch_normalization(lower, node),
         "LessOrEqual" | "GreaterOrEqual" => {
@@ -129,7 +124,7 @@ fn activation(node: &Node<'_>) -> Result<Option<Activation>> {
     }))
 }
 
-fn number(x: f32) -> Result<Val> {
+pub(super) fn number(x: f32) -> Result<Val> {
     Ok(Host::new(Vec::new(), Data::Float(vec![x]))?.into())
 }
 
@@ -148,6 +143,9 @@ pub(super) fn elementwise(lower: &mut Lower<'_>, op: &str, function: Function, o
     if operands.iter().all(|v| known(&v)) {
         let hosts = operands.iter().map(|v| v.host()).collect::<Result<Vec<_>>>()?;
         return Ok(on_host(lower, op, &hosts)?.into());
+    }
+    if let Some(value) = of_scores(op, operands)? {
+        return Ok(value);
     }
     if let Some(value) = of_spread(lower, op, operands)? {
         return Ok(value);
@@ -169,6 +167,23 @@ fn on_host(lower: &Lower<'_>, op: &str, operands: &[&Rc<Host>]) -> Result<Host> 
         [c, a, b] => host::choose(&lower.budget, c, a, b),
         _ => Err(Error::internal("operands of a function")),
     }
+}
+
+/// Of how well steps fit each other, times a number.
+fn of_scores(op: &str, operands: &[&Val]) -> Result<Option<Val>> {
+    if !operands.iter().any(|v| matches!(v, Val::Scores(_))) {
+        return Ok(None);
+    }
+    let factor = |value: &Val| match value {
+        Val::Host(h) if h.data.len() == 1 => Ok(h.as_floats()?[0]),
+        _ => Err(misused()),
+    };
+    match (op, operands) {
+        ("Mul", [Val::Scores(scores), other] | [other, Val::Scores(scores)]) => scores.scaled(factor(other)?),
+        ("Div", [Val::Scores(scores), other]) => scores.scaled(1.0 / factor(other)?),
+        _ => Err(misused()),
+    }
+    .map(Some)
 }
 
 /// Of constants that spread over sizes which a run tells, and of others that do not change their sizes.
@@ -260,6 +275,17 @@ fn formula(lower: &mut Lower<'_>, function: Function, operands: &[&Val]) -> Resu
             }
         }
     }
+    let like = values.iter().flatten().next().cloned();
+    let like = like.ok_or_else(|| Error::internal("a formula of constants"))?;
+    let mut settled: Vec<Val> = operands.iter().map(|v| (*v).clone()).collect();
+    for (operand, value) in settled.iter_mut().zip(&mut values) {
+        let Val::Host(host) = operand else { continue };
+        *operand = constants::along_steps(lower, host, &dims, &like)?;
+        if let Val::Lifted(computed) = operand {
+            *value = Some(computed.clone());
+        }
+    }
+    let operands: Vec<&Val> = settled.iter().collect();
     // One time axis.
     let mut steps: Option<u8> = None;
     for axis in dims.iter().flatten() {
@@ -385,7 +411,7 @@ fn is_feature(atom: &Atom) -> bool {
 }
 
 /// A value of one feature with as many as a constant has along axes that the value has not.
-fn with_features_of(lower: &mut Lower<'_>, x: &Lifted, host: &Host, rank: usize) -> Result<Lifted> {
+pub(super) fn with_features_of(lower: &mut Lower<'_>, x: &Lifted, host: &Host, rank: usize) -> Result<Lifted> {
     if x.features > 1 {
         return Ok(x.clone());
     }
@@ -463,29 +489,4 @@ fn clip(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
         }
     }
     one(value)
-}
-
-fn gelu(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
-    let x = node.input(0)?;
-    let half = number(0.5)?;
-    let mut step = |op: &str, function, a: &Val, b: &Val| elementwise(lower, op, function, &[a, b]);
-    let inner = match node.text("approximate")?.unwrap_or("none") {
-        "none" => step("Mul", Function::Multiply, x, &number(std::f32::consts::FRAC_1_SQRT_2)?)?,
-        "tanh" => {
-            let cube = step("Pow", Function::Power, x, &number(3.0)?)?;
-            let part = step("Mul", Function::Multiply, &cube, &number(0.044_715)?)?;
-            let sum = step("Add", Function::Add, x, &part)?;
-            step("Mul", Function::Multiply, &sum, &number((2.0 / std::f32::consts::PI).sqrt())?)?
-        }
-        other => return Err(Error::unsupported(format!("a gelu by `{other}`"))),
-    };
-    let share = if node.text("approximate")? == Some("tanh") {
-        let inner = lower.lifted(&inner)?;
-        lower.over(Activate::new(Activation::Tanh), &inner)?.into()
-    } else {
-        elementwise(lower, "Erf", Function::Erf, &[&inner])?
-    };
-    let share = elementwise(lower, "Add", Function::Add, &[&share, &number(1.0)?])?;
-    let scaled = elementwise(lower, "Mul", Function::Multiply, &[x, &half])?;
-    elementwise(lower, "Mul", Function::Multiply, &[&scaled, &share]).and_then(one)
 }

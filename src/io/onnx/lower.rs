@@ -1,5 +1,6 @@
 //! A graph of ONNX as layers of a network: node after node, each value seen as a tensor over what the network has.
 
+use super::attention::misused;
 use super::facts::Facts;
 use super::host::{Budget, Host};
 use super::int::Int;
@@ -306,6 +307,7 @@ impl<'m> Lower<'m> {
                 self.lift(ports[0], kind, tokens.dims.clone())
             }
             Val::Best { .. } => Err(Error::unsupported("the number of the largest feature can only be an output")),
+            Val::Scores(_) => Err(misused()),
             Val::Host(_) | Val::Spread { .. } => {
                 Err(Error::unsupported("a constant where a computed value is expected"))
             }

@@ -6,7 +6,10 @@
 //! attribute or a form that is not known is an error that names its node; nothing is passed over.
 
 mod arithmetic;
+mod attention;
 mod builder;
+mod composed;
+mod constants;
 mod edges;
 mod facts;
 mod given;
@@ -28,6 +31,7 @@ mod value;
 mod wire;
 mod write;
 mod write_lstm;
+mod write_steps;
 
 pub use edges::{Edges, InputEdge, OutputEdge, Role};
 pub use layout::Atom;

@@ -1,5 +1,6 @@
 //! Operators that move values, and those that compute shapes.
 
+use super::attention::misused;
 use super::host::{Data, Host, axis_of};
 use super::int::Int;
 use super::layout::{Atom, Axis, Kind, Lifted, joined};
@@ -73,6 +74,7 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
         "Unsqueeze" => unsqueeze(node),
         "Slice" => pieces::slice(lower, node),
         "Gather" => pieces::gather(lower, node),
+        "OneHot" => pieces::one_hot(lower, node),
         "Split" => pieces::split(lower, node),
         "Concat" => pieces::concat(lower, node),
         "Expand" => {
@@ -152,6 +154,8 @@ fn cast_to(lower: &mut Lower<'_>, value: &Val, to: i32) -> Result<Val> {
         Val::Spread { base, dims } => Val::Spread { base: host(base)?, dims: dims.clone() },
         Val::Table { tokens, table } => Val::Table { tokens: tokens.clone(), table: host(table)? },
         Val::Best { .. } if int => value.clone(),
+        Val::Scores(_) if float => value.clone(),
+        Val::Scores(_) => return Err(misused()),
         Val::Lifted(x) => match x.kind {
             Kind::Tokens | Kind::Lengths if int => value.clone(),
             Kind::Float if float => value.clone(),
@@ -234,6 +238,8 @@ fn transpose(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
             Val::Table { tokens: tokens.with_dims(moved(&tokens.dims)), table: Rc::clone(table) }
         }
         Val::Best { of, dims } => Val::Best { of: of.clone(), dims: moved(dims) },
+        Val::Scores(scores) if order[rank - 2..] == [rank - 2, rank - 1] => scores.under(moved(&scores.dims))?,
+        Val::Scores(_) => return Err(misused()),
     })
 }
 
@@ -247,6 +253,7 @@ fn regrouped(value: &Val, f: impl Fn(Vec<Atom>) -> Result<Vec<Axis>>) -> Result<
         Val::Best { of, dims } => {
             Val::Best { of: of.clone(), dims: f(dims.concat())?.into_iter().map(joined).collect() }
         }
+        Val::Scores(scores) => scores.under(f(scores.dims.concat())?.into_iter().map(joined).collect())?,
         Val::Host(_) | Val::Spread { .. } => return Ok(None),
     }))
 }
@@ -320,6 +327,7 @@ pub(super) fn with_axes(x: &Val, f: &dyn Fn(usize) -> Option<usize>, rank: usize
             Val::Table { tokens: tokens.with_dims(pick(&tokens.dims)), table: Rc::clone(table) }
         }
         Val::Best { of, dims } => Val::Best { of: of.clone(), dims: pick(dims) },
+        Val::Scores(scores) => scores.under(pick(&scores.dims))?,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Operators that take values apart along their axes, and put them side by side.
 
+use super::attention::misused;
+use super::constants;
 use super::host::{Host, axis_of};
 use super::int::Int;
 use super::layout::{Atom, Kind, Lifted};
@@ -10,7 +12,7 @@ use super::spread::settled;
 use super::value::Val;
 use crate::config::Direction;
 use crate::error::{Error, Result};
-use crate::nn::{Columns, Embedding, Init, Layer, Merge, MergeKind, Port, Step};
+use crate::nn::{Columns, Cropping1D, Embedding, Init, Layer, Merge, MergeKind, Port, Reshape, Step};
 use crate::params::Tensor;
 use std::rc::Rc;
 
@@ -129,11 +131,53 @@ fn part(
                     let which: Vec<usize> = (first..first + count).collect();
                     Ok(features(lower, &x, axis, &which)?.into())
                 }
-                _ => Err(Error::unsupported(format!("a slice of {count} of {size} along sequences or steps"))),
+                [Atom::Steps(_)] => Ok(steps(lower, &x, axis, (first, count, step), size)?.into()),
+                _ => Err(Error::unsupported(format!("a slice of {count} of {size} along sequences"))),
             }
         }
+        Val::Scores(_) => Err(misused()),
         Val::Best { .. } => Err(Error::unsupported("a part of the numbers of the largest features")),
     }
+}
+
+/// `count` steps from `first` on, each `step` after the one before.
+fn steps(
+    lower: &mut Lower<'_>,
+    x: &Lifted,
+    axis: usize,
+    (first, count, step): (&Int, &Int, i64),
+    size: &Int,
+) -> Result<Lifted> {
+    let refused = || Error::unsupported(format!("{count} steps from {first} on of {size}"));
+    let place = |n: &Int| n.known().and_then(|n| i32::try_from(n).ok()).filter(|&n| n >= 0);
+    // What is left after the last one that is taken.
+    let reach = match count.known() {
+        Some(count) => Some(Int::Known((count - 1).checked_mul(step).ok_or_else(refused)? + 1)),
+        None => (step == 1).then(|| count.clone()),
+    };
+    let after = reach.and_then(|reach| place(&size.sub(first)?.sub(&reach)?));
+    let (Some(after), 1..) = (after, step) else { return Err(refused()) };
+    let port = match (place(first), place(count)) {
+        (Some(before), _) => {
+            let layer = Cropping1D { before, after, stride: step as usize };
+            lower.add(layer, &[x.port])?[0]
+        }
+        // The last of an unknown number, one by one.
+        (None, Some(count)) if (1..=PIECES as i32).contains(&count) => {
+            let number = |n: i32| i64::from(n - count - after);
+            let taken = (0..count).map(|n| Ok(lower.add(Step { at: number(n) }, &[x.port])?[0]));
+            let taken = taken.collect::<Result<Vec<_>>>()?;
+            let row =
+                if let [one] = taken[..] { one } else { lower.add(Merge::new(MergeKind::Concatenate), &taken)?[0] };
+            lower.add(Reshape::new(&[Some(count as usize), None]), &[row])?[0]
+        }
+        _ => return Err(refused()),
+    };
+    let made = lower.network.signal(port)?.axis().ok_or_else(|| Error::internal("steps without an axis"))?;
+    lower.sizes.steps.entry(made).or_insert_with(|| count.clone());
+    let mut dims = x.dims.clone();
+    dims[axis] = lower.sizes.as_axis(Atom::Steps(made));
+    lower.lift(port, x.kind, dims)
 }
 
 /// The final h of an LSTM, which is what it gives at its last step where it reads forward.
@@ -234,6 +278,21 @@ pub(super) fn gather(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     }
 }
 
+/// A feature for each token, of two values.
+pub(super) fn one_hot(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
+    let tokens = node.input(0)?;
+    let axis = node.int("axis")?.unwrap_or(-1);
+    let (depth, values) = (node.input(1)?.host()?.as_floats()?, node.input(2)?.host()?.as_floats()?);
+    let (Val::Lifted(tokens), &[depth], &[off, on]) = (tokens, &depth[..], &values[..]) else {
+        return Err(Error::unsupported("other than tokens of an input, their number and two values"));
+    };
+    if ![-1, tokens.dims.len() as i64].contains(&axis) || depth < 1.0 || depth.fract() != 0.0 {
+        return Err(Error::unsupported(format!("{depth} tokens along axis {axis}")));
+    }
+    let table = constants::one_hot(lower, depth as usize, [off, on])?;
+    embedding(lower, node, tokens, &Rc::new(table), 0)
+}
+
 /// Rows of a table by tokens.
 fn embedding(lower: &mut Lower<'_>, node: &Node<'_>, tokens: &Lifted, table: &Rc<Host>, axis: usize) -> Outputs {
     if tokens.kind != Kind::Tokens {
@@ -246,7 +305,8 @@ fn embedding(lower: &mut Lower<'_>, node: &Node<'_>, tokens: &Lifted, table: &Rc
     };
     let ports = lower.add(Embedding::new(rows, size).initializers(Init::PyTorch), &[tokens.port])?;
     let values = table.floats()?.to_vec();
-    lower.parameter("weight", Tensor::new(&[rows, size], values)?, node.name(0));
+    let source = if node.op() == "Gather" { node.name(0) } else { "" };
+    lower.parameter("weight", Tensor::new(&[rows, size], values)?, source);
     let mut dims = tokens.dims.clone();
     if table.shape.len() == 2 {
         dims.push(vec![Atom::Features { size, stride: 1 }]);

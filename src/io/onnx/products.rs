@@ -1,6 +1,7 @@
 //! Products with matrices, and windows over steps.
 
-use super::host::Host;
+use super::attention;
+use super::host::{Data, Host, binary};
 use super::layout::{Atom, Axis, Kind, Lifted, joined};
 use super::lower::{Lower, Outputs, one, tensor};
 use super::node::Node;
@@ -81,6 +82,9 @@ fn gemm(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     if a.rank() != 2 || b.shape.len() != 2 {
         return Err(Error::shape(format!("expected matrices, got {} and {} dimensions", a.rank(), b.shape.len())));
     }
+    if let Val::Host(a) = a {
+        return gemm_on_host(lower, node, [(a, trans_a), (b, trans_b)], [alpha, beta]);
+    }
     let mut a = lower.lifted(a)?;
     if trans_a {
         let dims = a.dims.iter().rev().cloned().collect();
@@ -107,6 +111,23 @@ fn gemm(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     let x = contracted(lower, &a, inputs)?;
     let names = [node.name(1), node.name(2)];
     one(dense(lower, &x, scaled(weight, alpha)?, bias, names)?)
+}
+
+/// The same of constants.
+fn gemm_on_host(
+    lower: &Lower<'_>,
+    node: &Node<'_>,
+    [a, b]: [(&Rc<Host>, bool); 2],
+    [alpha, beta]: [f32; 2],
+) -> Outputs {
+    let budget = &lower.budget;
+    let scaled = |x: &Host, by: f32| binary(budget, "Mul", x, &Host::new(Vec::new(), Data::Float(vec![by]))?);
+    let turned = |(x, turn): (&Rc<Host>, bool)| if turn { x.transpose(budget, &[1, 0]) } else { Ok((**x).clone()) };
+    let product = scaled(&turned(a)?.matmul(budget, &turned(b)?)?, alpha)?;
+    match node.maybe(2) {
+        None => one(product),
+        Some(value) => one(binary(budget, "Add", &product, &scaled(value.host()?, beta)?)?),
+    }
 }
 
 fn matmul(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
@@ -137,9 +158,16 @@ fn matmul(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
             }
             one(y)
         }
+        (Val::Scores(weights), values) => {
+            let values = lower.lifted(values)?;
+            one(weights.of(lower, &values)?)
+        }
         (a, b) if !matches!(a, Val::Host(_) | Val::Spread { .. }) => {
             let (a, b) = (lower.lifted(a)?, lower.lifted(b)?);
-            one(pairwise(lower, &a, &b)?)
+            match attention::product(&a, &b) {
+                Some(scores) => one(scores),
+                None => one(pairwise(lower, &a, &b)?),
+            }
         }
         _ => Err(Error::unsupported("a product of a constant with a computed value")),
     }
@@ -225,11 +253,10 @@ fn window(node: &Node<'_>, taps: usize, default_stride: usize) -> Result<Window>
         {
             Padding::Same
         }
-        _ => {
-            return Err(Error::unsupported(format!(
-                "padding by {pads:?} ({auto}) of windows of {taps} steps, {dilation} apart, every {stride}"
-            )));
+        ("NOTSET", &[before, after]) if [before, after].iter().all(|n| (0..=1 << 12).contains(n)) => {
+            Padding::Explicit { before: before as i32, after: after as i32 }
         }
+        _ => return Err(Error::unsupported(format!("padding by {pads:?} ({auto})"))),
     };
     Ok(Window { taps, stride, dilation, padding })
 }

@@ -1,5 +1,6 @@
 //! ONNX's LSTM, in every form, as layers.
 
+use super::constants;
 use super::host::Host;
 use super::int::Int;
 use super::layout::{Atom, Kind, Lifted};
@@ -8,7 +9,7 @@ use super::node::Node;
 use super::value::Val;
 use crate::config::{Activation, Bias, Cell, Direction, GATES, PEEPHOLES};
 use crate::error::{Error, Result};
-use crate::nn::{Columns, Dense, Formula, Function, Init, Input, Lstm, Merge, MergeKind, Operand, Port, Step};
+use crate::nn::{Columns, Init, Input, Lstm, Merge, MergeKind, Port};
 use crate::params::{Tensor, lstm_parameters};
 use std::rc::Rc;
 
@@ -357,16 +358,6 @@ fn constant(
         return if d == 1 { Ok(vec![port]) } else { halves.collect() };
     }
     let all = base.expand(&lower.budget, &if batch == 0 { [1, d, hidden] } else { [d, 1, hidden] })?;
-    let first = lower.add(Step { at: 0 }, &[x.port])?[0];
-    let column = lower.add(Columns { first: 0, count: 1 }, &[first])?[0];
-    // Nothing is less than itself, not even what is not finite.
-    let zero = Formula::new(Function::Less, vec![Operand::Input(0), Operand::Input(0)]);
-    let zeros = lower.add(zero, &[column])?[0];
-    let mut ports = Vec::new();
-    for values in all.floats()?.chunks_exact(hidden) {
-        ports.push(lower.add(Dense::new(hidden), &[zeros])?[0]);
-        lower.parameter("weight", Tensor::zeros(&[hidden, 1]), "");
-        lower.parameter("bias", Tensor::new(&[hidden], values.to_vec())?, "");
-    }
-    Ok(ports)
+    let values: Vec<&[f32]> = all.floats()?.chunks_exact(hidden).collect();
+    constants::rows(lower, x.port, &values)
 }

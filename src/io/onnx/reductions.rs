@@ -39,9 +39,22 @@ pub(super) fn reduce(lower: &mut Lower<'_>, node: &Node<'_>, kind: &str) -> Outp
     if let Val::Host(h) = x {
         return one(h.reduce(&lower.budget, kind, &axes, keep)?);
     }
+    // Sums of other than the values themselves.
+    let (before, kind, after) = match kind {
+        "L1" => (Some((Function::Absolute, 1)), "Sum", None),
+        "L2" => (Some((Function::Multiply, 2)), "Sum", Some(Function::SquareRoot)),
+        "SumSquare" => (Some((Function::Multiply, 2)), "Sum", None),
+        other => (None, other, None),
+    };
     let mut value = lower.lifted(x)?;
+    if let Some((function, operands)) = before {
+        value = lower.over(Formula::new(function, vec![Operand::Input(0); operands]), &value)?;
+    }
     for &axis in &axes {
         value = reduce_axis(lower, &value, kind, axis)?;
+    }
+    if let Some(function) = after {
+        value = lower.over(Formula::new(function, vec![Operand::Input(0)]), &value)?;
     }
     let dims = value.dims.clone();
     let kept = dims.into_iter().enumerate().filter(|(at, _)| keep || !axes.contains(at)).map(|d| d.1).collect();
@@ -114,10 +127,14 @@ fn folded(
 }
 
 pub(super) fn softmax(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
-    let x = lower.lifted(node.input(0)?)?;
+    let value = node.input(0)?;
     let log = node.op() == "LogSoftmax";
     let own = if node.version < 13 { 1 } else { -1 };
-    let axis = axis_of(node.int("axis")?.unwrap_or(own), x.dims.len())?;
+    let axis = axis_of(node.int("axis")?.unwrap_or(own), value.rank())?;
+    if let (Val::Scores(scores), false) = (value, log) {
+        return one(scores.softmax(axis)?);
+    }
+    let x = lower.lifted(value)?;
     // Before version 13 all axes from this one on were one.
     if node.version < 13 && x.dims[axis + 1..].iter().any(|dim| !dim.is_empty()) {
         return Err(Error::unsupported("a softmax over several dimensions at once"));

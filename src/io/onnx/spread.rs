@@ -1,5 +1,7 @@
 //! Values that are there more than once along an axis.
 
+use super::arithmetic::with_features_of;
+use super::host::{Data, Host};
 use super::int::Int;
 use super::layout::{Atom, Axis, Lifted};
 use super::lower::{Lower, Outputs, one};
@@ -72,6 +74,12 @@ pub(super) fn expand(lower: &mut Lower<'_>, x: &Val, target: Vec<Int>) -> Result
 fn repeated(lower: &mut Lower<'_>, x: &Lifted, at: usize, count: &Int) -> Result<Lifted> {
     let rows = lower.rows(x)?;
     let mut dims = rows.dims.clone();
+    if let (Some(count), true) = (count.known(), rows.features == 1 && at > 0 && at + 1 == dims.len()) {
+        let count = usize::try_from(count).map_err(|_| involved())?;
+        lower.budget.spend(count)?;
+        let one = Host::new(vec![count], Data::Float(vec![1.0; count]))?;
+        return with_features_of(lower, &rows, &one, dims.len());
+    }
     let steps: Vec<u8> =
         lower.sizes.steps.keys().copied().chain(lower.network.input_axes()?.into_iter().flatten()).collect();
     let axis = steps.into_iter().find(|&axis| lower.sizes.atom(Atom::Steps(axis)) == *count);

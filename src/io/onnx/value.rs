@@ -1,5 +1,6 @@
 //! What a name of a graph stands for while the graph is read.
 
+use super::attention::Scores;
 use super::host::Host;
 use super::int::Int;
 use super::layout::{Axis, Lifted, Sizes};
@@ -19,6 +20,8 @@ pub(super) enum Val {
     Table { tokens: Lifted, table: Rc<Host> },
     /// The number of the largest feature of a row, under these axes.
     Best { of: Lifted, dims: Vec<Axis> },
+    /// How well the steps of two sequences fit each other.
+    Scores(Rc<Scores>),
 }
 
 impl From<Host> for Val {
@@ -41,6 +44,7 @@ impl Val {
             Self::Spread { dims, .. } => Ok(dims.clone()),
             Self::Lifted(value) | Self::Table { tokens: value, .. } => sizes.of(value),
             Self::Best { dims, .. } => dims.iter().map(|axis| sizes.axis(axis)).collect(),
+            Self::Scores(scores) => scores.sizes(sizes),
         }
     }
 
@@ -50,6 +54,7 @@ impl Val {
             Self::Spread { dims, .. } => dims.len(),
             Self::Lifted(value) | Self::Table { tokens: value, .. } => value.dims.len(),
             Self::Best { dims, .. } => dims.len(),
+            Self::Scores(scores) => scores.dims.len(),
         }
     }
 

@@ -11,7 +11,7 @@ pub use attention::Attention;
 pub use basic::{Activate, Dense, Dropout, Embedding, LayerNormalization, Masking};
 pub use memory::{Mixture, WorkingMemory};
 pub use merge::{Merge, MergeKind};
-pub use steps::{Conv1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
+pub use steps::{Conv1D, Cropping1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
 pub use values::{Along, Columns, FeatureSum, Formula, Function, LogSoftmax, Operand, Step, TimeSoftmax};
 
 use super::Signal;
@@ -19,6 +19,7 @@ use super::axes::{Axes, Steps};
 use super::{Activation, Lstm, MergeMode};
 use crate::config::Direction;
 use crate::error::{Error, Result};
+use crate::graph::Padding;
 use crate::graph::Score;
 use crate::params::{ParameterSpec, Regularizer};
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,9 @@ pub enum Layer {
     /// One step of the steps of each window.
     #[serde(rename = "pooling1d")]
     Pooling1D(Pooling1D),
+    /// Some of the steps.
+    #[serde(rename = "cropping1d")]
+    Cropping1D(Cropping1D),
     /// One row of all steps.
     Pooling(Pooling),
     /// The same row at each step.
@@ -139,7 +143,7 @@ macro_rules! layer {
 }
 layer!(
     Embedding => Embedding, Lstm => Lstm, Dense => Dense, Dropout => Dropout, Activate => Activation,
-    LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D,
+    LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D, Cropping1D => Cropping1D,
     Pooling => Pooling, RepeatVector => RepeatVector, Flatten => Flatten, Reshape => Reshape, Permute => Permute,
     Attention => Attention, Merge => Merge, WorkingMemory => WorkingMemory, Along => Along, Columns => Columns,
     Step => Step, FeatureSum => FeatureSum, TimeSoftmax => TimeSoftmax, LogSoftmax => LogSoftmax, Formula => Formula
@@ -164,6 +168,7 @@ impl Layer {
             Self::LayerNormalization(_) => "layer_normalization",
             Self::Masking(_) => "masking",
             Self::Conv1D(_) => "conv1d",
+            Self::Cropping1D(_) => "cropping1d",
             Self::Pooling1D(l) if l.kind == PoolingKind::Average => "average_pooling1d",
             Self::Pooling1D(_) => "max_pooling1d",
             Self::Pooling(l) if l.kind == PoolingKind::Average => "global_average_pooling1d",
@@ -262,7 +267,17 @@ impl Layer {
             Self::Pooling1D(l) if l.kind == PoolingKind::Sum => {
                 Err(Error::unsupported("the sum of the steps of each window"))
             }
-            Self::Pooling1D(l) => l.window.validate(),
+            Self::Pooling1D(Pooling1D { window, .. }) => match window.padding {
+                // Such a window would see no step at all.
+                Padding::Explicit { before, after }
+                    if [before, after].iter().any(|&n| usize::try_from(n).is_ok_and(|n| n >= window.span())) =>
+                {
+                    let (taps, span) = (window.taps, window.span());
+                    Err(Error::argument(format!("{taps} taps over {span} steps, padded by {before} and {after}")))
+                }
+                _ => window.validate(),
+            },
+            Self::Cropping1D(l) => l.window().validate(),
             Self::Dropout(l) if !(0.0..1.0).contains(&l.rate) => {
                 Err(Error::argument(format!("rate must be in [0, 1), got {}", l.rate)))
             }
@@ -298,6 +313,7 @@ impl Layer {
             Self::Masking(_) | Self::Dropout(_) | Self::Activation(_) | Self::LayerNormalization(_) => floats(one()?)?,
             Self::Conv1D(l) => steps::windowed(floats(one()?)?, l.window, Some(l.filters), axes)?,
             Self::Pooling1D(l) => steps::windowed(floats(one()?)?, l.window, None, axes)?,
+            Self::Cropping1D(l) => steps::windowed(floats(one()?)?, l.window(), None, axes)?,
             Self::Pooling(_) => match floats(one()?)? {
                 Signal::Sequence { features, .. } => Signal::Rows { features },
                 other => return Err(Error::shape(format!("expected a sequence, got {other}"))),

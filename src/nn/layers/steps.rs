@@ -65,6 +65,18 @@ pub struct Pooling1D {
     pub window: Window,
 }
 
+/// Some of the steps: `[B, T, F]` gives `[B, T', F]`, without the first `before` and the last `after`, of the rest each
+/// `stride`-th. Less than 0 adds as many steps of zeros.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cropping1D {
+    /// Steps that are left out at the beginning.
+    pub before: i32,
+    /// Steps that are left out at the end.
+    pub after: i32,
+    /// Steps from one that is taken to the next.
+    pub stride: usize,
+}
+
 /// A sequence of `count` steps, each the same row: `[B, F]` gives `[B, count, F]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RepeatVector {
@@ -188,6 +200,19 @@ impl Pooling1D {
     }
 }
 
+impl Cropping1D {
+    /// All steps but the first `before` and the last `after`.
+    pub fn new(before: i32, after: i32) -> Self {
+        Self { before, after, stride: 1 }
+    }
+
+    /// The steps as windows of one.
+    pub fn window(&self) -> Window {
+        let padding = Padding::Explicit { before: self.before.saturating_neg(), after: self.after.saturating_neg() };
+        Window { stride: self.stride, padding, ..Window::new(1) }
+    }
+}
+
 impl RepeatVector {
     /// A sequence of `count` steps.
     pub fn new(count: usize) -> Self {
@@ -265,7 +290,8 @@ pub(super) fn windowed(signal: Signal, window: Window, features: Option<usize>, 
         return Err(Error::shape("no window fits into the sequence"));
     }
     // Windows at each step that keep the number of steps leave the axis as it is.
-    let unchanged = window.stride == 1 && window.alike().taps == 1;
-    let axis = if unchanged { axis } else { axes.find(Steps::Windows { of: axis, window: window.alike() }) };
+    let alike = window.alike();
+    let unchanged = (alike.stride, alike.taps) == (1, 1) && !matches!(alike.padding, Padding::Explicit { .. });
+    let axis = if unchanged { axis } else { axes.find(Steps::Windows { of: axis, window: alike }) };
     Ok(Signal::Sequence { features: features.unwrap_or(own), axis, mirrored: false })
 }
