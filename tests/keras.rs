@@ -9,9 +9,9 @@ use mnemon::device::Device;
 use mnemon::error::ErrorKind;
 use mnemon::io::{self, keras};
 use mnemon::nn::{
-    Activate, Activation, Attention, Constraint, Conv1D, Dense, Direction, Dropout, Embedding, Init, Initializer,
-    Input, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind, MergeMode, Network, Padding, Pooling, Pooling1D,
-    Regularizer, RepeatVector, Rules, WorkingMemory,
+    Activate, Activation, Attention, Constraint, Conv1D, Cropping1D, Dense, Direction, Dropout, Embedding, Init,
+    Initializer, Input, Layer, LayerNormalization, Lstm, Masking, Merge, MergeKind, MergeMode, Network, Padding,
+    Pooling, Pooling1D, Regularizer, RepeatVector, Rules, WorkingMemory,
 };
 use mnemon::optim::{Clipping, Course, Rule, Schedule, WeightDecay};
 use mnemon::params::Tensor;
@@ -238,7 +238,9 @@ fn a_graph_of_layers_is_a_functional_model() {
     let last = n.add(Lstm::new(4), &[joined, both[2], both[5]]).unwrap()[0];
     let repeated = n.add(RepeatVector::new(3), &[b]).unwrap()[0];
     let added = n.add(Attention::additive().causal(true), &[repeated, repeated, repeated]).unwrap()[0];
-    let mean = n.add(Pooling::average(), &[added]).unwrap()[0];
+    let cropped = n.add(Cropping1D::new(1, 0), &[added]).unwrap()[0];
+    let padded = n.add(Cropping1D::new(0, -2), &[cropped]).unwrap()[0];
+    let mean = n.add(Pooling::average(), &[padded]).unwrap()[0];
     let steep = n.add(Activate::new(Activation::LeakyRelu { alpha: 0.3 }), &[mean]).unwrap()[0];
     let y = n.add(Merge::new(MergeKind::Maximum), &[last, steep]).unwrap()[0];
     n.output("y", y);

@@ -75,6 +75,7 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
         "Slice" => pieces::slice(lower, node),
         "Gather" => pieces::gather(lower, node),
         "OneHot" => pieces::one_hot(lower, node),
+        "Pad" => pieces::pad(lower, node),
         "Split" => pieces::split(lower, node),
         "Concat" => pieces::concat(lower, node),
         "Expand" => {

@@ -157,22 +157,66 @@ fn steps(
     };
     let after = reach.and_then(|reach| place(&size.sub(first)?.sub(&reach)?));
     let (Some(after), 1..) = (after, step) else { return Err(refused()) };
-    let port = match (place(first), place(count)) {
+    match (place(first), place(count)) {
         (Some(before), _) => {
             let layer = Cropping1D { before, after, stride: step as usize };
-            lower.add(layer, &[x.port])?[0]
+            cropped(lower, x, axis, layer, count)
         }
         // The last of an unknown number, one by one.
-        (None, Some(count)) if (1..=PIECES as i32).contains(&count) => {
-            let number = |n: i32| i64::from(n - count - after);
-            let taken = (0..count).map(|n| Ok(lower.add(Step { at: number(n) }, &[x.port])?[0]));
+        (None, Some(number)) if (1..=PIECES as i32).contains(&number) => {
+            let at = |n: i32| i64::from(n - number - after);
+            let taken = (0..number).map(|n| Ok(lower.add(Step { at: at(n) }, &[x.port])?[0]));
             let taken = taken.collect::<Result<Vec<_>>>()?;
             let row =
                 if let [one] = taken[..] { one } else { lower.add(Merge::new(MergeKind::Concatenate), &taken)?[0] };
-            lower.add(Reshape::new(&[Some(count as usize), None]), &[row])?[0]
+            let port = lower.add(Reshape::new(&[Some(number as usize), None]), &[row])?[0];
+            on_steps(lower, x, axis, port, count)
         }
-        _ => return Err(refused()),
+        _ => Err(refused()),
+    }
+}
+
+/// Zeros before and after the steps of sequences, or steps of them left out.
+pub(super) fn pad(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
+    let x = lower.lifted(node.input(0)?)?;
+    let rank = x.dims.len();
+    let (pads, value) = match node.version {
+        ..11 => (node.ints("pads")?.unwrap_or_default().to_vec(), node.float("value")?.unwrap_or(0.0)),
+        _ => {
+            let value = node.maybe(2).map(|v| v.host()?.as_floats()).transpose()?;
+            (node.input(1)?.host()?.numbers()?, value.and_then(|v| v.first().copied()).unwrap_or(0.0))
+        }
     };
+    let axes = node.maybe(3).map(|v| v.host()?.numbers()).transpose()?;
+    let axes = axes.unwrap_or_else(|| (0..rank as i64).collect());
+    if pads.len() != 2 * axes.len() || node.text("mode")?.unwrap_or("constant") != "constant" || value != 0.0 {
+        return Err(Error::unsupported("other than as many zeros before and after each dimension as are named"));
+    }
+    let mut y = x;
+    for (at, &axis) in axes.iter().enumerate() {
+        let (axis, around) = (axis_of(axis, rank)?, [pads[at], pads[axes.len() + at]]);
+        if around == [0, 0] {
+            continue;
+        }
+        let [before, after] = around.map(|n| i32::try_from(n).unwrap_or(i32::MAX).saturating_neg());
+        if !matches!(y.dims[axis][..], [Atom::Steps(_)]) {
+            return Err(Error::unsupported("zeros around other than steps"));
+        }
+        let added = Int::Known(around[0].saturating_add(around[1]));
+        let count = lower.sizes.axis(&y.dims[axis])?.add(&added).ok_or_else(|| Error::unsupported("such a size"))?;
+        y = cropped(lower, &y, axis, Cropping1D::new(before, after), &count)?;
+    }
+    one(y)
+}
+
+/// Some of the steps along an axis, `count` of them.
+fn cropped(lower: &mut Lower<'_>, x: &Lifted, axis: usize, layer: impl Into<Layer>, count: &Int) -> Result<Lifted> {
+    let port = lower.add(layer, &[x.port])?[0];
+    on_steps(lower, x, axis, port, count)
+}
+
+/// The axes of `x` with the steps that `port` has along one of them.
+fn on_steps(lower: &mut Lower<'_>, x: &Lifted, axis: usize, port: Port, count: &Int) -> Result<Lifted> {
     let made = lower.network.signal(port)?.axis().ok_or_else(|| Error::internal("steps without an axis"))?;
     lower.sizes.steps.entry(made).or_insert_with(|| count.clone());
     let mut dims = x.dims.clone();

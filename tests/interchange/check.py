@@ -1,0 +1,606 @@
+"""Asks PyTorch, Keras and ONNX Runtime whether what `mnemon convert` writes is the model that it read.
+
+    python tests/interchange/check.py target/release/mnemon [target/tmp/keras]
+
+needs torch, keras, onnxruntime, h5py and safetensors. The folder is one of `.keras` files that `cargo test --test keras`
+wrote: each has to give the `out.*` that lie beside it, or in tests/data/models, for the `in.*`.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import keras
+import numpy as np
+import onnxruntime
+import torch
+from keras import layers as kl
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+TOLERANCE = 1e-5
+RANDOM = np.random.default_rng(1)
+# The order in which models of tests/data give several outputs; others have one.
+ORDER = ["y", "turned", "mean", "h", "c", "h_reverse", "c_reverse"]
+
+
+def mnemon(*arguments, code=0):
+    """Runs the command, which has to end with `code`; gives what it says."""
+    ran = subprocess.run([MNEMON, *map(str, arguments)], capture_output=True, text=True, check=False)
+    if ran.returncode != code:
+        raise RuntimeError(f"{arguments[0]} ended with {ran.returncode}: {ran.stderr.strip()}")
+    return ran.stdout + ran.stderr
+
+
+def refused(file, to, reason, *more):
+    """A model that `to` cannot say is refused for its `reason`, and nothing is written."""
+    said = mnemon("convert", file, to, *more, code=2)
+    if reason not in said or to.exists():
+        raise RuntimeError(f"expected a refusal that says `{reason}`, got: {said.strip()}")
+
+
+def runtime(path, given):
+    """What ONNX Runtime gives, by name; 64-bit tokens, and states that are carried begin at zero."""
+    session = onnxruntime.InferenceSession(path)
+    inputs = {}
+    for x in session.get_inputs():
+        # A model of one input may be asked by any name.
+        value = given[x.name] if x.name in given else None if x.name.endswith("_0") else next(iter(given.values()))
+        value = np.zeros((len(next(iter(given.values()))), x.shape[1]), "f4") if value is None else value
+        inputs[x.name] = value.astype("i8" if "int64" in x.type else "f4")
+    return dict(zip((y.name for y in session.get_outputs()), session.run(None, inputs), strict=True))
+
+
+def ours(file, given, folder):
+    """What mnemon gives, by name."""
+    save_file({name: np.ascontiguousarray(value) for name, value in given.items()}, folder / "given.safetensors")
+    mnemon("run", file, "--input", folder / "given.safetensors", "--output", folder / "got.safetensors", "--device", "cpu")
+    return load_file(folder / "got.safetensors")
+
+
+def same(step, got, wanted):
+    """A step of a check for each of `wanted`, by its name."""
+    for name, value in wanted.items():
+        yield f"{step} {name}", got[name], value
+
+
+# PyTorch
+
+
+class Module(nn.Module):
+    """Perhaps an embedding, an LSTM, and perhaps a linear layer, by any names."""
+
+    def __init__(self, names, size, hidden, tokens=0, classes=0, tied=False, **lstm):
+        super().__init__()
+        self.names = names
+        rnn = nn.LSTM(size, hidden, batch_first=True, **lstm)
+        width = (lstm.get("proj_size") or hidden) * (1 + lstm.get("bidirectional", False))
+        embedding = nn.Embedding(tokens, size) if tokens else nn.Identity()
+        linear = nn.Linear(width, classes, bias=lstm.get("bias", True)) if classes else nn.Identity()
+        if tied:
+            linear.weight = embedding.weight
+        for name, module in zip(names, [embedding, rnn, linear], strict=True):
+            self.add_module(name, module)
+
+    def forward(self, x):
+        embedding, rnn, linear = (getattr(self, name) for name in self.names)
+        y, (h, c) = rnn(embedding(x))
+        return {("logits" if isinstance(embedding, nn.Embedding) else "y"): linear(y), "h_n": h, "c_n": c}
+
+
+MODULES = {
+    "embedding, LSTM, linear": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7},
+    "tied": {"size": 6, "hidden": 6, "tokens": 20, "classes": 20, "tied": True},
+    "tied, layers": {"size": 6, "hidden": 6, "tokens": 20, "classes": 20, "tied": True, "num_layers": 2},
+    "three layers, dropout": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7, "num_layers": 3, "dropout": 0.5},
+    "bidirectional": {"size": 4, "hidden": 5, "bidirectional": True, "classes": 3},
+    "bidirectional layers": {"size": 8, "hidden": 6, "tokens": 20, "classes": 5, "num_layers": 2, "bidirectional": True},
+    "no bias": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7, "num_layers": 2, "bias": False},
+    "projection": {"size": 6, "hidden": 5, "proj_size": 3, "tokens": 20, "classes": 7},
+    "projection, bidirectional layers": {"size": 4, "hidden": 5, "proj_size": 2, "num_layers": 2, "bidirectional": True},
+    "LSTM alone": {"size": 4, "hidden": 5},
+    "LSTM of one unit": {"size": 1, "hidden": 1, "classes": 1},
+}
+
+
+def check_pytorch(settings, folder):
+    """A module to mnemon's file and back, and to ONNX."""
+    model = Module(["embed", "rnn", "head"], **settings).eval()
+    names = ["embedding", "bidirectional" if settings.get("bidirectional") else "lstm", "dense"]
+    x = torch.randint(0, 20, (3, 7)) if "tokens" in settings else torch.randn(3, 7, settings["size"])
+    wanted = {name: value.detach().numpy() for name, value in model(x).items()}
+    given = {"tokens" if "tokens" in settings else "x": x.numpy()}
+    torch.save(model.state_dict(), folder / "model.pt")
+    save_file({name: value.numpy().copy() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    own, state, graph = (folder / name for name in ["own.safetensors", "state.safetensors", "model.onnx"])
+    for kind in ["pt", "safetensors"]:
+        mnemon("convert", folder / f"model.{kind}", own)
+        yield from same(f".{kind} in mnemon", ours(own, given, folder), wanted)
+        mnemon("convert", own, state, "--format", "pytorch")
+        back = Module(names, **settings).eval()
+        back.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(state).items()}, strict=True)
+        got = {name: value.detach().numpy() for name, value in back(x).items()}
+        yield from same(f".{kind} and back", got, wanted)
+        # Bit by bit: two modules made alike have their parameters in one order.
+        pairs = zip(model.state_dict().values(), back.state_dict().values(), strict=True)
+        yield f".{kind} parameters", np.array([torch.equal(a, b) for a, b in pairs]), np.ones(len(model.state_dict()))
+    mnemon("convert", own, graph)
+    yield from same("ONNX", runtime(graph, given), wanted)
+
+
+# Keras
+
+
+def keras_models():
+    """Models that this script builds, by name."""
+    line, model, steps = keras.Sequential, keras.Model, {"return_sequences": True}
+    tokens = lambda name=None, n=None: kl.Input((n,), dtype="int32", name=name)
+    both = lambda units, merge="concat", **more: kl.Bidirectional(kl.LSTM(units, **more), merge_mode=merge)
+    x = lambda n=None, name=None: kl.Input((n, 4), name=name)
+
+    yield "language model", line([tokens(), kl.Embedding(20, 6), kl.LSTM(5, **steps), kl.Dropout(0.3), kl.Dense(20)])
+    yield "classifier", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5), kl.Dense(3, activation="softmax")])
+    labels = kl.TimeDistributed(kl.Dense(3, activation="softmax"))
+    yield "tagger", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5, **steps), labels])
+    front = [x(12), kl.Conv1D(6, 3, activation="relu"), kl.MaxPooling1D(2), kl.Conv1D(5, 2, padding="causal", dilation_rate=2)]
+    yield "convolutions", line([*front, kl.LSTM(5, **steps), kl.GlobalMaxPooling1D(), kl.Dense(2)])
+    front = [x(), kl.Conv1D(6, 4, padding="same", strides=2, use_bias=False), kl.AveragePooling1D(3, 2, padding="same")]
+    yield "windows of any length", line([*front, kl.SpatialDropout1D(0.2), kl.LSTM(5, **steps), kl.GlobalAveragePooling1D()])
+    edges = [x(9), kl.ZeroPadding1D((2, 1)), kl.Conv1D(6, 3), kl.Cropping1D((1, 2)), kl.LSTM(3)]
+    yield "padding and cropping", line(edges)
+    norms = [kl.LSTM(5, **steps), kl.LayerNormalization(), kl.LSTM(4, **steps), kl.TimeDistributed(kl.LayerNormalization())]
+    yield "normalised", line([x(), *norms, kl.LayerNormalization(center=False), kl.LayerNormalization(scale=False)])
+    yield "no bias", line([x(), kl.LSTM(5, use_bias=False, **steps), both(3, use_bias=False), kl.Dense(2, use_bias=False)])
+    yield "backwards", line([x(), kl.LSTM(5, go_backwards=True, **steps), kl.LSTM(3, **steps), kl.LSTM(3, go_backwards=True)])
+    for merge in ["sum", "mul", "ave"]:
+        yield f"directions: {merge}", line([x(), both(5, merge, **steps), both(3, merge)])
+    for name in ["linear", "relu", "hard_sigmoid", "selu", "elu", "silu", "softplus", "softsign", "exponential", "leaky_relu"]:
+        own = kl.LSTM(4, activation=name if name != "exponential" else "tanh", recurrent_activation=name, **steps)
+        yield f"activation {name}", line([x(5), own, kl.Dense(3, activation=name), kl.Activation(name)])
+    functions = [kl.LeakyReLU(0.3), kl.Dense(4), kl.ELU(0.5), kl.Dense(4), kl.ReLU(), kl.Softmax()]
+    yield "functions as layers", line([x(), kl.LSTM(4), kl.Dense(4), *functions])
+    shapes = [kl.Permute((2, 1)), kl.LSTM(6, **steps), kl.Reshape((-1, 3)), kl.LSTM(4), kl.RepeatVector(3), kl.LSTM(4, **steps)]
+    yield "shapes", line([x(6), *shapes, kl.Flatten(), kl.Dense(2)])
+    yield "masking", line([x(), kl.Masking(), kl.LSTM(5, **steps), kl.LSTM(4, zero_output_for_mask=True, **steps), kl.Dense(3)])
+    yield "masked mean", line([x(), kl.Masking(), kl.LSTM(5, **steps), kl.Dropout(0.1), kl.GlobalAveragePooling1D()])
+    yield "masked largest", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5, **steps), kl.GlobalMaxPooling1D()])
+
+    word, rows = tokens("word"), kl.Input((3,), name="rows")
+    read = kl.LSTM(5)(kl.Embedding(20, 6, mask_zero=True)(word))
+    yield "two inputs", model([word, rows], kl.Dense(2)(kl.Concatenate()([read, kl.Dense(4, activation="tanh")(rows)])))
+    yield "inputs the other way round", model([rows, word], [kl.Dense(2)(read), kl.Dense(3)(rows)])
+    source, target = tokens("source"), tokens("target")
+    _, h, c = kl.LSTM(6, return_state=True)(kl.Embedding(20, 5, mask_zero=True)(source))
+    decoded, _, _ = kl.LSTM(6, return_state=True, **steps)(kl.Embedding(20, 5)(target), initial_state=[h, c])
+    yield "encoder and decoder", model([source, target], kl.Dense(20, activation="softmax")(decoded))
+    a, b = x(name="a"), x(name="b")
+    _, h, c, back_h, back_c = both(3, return_state=True)(a)
+    joined = [kl.Concatenate()([h, back_h]), kl.Concatenate()([c, back_c])]
+    decoded = kl.LSTM(6, return_state=True, **steps)(b, initial_state=joined)
+    yield "encoder of two directions", model([a, b], [kl.Dense(4)(decoded[0]), *decoded[1:]])
+    shared = kl.LSTM(4)
+    yield "shared", model([a, b], kl.Dense(1)(kl.Subtract()([shared(a), shared(b)])))
+    encoded, decoded = kl.LSTM(5, **steps)(a), kl.LSTM(5, **steps)(b)
+    for name, own in [("attention", kl.Attention()), ("scaled attention", kl.Attention(use_scale=True)), ("additive attention", kl.AdditiveAttention())]:
+        yield name, model([a, b], kl.Dense(3)(kl.Concatenate()([decoded, own([decoded, encoded])])))
+    yield "causal attention", model(a, kl.Dense(3)(kl.Attention()([encoded, encoded], use_causal_mask=True)))
+    table = kl.Embedding(20, 5, mask_zero=True)
+    query, value = kl.LSTM(5, **steps)(table(target)), both(5, "sum", **steps)(table(source))
+    seen = [kl.Attention()([query, value]), kl.AdditiveAttention()([query, value])]
+    yield "masked attention", model([source, target], kl.GlobalAveragePooling1D()(kl.Concatenate()([query, *seen])))
+    encoded = kl.LSTM(4, **steps)(x_fixed := x(6, "a"))
+    merges = [m([encoded, x_fixed]) for m in (kl.Add(), kl.Multiply(), kl.Average(), kl.Maximum(), kl.Minimum())]
+    yield "merges", model(x_fixed, kl.LSTM(3)(kl.Concatenate()(merges)))
+    apart = kl.Bidirectional(kl.LSTM(4, **steps), merge_mode=None)(a)
+    yield "directions apart", model(a, [kl.Dense(3)(apart[0]), kl.LSTM(2)(apart[1])])
+
+
+def random_inputs(model):
+    """Inputs by name, `x` where there is one: tokens and steps of which some are left out, where the model masks."""
+    given = {}
+    masks = any(isinstance(layer, kl.Masking) for layer in model.layers)
+    for x in model.inputs:
+        shape = [3, *(7 if n is None else n for n in x.shape[1:])]
+        if "int" in x.dtype:
+            given[x.name] = RANDOM.integers(1, 20, shape).astype("i4") * (RANDOM.random(shape) < 0.7)
+        else:
+            given[x.name] = RANDOM.normal(size=shape).astype("f4")
+            if masks and len(shape) == 3:
+                given[x.name] *= RANDOM.random((*shape[:2], 1)) < 0.7
+    return given if len(given) > 1 else {"x": next(iter(given.values()))}
+
+
+def predicted(model, given):
+    """What Keras gives, in the model's order."""
+    values = [given[x.name] for x in model.inputs] if len(given) > 1 else next(iter(given.values()))
+    got = model.predict(values, verbose=0)
+    return {str(at): value for at, value in enumerate(got if isinstance(got, (list, tuple)) else [got])}
+
+
+def zeroed(model):
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    return model
+
+
+def check_keras(file, given, wanted, folder, unsaid=None):
+    """A model's file to mnemon's and back to Keras, whole and as weights, and to ONNX; `unsaid` is why Keras is refused it."""
+    own, again, weights, graph = (folder / n for n in ["own.safetensors", "again.keras", "again.weights.h5", "model.onnx"])
+    mnemon("convert", file, own)
+    got = ours(own, given, folder)
+    # Outputs of mnemon go by their names, which Keras's do not.
+    order = [name.split("[")[0] for name, _ in network_of(own)["outputs"]]
+    by_order = lambda got: {str(at): got[name] for at, name in enumerate(order)}
+    yield from same("in mnemon", by_order(got), wanted)
+    if unsaid:
+        refused(own, again, unsaid)
+    else:
+        mnemon("convert", own, again)
+        back = keras.models.load_model(again)
+        yield from same("and back", predicted(back, given), wanted)
+        mnemon("convert", own, weights)
+        zeroed(back).load_weights(weights)
+        yield from same("weights", predicted(back, given), wanted)
+    mnemon("convert", own, graph)
+    yield from same("ONNX", by_order(runtime(graph, given)), wanted)
+
+
+def network_of(own):
+    """The network that a file of mnemon's own describes."""
+    size = int.from_bytes(own.read_bytes()[:8], "little")
+    metadata = json.loads(json.loads(own.read_bytes()[8 : 8 + size])["__metadata__"]["mnemon"])
+    return metadata.get("network", {"outputs": [("y", None)]})
+
+
+def check_saved(model, folder):
+    """A model of this script, as both kinds of file that Keras has."""
+    for weight in model.weights:
+        weight.assign(RANDOM.normal(0, 0.4, weight.shape))
+    given = random_inputs(model)
+    wanted = predicted(model, given)
+    for kind in ["keras", "h5"]:
+        model.save(folder / f"model.{kind}")
+        for step, *pair in check_keras(folder / f"model.{kind}", given, wanted, folder):
+            yield f".{kind} {step}", *pair
+
+
+def check_loaded(file, folder):
+    """A file of tests/data that Keras reads."""
+    model = keras.models.load_model(file)
+    given = random_inputs(model)
+    yield from check_keras(file, given, predicted(model, given), folder)
+
+
+def check_recorded(file, folder):
+    """A file of tests/data that a version of Keras wrote which need not be there, with what it gave."""
+    tensors = load_file(file.with_suffix(".safetensors"))
+    given = {name[3:]: value for name, value in tensors.items() if name.startswith("in.")}
+    # What the second version called a hard sigmoid the third has not.
+    unsaid = "Keras has no activation HardSigmoid" if file.stem == "functional2" else None
+    yield from check_keras(file, given, {"0": tensors["out.y"]}, folder, unsaid)
+
+
+def check_written(file, folder):
+    """A file that the tests wrote, and its weights in HDF5 where they are there too, in Keras."""
+    beside = file.with_suffix(".safetensors")
+    tensors = load_file(beside if beside.exists() else DATA / "models" / beside.name)
+    given = {name[3:]: value for name, value in tensors.items() if name.startswith("in.")}
+    outputs = sorted((ORDER.index(name[4:]), value) for name, value in tensors.items() if name.startswith("out."))
+    wanted = {str(at): value for at, (_, value) in enumerate(outputs)}
+    model = keras.models.load_model(file)
+    yield from same("in Keras", predicted(model, given), wanted)
+    if file.with_suffix(".weights.h5").exists():
+        zeroed(model).load_weights(file.with_suffix(".weights.h5"))
+        yield from same("weights", predicted(model, given), wanted)
+
+
+# What only mnemon's own files can say
+
+
+class Network:
+    """A network with random parameters. Its values are their places and how many features they have."""
+
+    def __init__(self, **inputs):
+        self.nodes, self.outputs, self.tensors = [], [], {}
+        self.inputs = list(inputs.items())
+
+    def __getitem__(self, name):
+        at = [x for x, _ in self.inputs].index(name)
+        kind = self.inputs[at][1]
+        return {"input": at}, next(iter(kind.values())) if isinstance(kind, dict) else 0
+
+    def add(self, kind, /, *read, **layer):
+        """Adds a layer; gives its output, or a list where it has several."""
+        name = layer.setdefault("name", f"{kind}_{len(self.nodes)}")
+        shapes, features = LAYERS.get(kind, lambda layer, *features: ({}, features[:1]))(layer, *(f for _, f in read))
+        for role, shape in shapes.items():
+            self.tensors[f"{name}.{role}"] = RANDOM.normal(0, 0.3, shape).astype("f4")
+        self.nodes.append({"name": name, "layer": {"class": kind, **layer}, "inputs": [port for port, _ in read]})
+        values = [({"node": [len(self.nodes) - 1, at]}, f) for at, f in enumerate(features)]
+        return values if len(values) > 1 else values[0]
+
+    def output(self, name, value):
+        self.outputs.append((name, value[0]))
+
+    def save(self, path):
+        network = {"inputs": self.inputs, "nodes": self.nodes, "outputs": self.outputs}
+        metadata = {"format": "mnemon", "version": 1, "network": network}
+        save_file(self.tensors, path, metadata={"mnemon": json.dumps(metadata)})
+        return path
+
+
+def lstm(layer, features, *_):
+    """The parameters of an LSTM and its outputs; what a file must say gets a default."""
+    for key, value in {"units": 5, "activation": "tanh", "bias": "one", "return_sequences": True, "stateful": False}.items():
+        layer.setdefault(key, value)
+    h, r = layer["units"], layer.get("projection") or layer["units"]
+    shapes = {"weight_ih": (4 * h, features), "weight_hh": (4 * h, r)}
+    shapes |= {name: (4 * h,) for name in {"none": [], "one": ["bias_ih"], "two": ["bias_ih", "bias_hh"]}[layer["bias"]]}
+    shapes |= {"weight_hr": (r, h)} if "projection" in layer else {}
+    cell = layer.get("cell", {})
+    shapes |= {"peepholes": (3 * h,)} if cell.get("peepholes") else {}
+    if "layer_norm" in cell:
+        shapes |= {"norm_ih": (4 * h,), "norm_hh": (4 * h,), "norm_gain": (h,), "norm_bias": (h,)}
+    ways = ["", "_reverse"] if layer.get("direction") == "both" else [""]
+    width = r * len(ways) if layer.get("merge", "concat") == "concat" else r
+    outputs = [width] * (2 if layer.get("merge") == "apart" else 1)
+    outputs += [r, h] * len(ways) if layer.get("return_state") else []
+    return {f"{role}_l0{way}": shape for way in ways for role, shape in shapes.items()}, outputs
+
+
+def dense(layer, features):
+    layer |= {"activation": layer.get("activation", "linear"), "bias": True}
+    return {"weight": (layer["units"], features), "bias": (layer["units"],)}, [layer["units"]]
+
+
+def conv1d(layer, features):
+    layer |= {"activation": layer.get("activation", "linear"), "bias": True}
+    shapes = {"weight": (layer["filters"], layer["window"]["taps"], features), "bias": (layer["filters"],)}
+    return shapes, [layer["filters"]]
+
+
+def attention(layer, query, value, *_):
+    layer |= {"causal": layer.get("causal", False)}
+    scale = query if layer["score"] == "additive" else 1
+    return ({"scale": (scale,)} if layer["scale"] else {}), [value]
+
+
+def formula(layer, *features):
+    width = max(features)
+    return {f"constant_{o['vector']}": (width,) for o in layer["operands"] if "vector" in o}, [width]
+
+
+# For each class of layers its parameters and the features of its outputs; other layers have no parameters.
+LAYERS = {
+    "lstm": lstm,
+    "dense": dense,
+    "conv1d": conv1d,
+    "attention": attention,
+    "formula": formula,
+    "embedding": lambda layer, _: ({"weight": (layer["vocabulary"], layer["size"])}, [layer["size"]]),
+    "layer_normalization": lambda _, features: ({"weight": (features,), "bias": (features,)}, [features]),
+    "merge": lambda layer, *features: ({}, [sum(features) if layer["kind"] == "concatenate" else features[0]]),
+    "columns": lambda layer, _: ({}, [layer["count"]]),
+    "feature_sum": lambda layer, _: ({}, [1]),
+}
+
+CELLS = {
+    "plain": {},
+    "peepholes": {"cell": {"peepholes": True}},
+    "coupled": {"cell": {"coupled": True}},
+    "coupled peepholes": {"cell": {"coupled": True, "peepholes": True}},
+    "clip": {"cell": {"clip": 0.3}},
+    "cell clip": {"cell": {"cell_clip": 0.2}},
+    "layer norm": {"cell": {"layer_norm": 1e-3}},
+    "zoneout": {"cell": {"zoneout_h": 0.1, "zoneout_c": 0.3}},
+    "projection": {"projection": 3},
+    "gates by selu": {"recurrent_activation": "selu"},
+    "gates by swish, h by elu": {"recurrent_activation": "swish", "output_activation": {"elu": {"alpha": 0.5}}},
+    "gates by exponential": {"recurrent_activation": "exponential"},
+    "gates by alpha and beta": {
+        "recurrent_activation": {"hard_sigmoid": {"alpha": 0.3, "beta": 0.4}},
+        "activation": {"scaled_tanh": {"alpha": 0.9, "beta": 0.7}},
+        "output_activation": {"leaky_relu": {"alpha": 0.2}},
+    },
+    "gates by affine, h by thresholded relu": {
+        "recurrent_activation": {"affine": {"alpha": 0.3, "beta": 0.5}},
+        "output_activation": {"thresholded_relu": {"alpha": 0.1}},
+    },
+    "two biases": {"bias": "two"},
+    "no bias": {"bias": "none"},
+    "all at once": {
+        "projection": 3,
+        "bias": "two",
+        "cell": {"peepholes": True, "layer_norm": 1e-3, "zoneout_h": 0.1, "zoneout_c": 0.2, "cell_clip": 0.6, "clip": 0.9},
+    },
+}
+
+
+def holes(shape):
+    """Random steps of which some, anywhere, are all zero, and one sequence has none."""
+    x = RANDOM.normal(size=shape).astype("f4") * (RANDOM.random((*shape[:2], 1)) < 0.6)
+    x[-1] = 0
+    return x
+
+
+def own_networks():
+    """Networks by name, with their inputs."""
+    for name, cell in CELLS.items():
+        for masked in [False, True]:
+            n = Network(x={"features": 4})
+            at = n.add("masking", n["x"], value=0.0) if masked else n["x"]
+            at = n.add("lstm", at, direction="both", merge="sum", zero_output_for_mask=True, **cell)
+            at = n.add("lstm", at, direction="reverse", **cell)
+            at, h, c = n.add("lstm", at, return_state=True, **cell)
+            n.output("y", at)
+            n.output("h", h)
+            n.output("c", c)
+            n.output("last", n.add("lstm", at, return_sequences=False, direction="both", **cell))
+            x = holes((4, 6, 4)) if masked else RANDOM.normal(size=(3, 6, 4)).astype("f4")
+            yield f"{name}{', holes' if masked else ''}", n, {"x": x}
+
+    n = Network(a="tokens", b="tokens")
+    a, b = (n.add("embedding", n[x], vocabulary=9, size=4, mask_zero=x == "a") for x in "ab")
+    both, *states = n.add("lstm", a, direction="both", return_state=True, cell={"layer_norm": 1e-3})
+    n.output("both", both)
+    n.output("other", n.add("lstm", b, *states, direction="both"))
+    yield "states of tokens with holes", n, {x: RANDOM.integers(0, 3, (5, 6)).astype("i4") for x in "ab"}
+
+    for masked in [False, True]:
+        n = Network(a={"features": 4}, b={"features": 4})
+        a, b = (n.add("masking", n[x], value=0.0) if masked else n[x] for x in "ab")
+        _, h, c = n.add("lstm", a, return_state=True, cell={"zoneout_h": 0.2})
+        encoded = n.add("lstm", a, cell={"peepholes": True})
+        decoded = n.add("lstm", b, h, c, cell={"cell_clip": 0.4})
+        for score in ["dot", "additive"]:
+            n.output(score, n.add("attention", decoded, encoded, score=score, scale=True))
+        n.output("causal", n.add("attention", decoded, decoded, score="dot", scale=False, causal=True))
+        given = {x: holes((3, t, 4)) for x, t in [("a", 7), ("b", 5)]}
+        yield f"encoder, decoder, attention{', holes' if masked else ''}", n, given
+
+    n = Network(x={"features": 4}, n="lengths")
+    at = n.add("lstm", n.add("along", n["x"], n["n"]), direction="both", cell={"layer_norm": 1e-3})
+    at = n.add("lstm", at, direction="reverse")
+    n.output("y", n.add("along", at, n["x"]))
+    n.output("mean", n.add("pooling", at, kind="average"))
+    yield "lengths", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4"), "n": np.array([6, 1, 4], "i4")}
+
+    n = Network(x={"features": 4})
+    for at, (kind, taps, stride, padding) in enumerate([
+        ("max", 3, 2, "same"), ("average", 4, 1, "same"), ("average", 3, 2, "same"), ("max", 2, 2, "valid"),
+        ("max", 3, 1, "causal"), ("average", 3, 2, {"explicit": {"before": 1, "after": 2}}),
+    ]):
+        window = {"taps": taps, "stride": stride, "dilation": 1, "padding": padding}
+        pooled = n.add("pooling1d", n["x"], kind=kind, window=window)
+        read = n.add("conv1d", pooled, filters=3, window={**window, "stride": 1, "taps": 2})
+        n.output(f"y{at}", n.add("lstm", read, return_sequences=False))
+    n.output("cropped", n.add("cropping1d", n["x"], before=1, after=2, stride=2))
+    n.output("padded", n.add("cropping1d", n["x"], before=-1, after=-2, stride=1))
+    yield "windows", n, {"x": RANDOM.normal(size=(3, 9, 4)).astype("f4")}
+
+    n = Network(x={"features": 4})
+    at = n.add("lstm", n["x"], units=4)
+    n.output("columns", n.add("columns", at, first=1, count=2))
+    n.output("step", n.add("step", at, at=-2))
+    for mean in [False, True]:
+        n.output(f"features{mean}", n.add("feature_sum", at, mean=mean))
+    for kind in ["time_softmax", "log_softmax", "layer_normalization"]:
+        n.output(kind, n.add(kind, at, **({"epsilon": 1e-3, "scale": True, "center": True} if "norm" in kind else {})))
+    n.output("sum", n.add("pooling", at, kind="sum"))
+    yield "parts of rows and steps", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4")}
+
+    n = Network(x={"features": 4})
+    a, b = ({"input": 0}, {"input": 1})
+    x, y = n["x"], n.add("lstm", n["x"], units=4)
+    high = n.add("formula", x, function="exponential", operands=[a])
+    for function in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "less", "greater", "equal"]:
+        n.output(function, n.add("formula", x, high, function=function, operands=[a, b]))
+    for function in ["negate", "absolute", "sign", "erf"]:
+        n.output(function, n.add("formula", y, function=function, operands=[a]))
+    for function in ["logarithm", "square_root", "reciprocal"]:
+        n.output(function, n.add("formula", high, function=function, operands=[a]))
+    for power in [0.0, 0.5, -0.5, 2.0, -3.0, 1.7]:
+        n.output(f"power{power}", n.add("formula", high, function="power", operands=[a, {"number": power}]))
+    more = n.add("formula", x, y, function="less", operands=[a, b])
+    less = n.add("formula", more, function="not", operands=[a])
+    n.output("or", n.add("formula", more, less, function="or", operands=[a, b]))
+    n.output("and", n.add("formula", more, less, function="and", operands=[a, b]))
+    n.output("where", n.add("formula", more, function="where", operands=[a, {"vector": 0}, {"number": 2.0}]))
+    yield "formulas", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4")}
+
+
+def check_own(network, given, folder):
+    """A network of mnemon's own in ONNX Runtime."""
+    own, graph = network.save(folder / "own.safetensors"), folder / "model.onnx"
+    mnemon("convert", own, graph)
+    yield from same("ONNX", runtime(graph, given), ours(own, given, folder))
+
+
+def check_carried(cell, folder):
+    """A layer that carries its state, over a sequence at once here and in two pieces in ONNX Runtime."""
+    n = Network(x={"features": 4})
+    at = n.add("lstm", n["x"], stateful=True, name="below", **cell)
+    n.output("y", n.add("lstm", at, stateful=True, name="above", **cell))
+    own, graph = n.save(folder / "own.safetensors"), folder / "model.onnx"
+    mnemon("convert", own, graph)
+    x = RANDOM.normal(size=(3, 9, 4)).astype("f4")
+    first = runtime(graph, {"x": x[:, :4]})
+    carried = {f"{name}.{part}_0": first[f"{name}.{part}_n"] for name in ["below", "above"] for part in "hc"}
+    second = runtime(graph, {"x": x[:, 4:], **carried})
+    yield "two pieces", np.concatenate([first["y"], second["y"]], 1), ours(own, {"x": x}, folder)["y"]
+
+
+def check_refusals(folder):
+    """What another program has no word for, or mnemon has none for, is refused by the layer's name."""
+    n = Network(tokens="tokens")
+    at = n.add("embedding", n["tokens"], vocabulary=9, size=5)
+    h = n.add("lstm", at, cell={"peepholes": True}, name="odd")
+    logits = n.add("dense", h, units=9)
+    n.output("y", logits)
+    own = n.save(folder / "own.safetensors")
+    refused(own, folder / "no.keras", "odd: Keras's LSTM has no peepholes")
+    refused(own, folder / "no.safetensors", "odd: PyTorch's nn.LSTM has no peepholes", "--format", "pytorch")
+    memory = n.add("working_memory", h, logits, n["tokens"], window=4, mixture={"kind": "linear", "theta": 0.3, "lambda": 0.1}, steps=9, stateful=False, name="recall")
+    n.output("recalled", memory)
+    refused(n.save(own), folder / "no.onnx", "recall: a working memory")
+    refused(DATA / "models" / "gru.keras", folder / "no.onnx", "gru: the layer GRU is not supported")
+    yield "refused", 1, 1
+
+
+def error(got, wanted):
+    """The largest difference, over the largest value where that is above one."""
+    got, wanted = np.asarray(got, "f8"), np.asarray(wanted, "f8")
+    if got.shape != wanted.shape:
+        raise ValueError(f"expected {wanted.shape}, got {got.shape}")
+    return np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max())
+
+
+def checks(folder):
+    """Every check by name: a generator of steps, each with what came and what was wanted."""
+    for name, settings in MODULES.items():
+        yield f"PyTorch: {name}", lambda to, s=settings: check_pytorch(s, to)
+    for file in sorted([*(DATA / "models").glob("*.keras"), *(DATA / "legacy").glob("*.keras")]):
+        if file.stem != "gru":
+            yield f"Keras: {file.name}", lambda to, f=file: check_loaded(f, to)
+    for file in sorted((DATA / "legacy").glob("*.h5")):
+        yield f"Keras: {file.name}", lambda to, f=file: check_recorded(f, to)
+    for name, model in keras_models():
+        yield f"Keras: {name}", lambda to, m=model: check_saved(m, to)
+    for file in sorted(Path(folder).glob("*.keras")) if folder else []:
+        yield f"written: {file.name}", lambda to, f=file: check_written(f, to)
+    for name, network, given in own_networks():
+        yield f"ONNX: {name}", lambda to, n=network, g=given: check_own(n, g, to)
+    for name, cell in CELLS.items():
+        yield f"ONNX: {name}, carried", lambda to, c=cell: check_carried(c, to)
+    yield "refusals", check_refusals
+
+
+def main(folder):
+    torch.manual_seed(1)
+    count, failures, largest = 0, 0, 0.0
+    for name, check in checks(folder):
+        count, worst, where, problem = count + 1, 0.0, "", ""
+        with tempfile.TemporaryDirectory() as to:
+            try:
+                for step, got, wanted in check(Path(to)):
+                    e = error(got, wanted)
+                    if not e <= worst:
+                        worst, where = e, step
+            # A model that cannot be said, or that another program cannot read, is off too.
+            except Exception as e:
+                problem = f"{type(e).__name__}: {e}"
+        failed = bool(problem) or not worst <= TOLERANCE
+        failures, largest = failures + failed, max(largest, worst)
+        print(f"{'FAIL' if failed else 'ok':<4} {worst:.1e} {name}{f' at {where}' if failed and where else ''} {problem}".rstrip(), flush=True)
+    print(f"{count} models, {failures} failed, largest error {largest:.1e}")
+    return failures > 0
+
+
+if __name__ == "__main__":
+    MNEMON = sys.argv[1]
+    sys.exit(main(sys.argv[2] if len(sys.argv) > 2 else None))
