@@ -78,6 +78,10 @@ fn whole_models_in_hdf5_give_what_keras_gives() {
         }
         assert!(imported.sources.values().all(|s| s.starts_with("model_weights/")), "{:?}", imported.sources);
     }
+    let training = io::read_model(&folder.join("sequential3.h5"), None).unwrap().training.unwrap();
+    assert_eq!((training.step, training.loss.as_deref()), (1, Some("mse")));
+    // Two moments of six parameters, whose layouts are ours.
+    assert_eq!(training.state.len(), 2 * 7, "{:?}", training.state.keys());
     let config = io::pytorch::Config::default();
     let error = io::read_model(&folder.join("sequential3.h5"), Some(&config)).unwrap_err();
     assert!(error.to_string().contains("takes no configuration"), "{error}");

@@ -33,6 +33,8 @@ const STACK: usize = 256 << 20;
 pub(in crate::io) const ZIP_START: &[u8] = b"PK\x03\x04";
 /// Where an optimiser counts its steps.
 const STEP: &str = "optimizer/vars/0";
+/// What an optimiser keeps, in a whole model in HDF5.
+pub(super) const OPTIMIZER: &str = "optimizer_weights";
 /// How an HDF5 file begins.
 pub(in crate::io) const HDF5_START: &[u8] = b"\x89HDF\r\n\x1a\n";
 
@@ -233,7 +235,8 @@ impl Walk<'_> {
         if matches!(datatype, Datatype::FixedPoint { .. } | Datatype::Enumeration { .. }) {
             let one = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. })
                 && dataset.shape().is_ok_and(|shape| shape.is_empty());
-            if at == STEP && one {
+            let steps = at == STEP || at.strip_prefix(OPTIMIZER).is_some_and(|name| name.ends_with("/iteration"));
+            if steps && one {
                 let values = dataset.read_i64().map_err(broken)?;
                 self.found.step = values.first().and_then(|&step| u64::try_from(step).ok());
             }

@@ -4,7 +4,7 @@
 //!
 //! Such a file is turned into what a `.keras` file holds, and read as that.
 
-use super::archive::{Contents, JSON_LIMIT, KerasArchive, read_hdf5};
+use super::archive::{Contents, JSON_LIMIT, KerasArchive, OPTIMIZER, read_hdf5};
 use super::entry::references;
 use super::model::Reader;
 use crate::config::Activation;
@@ -43,7 +43,10 @@ fn read(file: Contents) -> Result<Imported> {
     if !old && !version.starts_with("3.") {
         return Err(Error::unsupported(format!("keras: expected a file of Keras 2 or 3, got one of Keras {version}")));
     }
-    let config = model(config)?;
+    let mut config = model(config)?;
+    if !old {
+        config["compile_config"] = compiled(&file);
+    }
     let (archive, sources) = archive(file, config, old)?;
     let mut imported = Reader::new(&archive, old).model()?;
     for source in imported.sources.values_mut() {
@@ -55,6 +58,13 @@ fn read(file: Contents) -> Result<Imported> {
         imported.network.nodes.iter_mut().for_each(|node| hard_sigmoids(&mut node.layer));
     }
     Ok(imported)
+}
+
+/// How the model was compiled, as a `.keras` file says it; null where the file does not tell, or not as JSON.
+fn compiled(file: &Contents) -> Value {
+    let training = file.text("", "training_config").filter(|text| text.len() as u64 <= JSON_LIMIT);
+    let training: Option<Value> = training.and_then(|text| serde_json::from_str(text).ok());
+    training.map_or(Value::Null, |t| json!({ "optimizer": t["optimizer_config"], "loss": t["loss"] }))
 }
 
 /// The file as an archive, and the datasets by what they are called there.
@@ -77,12 +87,18 @@ fn archive(mut file: Contents, config: Value, old: bool) -> Result<(KerasArchive
         }
         names.insert(format!("{to}/vars"), name.to_string());
     }
+    // Keras 3 lists what an optimiser keeps in the order in which a `.keras` file numbers it.
+    for (at, name) in file.list(OPTIMIZER, "weight_names").iter().enumerate().filter(|_| !old) {
+        if let Some(tensor) = file.weights.remove(&format!("{OPTIMIZER}/{name}")) {
+            weights.insert(format!("optimizer/vars/{at}"), tensor);
+        }
+    }
     let within = format!("{WEIGHTS}/");
     if let Some(rest) = file.weights.keys().find(|k| k.starts_with(&within) && !k.starts_with(TOP)) {
         return Err(Error::data(format!("keras: the weight `{rest}` belongs to no layer of the model")));
     }
     let keras_version = if old { "2" } else { "3" }.to_string();
-    Ok((KerasArchive { keras_version, config, weights, names, step: None }, sources))
+    Ok((KerasArchive { keras_version, config, weights, names, step: file.step }, sources))
 }
 
 /// Where Keras 3 keeps weight number `at` of the `count` of a layer.

@@ -8,7 +8,7 @@ use std::cell::Cell;
 pub(super) struct Budget(Cell<u64>);
 
 /// Values that any file may make.
-const ALLOWANCE: u64 = 1 << 20;
+const ALLOWANCE: u64 = 1 << 18;
 
 impl Budget {
     /// For a file of `bytes`: as many values, which is some four times what it holds of them.

@@ -22,6 +22,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The most ways that are tried.
 const WAYS: usize = 1 << 12;
+/// How many values of weights that are inputs may be zero because no run gives them, beside as many as the file has bytes.
+const ZEROS: u64 = 1 << 20;
 /// The most inputs, weights aside.
 const INPUTS: usize = 1 << 8;
 /// The most nodes that are read in all ways together.
@@ -43,7 +45,7 @@ pub(super) fn read(
         return Err(Error::unsupported("sparse tensors"));
     }
     let facts = Facts::of(model, graph);
-    let (mut values, budget) = (HashMap::new(), Budget::new(bytes));
+    let (mut values, budget) = (HashMap::new(), Budget::new(bytes + ZEROS));
     for tensor in &graph.initializer {
         if values.insert(tensor.name.clone(), Val::from(reader.host(tensor)?)).is_some() {
             return Err(Error::data(format!("the tensor `{}` is there twice", tensor.name)));
