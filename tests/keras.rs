@@ -17,6 +17,7 @@ use mnemon::optim::{Clipping, Course, Rule, Schedule, WeightDecay};
 use mnemon::params::Tensor;
 use mnemon::params::random::Random;
 use mnemon::train::{Model, Named};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn models() -> PathBuf {
@@ -257,6 +258,30 @@ fn a_graph_of_layers_is_a_functional_model() {
     let read = round("graph", &n, inputs);
     assert_eq!(read.network.outputs[0].0, "maximum");
     assert_eq!((read.network.inputs, read.network.nodes.len()), (n.inputs.clone(), n.nodes.len()));
+}
+
+#[test]
+fn weights_of_a_file_of_their_own_take_the_place_of_a_models() {
+    let network = Network::chain(Input::Features(4), None, &[Lstm::new(3).into(), Dense::new(2).into()]).unwrap();
+    let (own, others) = (parameters(&network), parameters(&network));
+    let others: BTreeMap<String, Tensor> = others
+        .into_iter()
+        .map(|(name, t)| {
+            let halved = t.f32s().unwrap().iter().map(|v| v / 2.0).collect();
+            (name, Tensor::new(t.shape(), halved).unwrap())
+        })
+        .collect();
+    let (model, weights) = (place("own.keras"), place("others.weights.h5"));
+    keras::write_model(&model, "m", &network, &own).unwrap();
+    keras::write_weights(&weights, &network, &others).unwrap();
+    assert_eq!(io::read_model(&model, None).unwrap().parameters, own);
+    assert_eq!(io::read_model_with_weights(&model, &weights).unwrap().parameters, others);
+    let error = io::read_model_with_weights(&weights, &weights).unwrap_err();
+    assert!(error.to_string().contains("expected a whole zip archive") || error.kind() == ErrorKind::File, "{error}");
+    let wider = Network::chain(Input::Features(4), None, &[Lstm::new(5).into(), Dense::new(2).into()]).unwrap();
+    keras::write_weights(&weights, &wider, &parameters(&wider)).unwrap();
+    let error = io::read_model_with_weights(&model, &weights).unwrap_err();
+    assert!(error.kind() == ErrorKind::Shape && error.to_string().contains("cell/vars/0"), "{error}");
 }
 
 #[test]

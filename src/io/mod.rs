@@ -6,7 +6,7 @@ pub mod onnx;
 pub mod pytorch;
 pub mod safetensors;
 
-pub use model::{FileKind, Imported, MEMORY, fitted_memory, read_model, read_model_for};
+pub use model::{FileKind, Imported, MEMORY, fitted_memory, read_model, read_model_for, read_model_with_weights};
 pub use onnx::Edges;
 pub use safetensors::{
     ModelFile, load, read_tensors, replace, save, tensors_from_bytes, tensors_to_bytes, write_tensors,

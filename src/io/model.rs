@@ -116,6 +116,22 @@ pub fn read_model_for(
             pytorch::read_model(path, config.unwrap_or(&pytorch::Config::default()))?
         }
     };
+    checked(imported, path)
+}
+
+/// Reads a `.keras` file with the parameters of a `.weights.h5` file of the same model in place of its own.
+pub fn read_model_with_weights(path: &Path, weights: &Path) -> Result<Imported> {
+    match FileKind::of(path)? {
+        FileKind::Keras => checked(keras::read_model_with_weights(path, weights)?, weights),
+        kind => Err(Error::argument(format!(
+            "{}: expected a .keras file whose parameters are in {}, got {kind:?}",
+            path.display(),
+            weights.display()
+        ))),
+    }
+}
+
+fn checked(imported: Imported, path: &Path) -> Result<Imported> {
     check(&imported.network, &imported.parameters, &imported.sources).map_err(|e| e.within(path.display()))?;
     Ok(imported)
 }

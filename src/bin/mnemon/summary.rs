@@ -29,6 +29,10 @@ pub struct ModelOptions {
     /// A JSON file that says what a state dict holds: the prefixes `embedding`, `lstm` and `linear`, and `tied`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// A .weights.h5 file whose parameters a .keras file takes in place of its own
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub weights: Option<PathBuf>,
 }
 
 impl ModelOptions {
@@ -39,6 +43,9 @@ impl ModelOptions {
 
     /// Reads the model for a run over `inputs`.
     pub fn read_for(&self, entry: Option<pytorch::Config>, inputs: Option<&Named>) -> Result<io::Imported> {
+        if let Some(weights) = &self.weights {
+            return io::read_model_with_weights(&self.model, weights);
+        }
         let given = self.config.as_deref().map(pytorch::Config::read).transpose()?;
         io::read_model_for(&self.model, given.or(entry).as_ref(), inputs)
     }

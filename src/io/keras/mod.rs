@@ -16,6 +16,6 @@ mod write;
 pub(super) use archive::HDF5_START;
 pub use archive::{KerasArchive, KerasTensor, read_keras, read_weights};
 pub(super) use archive::{Metered, ZIP_START};
-pub use model::read_model;
+pub use model::{read_model, read_model_with_weights};
 pub use training::Training;
 pub use write::{write_model, write_weights};

@@ -1,6 +1,6 @@
 //! A Keras model, Sequential or functional, as a network with its parameters.
 
-use super::archive::{HDF5_START, KerasArchive, read_keras};
+use super::archive::{HDF5_START, KerasArchive, read_hdf5, read_keras};
 use super::config::{Object, class, layer};
 use super::entry::{Entry, Masks, Reference, entry, is_mask, keras_order, mask_of, masks, reads, references, tensors};
 use super::legacy::read_legacy;
@@ -28,13 +28,31 @@ pub fn read_model(path: &Path) -> Result<Imported> {
     if start == HDF5_START {
         return read_legacy(path);
     }
+    let archive = archive_of(path)?;
+    Reader::new(&archive, false).model().map_err(|e| e.within(path.display()))
+}
+
+/// [`read_model`] of a `.keras` file with the parameters of a `.weights.h5` file of the same model in place of its own.
+pub fn read_model_with_weights(path: &Path, weights: &Path) -> Result<Imported> {
+    let mut archive = archive_of(path)?;
+    let file = read_hdf5(weights)?;
+    // What its optimiser keeps is of the parameters that it has itself.
+    if let Some(config) = archive.config.as_object_mut() {
+        config.remove("compile_config");
+    }
+    (archive.weights, archive.names, archive.step) = (file.weights, file.names, None);
+    Reader::new(&archive, false).model().map_err(|e| e.within(weights.display()))
+}
+
+/// What a `.keras` file of Keras 3 holds.
+fn archive_of(path: &Path) -> Result<KerasArchive> {
     let archive = read_keras(path)?;
     // Keras 2 wrote archives too, in which the same names mean other things (its hard sigmoid is another).
     if !archive.keras_version.starts_with("3.") {
         let error = format!("expected a file of Keras 3, got one of Keras {}", archive.keras_version);
         return Err(Error::unsupported(error).within(path.display()));
     }
-    Reader::new(&archive, false).model().map_err(|e| e.within(path.display()))
+    Ok(archive)
 }
 
 pub(super) struct Reader<'a> {
