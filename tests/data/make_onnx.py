@@ -79,8 +79,8 @@ def lstm_nodes():
 
 
 def export(name, run, inputs, dynamic=None, axes=("d0", "d1"), **parts):
-    """A module with `parts` whose forward is `run`; in `_dyn`, `dynamic` are the axes of each input that are dynamic (the
-    first two if not given) and `axes` their names."""
+    """A module with `parts` whose forward is `run`; in `_dyn`, `dynamic` are the dynamic axes of each input (if not given
+    the first two) and `axes` their names."""
     model, given = type("Model", (nn.Module,), {"forward": run})(), tuple(inputs.values())
     for key, part in parts.items():
         setattr(model, key, part)
@@ -137,10 +137,6 @@ def words():
 def attention():
     x = {"x": torch.randn(3, 6, 5)}
 
-    def additive(m, x):
-        y = m.lstm(x)[0]
-        return m.linear((m.score(y).tanh().softmax(1) * y).sum(1))
-
     def products(m, x):
         y, (h, _) = m.lstm(x)
         weights = torch.bmm(y, h[-1].unsqueeze(2)).squeeze(2).softmax(1)
@@ -151,31 +147,23 @@ def attention():
         decoded = m.decoder(m.target(target), state)[0]
         return m.linear(torch.cat([decoded, torch.bmm(torch.bmm(decoded, encoded.mT).softmax(-1), encoded)], -1))
 
-    def heads(m, x):
-        y = m.lstm(x)[0]
-        return m.linear(m.heads(y, y, y, need_weights=False)[0][:, -1])
-
     parts = {"lstm": lstm(5, 7, bidirectional=True), "score": nn.Linear(14, 1), "linear": nn.Linear(14, 3)}
-    export("attn.dy", additive, x, **parts)
+    export("attn.dy", lambda m, x: m.linear((m.score(y := m.lstm(x)[0]).tanh().softmax(1) * y).sum(1)), x, **parts)
     export("attn_bmm.ts", products, x, lstm=lstm(5, 7), linear=nn.Linear(7, 3))
     parts = {"source": nn.Embedding(20, 5), "target": nn.Embedding(20, 5), "encoder": lstm(5, 4), "decoder": lstm(5, 4)}
     given = {"x": torch.randint(0, 20, (3, 7)), "in1": torch.randint(0, 20, (3, 4))}
     export("luong.dy_dyn", luong, given, **parts, linear=nn.Linear(8, 9))
-    parts = {"heads": nn.MultiheadAttention(4, 2, batch_first=True), "linear": nn.Linear(4, 2)}
-    export("mha.dy_dyn", heads, x, lstm=lstm(5, 4), **parts)
+    parts = {"lstm": lstm(5, 4), "heads": nn.MultiheadAttention(4, 2, batch_first=True), "linear": nn.Linear(4, 2)}
+    export("mha.dy_dyn", lambda m, x: m.linear(m.heads(y := m.lstm(x)[0], y, y)[0][:, -1]), x, **parts)
 
 
 def series():
     x, longer, named = {"x": torch.randn(3, 6, 5)}, {"x": torch.randn(3, 9, 5)}, ("batch", "time")
 
-    def rebuilt(m, x):
-        h = m.encoder(x)[1][0]
-        return m.decoder(h[-1].unsqueeze(1).repeat(1, x.shape[1], 1))[0]
-
     parts = {"lstm": lstm(5, 4), "linear": nn.Linear(4, 2)}
     export("diff.ts_dyn", lambda m, x: m.linear(m.lstm(x[:, 1:] - x[:, :-1])[0][:, -1]), x, axes=named, **parts)
     parts["linear"] = nn.Linear(12, 2)
-    export("last3.ts_dyn", lambda m, x: m.linear(m.lstm(x)[0][:, -3:].flatten(1)), x, axes=named, **parts)
+    export("last3.ts_dyn", lambda m, x: m.linear(m.lstm(x)[0][:, -3:].reshape(x.size(0), -1)), x, axes=named, **parts)
     parts["linear"] = nn.Linear(4, 6)
     export("l2norm.ts", lambda m, x: F.normalize(m.linear(m.lstm(x)[0][:, -1]), dim=1), x, **parts)
     parts = {"lstm": lstm(5, 4), "places": nn.Parameter(torch.randn(1, 30, 5))}
@@ -187,9 +175,10 @@ def series():
     parts = {"conv": nn.Conv1d(5, 6, 4, stride=2, padding=1), "lstm": lstm(6, 4)}
     export("conv_k4s2p1.dy", lambda m, x: m.lstm(m.conv(x.mT).relu().mT)[0][:, -1], longer, **parts)
     parts = {"conv": nn.Sequential(nn.Conv1d(5, 8, 3), nn.LeakyReLU(), nn.MaxPool1d(2)), "lstm": lstm(8, 7)}
-    run = lambda m, x: m.linear(m.lstm(m.conv(x.mT).mT)[0][:, -1])
-    export("convpool.dy", run, longer, **parts, linear=nn.Linear(7, 3))
-    export("auto.dy_dyn", rebuilt, x, encoder=lstm(5, 4), decoder=lstm(4, 5))
+    parts["linear"] = nn.Linear(7, 3)
+    export("convpool.dy", lambda m, x: m.linear(m.lstm(m.conv(x.mT).mT)[0][:, -1]), longer, **parts)
+    parts = {"encoder": lstm(5, 4), "decoder": lstm(4, 5)}
+    export("auto.dy_dyn", lambda m, x: m.decoder(m.encoder(x)[1][0][-1][:, None].repeat(1, x.size(1), 1))[0], x, **parts)
 
 
 def states_and_steps():

@@ -2,8 +2,8 @@
 
     python tests/interchange/check.py target/release/mnemon [target/tmp/keras]
 
-needs torch, keras, onnxruntime, h5py and safetensors. The folder is one of `.keras` files that `cargo test --test keras`
-wrote: each has to give the `out.*` that lie beside it, or in tests/data/models, for the `in.*`.
+needs torch, keras, onnxruntime, h5py and safetensors. The folder is one of `.keras` files that
+`cargo test --test keras` wrote: each has to give the `out.*` that lie beside it or in tests/data/models for the `in.*`.
 """
 import json
 import logging
@@ -32,19 +32,18 @@ RANDOM = np.random.default_rng(1)
 ORDER = ["y", "turned", "mean", "h", "c", "h_reverse", "c_reverse"]
 
 
-def mnemon(*arguments, code=0):
-    """Runs the command, which has to end with `code`; gives what it says."""
+def mnemon(*arguments):
+    """Runs the command, which has to end well; gives what it says."""
     ran = subprocess.run([MNEMON, *map(str, arguments)], capture_output=True, text=True, check=False)
-    if ran.returncode != code:
+    if ran.returncode != 0:
         raise RuntimeError(f"{arguments[0]} ended with {ran.returncode}: {ran.stderr.strip()}")
-    return ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def refused(file, to, reason, *more):
-    """A model that `to` cannot say is refused for its `reason`, and nothing is written."""
-    said = mnemon("convert", file, to, *more, code=2)
-    if reason not in said or to.exists():
-        raise RuntimeError(f"expected a refusal that says `{reason}`, got: {said.strip()}")
+    """A step: whether a model that `to` cannot say is refused for its `reason`, and nothing is written."""
+    ran = subprocess.run([MNEMON, "convert", file, to, *more], capture_output=True, text=True, check=False)
+    return f"refused by {reason}", ran.returncode == 2 and reason in ran.stderr and not to.exists(), True
 
 
 def runtime(path, given):
@@ -61,9 +60,10 @@ def runtime(path, given):
 
 def ours(file, given, folder):
     """What mnemon gives, by name."""
-    save_file({name: np.ascontiguousarray(value) for name, value in given.items()}, folder / "given.safetensors")
-    mnemon("run", file, "--input", folder / "given.safetensors", "--output", folder / "got.safetensors", "--device", "cpu")
-    return load_file(folder / "got.safetensors")
+    inputs, outputs = folder / "given.safetensors", folder / "got.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in given.items()}, inputs)
+    mnemon("run", file, "--input", inputs, "--output", outputs, "--device", "cpu")
+    return load_file(outputs)
 
 
 def same(step, got, wanted):
@@ -96,16 +96,18 @@ class Module(nn.Module):
         return {("logits" if isinstance(embedding, nn.Embedding) else "y"): linear(y), "h_n": h, "c_n": c}
 
 
+LANGUAGE = {"size": 6, "hidden": 5, "tokens": 20, "classes": 7}
+TIED = {"size": 6, "hidden": 6, "tokens": 20, "classes": 20, "tied": True}
 MODULES = {
-    "embedding, LSTM, linear": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7},
-    "tied": {"size": 6, "hidden": 6, "tokens": 20, "classes": 20, "tied": True},
-    "tied, layers": {"size": 6, "hidden": 6, "tokens": 20, "classes": 20, "tied": True, "num_layers": 2},
-    "three layers, dropout": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7, "num_layers": 3, "dropout": 0.5},
+    "embedding, LSTM, linear": LANGUAGE,
+    "three layers, dropout": {**LANGUAGE, "num_layers": 3, "dropout": 0.5},
+    "bidirectional layers": {**LANGUAGE, "num_layers": 2, "bidirectional": True},
+    "no bias": {**LANGUAGE, "num_layers": 2, "bias": False},
+    "projection": {**LANGUAGE, "proj_size": 3},
+    "tied": TIED,
+    "tied, layers": {**TIED, "num_layers": 2},
     "bidirectional": {"size": 4, "hidden": 5, "bidirectional": True, "classes": 3},
-    "bidirectional layers": {"size": 8, "hidden": 6, "tokens": 20, "classes": 5, "num_layers": 2, "bidirectional": True},
-    "no bias": {"size": 6, "hidden": 5, "tokens": 20, "classes": 7, "num_layers": 2, "bias": False},
-    "projection": {"size": 6, "hidden": 5, "proj_size": 3, "tokens": 20, "classes": 7},
-    "projection, bidirectional layers": {"size": 4, "hidden": 5, "proj_size": 2, "num_layers": 2, "bidirectional": True},
+    "projection, both ways": {"size": 4, "hidden": 5, "proj_size": 2, "num_layers": 2, "bidirectional": True},
     "LSTM alone": {"size": 4, "hidden": 5},
     "LSTM of one unit": {"size": 1, "hidden": 1, "classes": 1},
 }
@@ -139,48 +141,60 @@ def check_pytorch(settings, folder):
 # Keras
 
 
+ACTIVATIONS = [
+    "linear", "relu", "leaky_relu", "hard_sigmoid", "selu", "elu", "silu", "softplus", "softsign", "exponential",
+]
+
+
 def keras_models():
     """Models that this script builds, by name."""
     line, model, steps = keras.Sequential, keras.Model, {"return_sequences": True}
-    tokens = lambda name=None, n=None: kl.Input((n,), dtype="int32", name=name)
+    tokens = lambda name=None: kl.Input((None,), dtype="int32", name=name)
+    masked = lambda: kl.Embedding(20, 6, mask_zero=True)
     both = lambda units, merge="concat", **more: kl.Bidirectional(kl.LSTM(units, **more), merge_mode=merge)
     x = lambda n=None, name=None: kl.Input((n, 4), name=name)
 
     yield "language model", line([tokens(), kl.Embedding(20, 6), kl.LSTM(5, **steps), kl.Dropout(0.3), kl.Dense(20)])
-    yield "classifier", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5), kl.Dense(3, activation="softmax")])
+    yield "classifier", line([tokens(), masked(), both(5), kl.Dense(3, activation="softmax")])
     labels = kl.TimeDistributed(kl.Dense(3, activation="softmax"))
-    yield "tagger", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5, **steps), labels])
-    front = [x(12), kl.Conv1D(6, 3, activation="relu"), kl.MaxPooling1D(2), kl.Conv1D(5, 2, padding="causal", dilation_rate=2)]
+    yield "tagger", line([tokens(), masked(), both(5, **steps), labels])
+    front = [x(12), kl.Conv1D(6, 3, activation="relu"), kl.MaxPooling1D(2)]
+    front += [kl.Conv1D(5, 2, padding="causal", dilation_rate=2)]
     yield "convolutions", line([*front, kl.LSTM(5, **steps), kl.GlobalMaxPooling1D(), kl.Dense(2)])
     front = [x(), kl.Conv1D(6, 4, padding="same", strides=2, use_bias=False), kl.AveragePooling1D(3, 2, padding="same")]
-    yield "windows of any length", line([*front, kl.SpatialDropout1D(0.2), kl.LSTM(5, **steps), kl.GlobalAveragePooling1D()])
+    front += [kl.SpatialDropout1D(0.2), kl.LSTM(5, **steps)]
+    yield "windows of any length", line([*front, kl.GlobalAveragePooling1D()])
     edges = [x(9), kl.ZeroPadding1D((2, 1)), kl.Conv1D(6, 3), kl.Cropping1D((1, 2)), kl.LSTM(3)]
     yield "padding and cropping", line(edges)
-    norms = [kl.LSTM(5, **steps), kl.LayerNormalization(), kl.LSTM(4, **steps), kl.TimeDistributed(kl.LayerNormalization())]
-    yield "normalised", line([x(), *norms, kl.LayerNormalization(center=False), kl.LayerNormalization(scale=False)])
-    yield "no bias", line([x(), kl.LSTM(5, use_bias=False, **steps), both(3, use_bias=False), kl.Dense(2, use_bias=False)])
-    yield "backwards", line([x(), kl.LSTM(5, go_backwards=True, **steps), kl.LSTM(3, **steps), kl.LSTM(3, go_backwards=True)])
+    norms = [kl.LayerNormalization(), kl.TimeDistributed(kl.LayerNormalization())]
+    norms += [kl.LayerNormalization(center=False), kl.LayerNormalization(scale=False)]
+    yield "normalised", line([x(), kl.LSTM(5, **steps), *norms[:2], kl.LSTM(4, **steps), *norms[2:]])
+    less = {"use_bias": False}
+    yield "no bias", line([x(), kl.LSTM(5, **less, **steps), both(3, **less), kl.Dense(2, **less)])
+    back = [kl.LSTM(5, go_backwards=True, **steps), kl.LSTM(3, **steps), kl.LSTM(3, go_backwards=True)]
+    yield "backwards", line([x(), *back])
     for merge in ["sum", "mul", "ave"]:
         yield f"directions: {merge}", line([x(), both(5, merge, **steps), both(3, merge)])
-    for name in ["linear", "relu", "hard_sigmoid", "selu", "elu", "silu", "softplus", "softsign", "exponential", "leaky_relu"]:
+    for name in ACTIVATIONS:
         # Gates that grow without bound make numbers that nothing can be compared with.
         cell = {} if name == "exponential" else {"activation": name, "recurrent_activation": name}
         own = [kl.LSTM(4, **cell, **steps), kl.Dense(4), kl.Activation(name), kl.Dense(3, activation="tanh")]
         yield f"activation {name}", line([x(5), *own, kl.Dense(3, activation=name)])
-    functions = [kl.LeakyReLU(0.3), kl.Dense(4), kl.ELU(0.5), kl.Dense(4), kl.ReLU(), kl.Softmax()]
+    functions = [kl.LeakyReLU(0.3), kl.Dense(4), kl.ELU(0.5), kl.Dense(8), kl.ReLU(), kl.Dense(3), kl.Softmax()]
     yield "functions as layers", line([x(), kl.LSTM(4), kl.Dense(4), *functions])
-    shapes = [kl.Permute((2, 1)), kl.LSTM(6, **steps), kl.Reshape((-1, 3)), kl.LSTM(4), kl.RepeatVector(3), kl.LSTM(4, **steps)]
-    yield "shapes", line([x(6), *shapes, kl.Flatten(), kl.Dense(2)])
-    yield "masking", line([x(), kl.Masking(), kl.LSTM(5, **steps), kl.LSTM(4, zero_output_for_mask=True, **steps), kl.Dense(3)])
+    shapes = [kl.Permute((2, 1)), kl.LSTM(6, **steps), kl.Reshape((-1, 3)), kl.LSTM(4), kl.RepeatVector(3)]
+    yield "shapes", line([x(6), *shapes, kl.LSTM(4, **steps), kl.Flatten(), kl.Dense(2)])
+    zeros = kl.LSTM(4, zero_output_for_mask=True, **steps)
+    yield "masking", line([x(), kl.Masking(), kl.LSTM(5, **steps), zeros, kl.Dense(3)])
     yield "masked mean", line([x(), kl.Masking(), kl.LSTM(5, **steps), kl.Dropout(0.1), kl.GlobalAveragePooling1D()])
-    yield "masked largest", line([tokens(), kl.Embedding(20, 6, mask_zero=True), both(5, **steps), kl.GlobalMaxPooling1D()])
+    yield "masked largest", line([tokens(), masked(), both(5, **steps), kl.GlobalMaxPooling1D()])
 
     word, rows = tokens("word"), kl.Input((3,), name="rows")
-    read = kl.LSTM(5)(kl.Embedding(20, 6, mask_zero=True)(word))
+    read = kl.LSTM(5)(masked()(word))
     yield "two inputs", model([word, rows], kl.Dense(2)(kl.Concatenate()([read, kl.Dense(4, activation="tanh")(rows)])))
     yield "inputs the other way round", model([rows, word], [kl.Dense(2)(read), kl.Dense(3)(rows)])
     source, target = tokens("source"), tokens("target")
-    _, h, c = kl.LSTM(6, return_state=True)(kl.Embedding(20, 5, mask_zero=True)(source))
+    _, h, c = kl.LSTM(6, return_state=True)(masked()(source))
     decoded, _, _ = kl.LSTM(6, return_state=True, **steps)(kl.Embedding(20, 5)(target), initial_state=[h, c])
     yield "encoder and decoder", model([source, target], kl.Dense(20, activation="softmax")(decoded))
     a, b = x(name="a"), x(name="b")
@@ -191,10 +205,12 @@ def keras_models():
     shared = kl.LSTM(4)
     yield "shared", model([a, b], kl.Dense(1)(kl.Subtract()([shared(a), shared(b)])))
     encoded, decoded = kl.LSTM(5, **steps)(a), kl.LSTM(5, **steps)(b)
-    for name, own in [("attention", kl.Attention()), ("scaled attention", kl.Attention(use_scale=True)), ("additive attention", kl.AdditiveAttention())]:
-        yield name, model([a, b], kl.Dense(3)(kl.Concatenate()([decoded, own([decoded, encoded])])))
+    scores = {"dot": kl.Attention(), "scaled": kl.Attention(use_scale=True), "additive": kl.AdditiveAttention()}
+    for name, own in scores.items():
+        seen = own([decoded, encoded])
+        yield f"attention: {name}", model([a, b], kl.Dense(3)(kl.Concatenate()([decoded, seen])))
     yield "causal attention", model(a, kl.Dense(3)(kl.Attention()([encoded, encoded], use_causal_mask=True)))
-    table = kl.Embedding(20, 5, mask_zero=True)
+    table = masked()
     query, value = kl.LSTM(5, **steps)(table(target)), both(5, "sum", **steps)(table(source))
     seen = [kl.Attention()([query, value]), kl.AdditiveAttention()([query, value])]
     yield "masked attention", model([source, target], [kl.GlobalAveragePooling1D()(s) for s in seen])
@@ -235,8 +251,9 @@ def zeroed(model):
 
 
 def check_keras(file, given, wanted, folder, unsaid=None):
-    """A model's file to mnemon's and back to Keras, whole and as weights, and to ONNX; `unsaid` is why Keras is refused it."""
-    own, again, weights, graph = (folder / n for n in ["own.safetensors", "again.keras", "again.weights.h5", "model.onnx"])
+    """A model's file to mnemon's and back to Keras, whole and as weights, if nothing is unsaid there; and to ONNX."""
+    own, graph = folder / "own.safetensors", folder / "model.onnx"
+    again, weights = folder / "again.keras", folder / "again.weights.h5"
     mnemon("convert", file, own)
     got = ours(own, given, folder)
     # Outputs of mnemon go by their names, which Keras's do not.
@@ -244,7 +261,7 @@ def check_keras(file, given, wanted, folder, unsaid=None):
     by_order = lambda got: {str(at): got[name] for at, name in enumerate(order)}
     yield from same("in mnemon", by_order(got), wanted)
     if unsaid:
-        refused(own, again, unsaid)
+        yield refused(own, again, unsaid)
     else:
         mnemon("convert", own, again)
         back = keras.models.load_model(again)
@@ -273,6 +290,10 @@ def check_saved(model, folder):
         model.save(folder / f"model.{kind}")
         for step, *pair in check_keras(folder / f"model.{kind}", given, wanted, folder):
             yield f".{kind} {step}", *pair
+    # What is wrapped has its weights elsewhere than what comes back, which is not wrapped.
+    if not any(isinstance(layer, kl.TimeDistributed) for layer in model.layers):
+        zeroed(model).load_weights(folder / "again.weights.h5")
+        yield from same("weights in the same model", predicted(model, given), wanted)
 
 
 def check_loaded(file, folder):
@@ -291,10 +312,15 @@ def check_recorded(file, folder):
     yield from check_keras(file, given, {"0": tensors["out.y"]}, folder, unsaid)
 
 
+def recorded(file):
+    """The file of inputs and outputs that belong to a written one."""
+    beside = file.with_suffix(".safetensors")
+    return beside if beside.exists() else DATA / "models" / beside.name
+
+
 def check_written(file, folder):
     """A file that the tests wrote, and its weights in HDF5 where they are there too, in Keras."""
-    beside = file.with_suffix(".safetensors")
-    tensors = load_file(beside if beside.exists() else DATA / "models" / beside.name)
+    tensors = load_file(recorded(file))
     given = {name[3:]: value for name, value in tensors.items() if name.startswith("in.")}
     outputs = sorted((ORDER.index(name[4:]), value) for name, value in tensors.items() if name.startswith("out."))
     wanted = {str(at): value for at, (_, value) in enumerate(outputs)}
@@ -342,11 +368,12 @@ class Network:
 
 def lstm(layer, features, *_):
     """The parameters of an LSTM and its outputs; what a file must say gets a default."""
-    for key, value in {"units": 5, "activation": "tanh", "bias": "one", "return_sequences": True, "stateful": False}.items():
-        layer.setdefault(key, value)
+    wanted = {"units": 5, "activation": "tanh", "bias": "one", "return_sequences": True, "stateful": False}
+    layer |= {**wanted, **layer}
     h, r = layer["units"], layer.get("projection") or layer["units"]
     shapes = {"weight_ih": (4 * h, features), "weight_hh": (4 * h, r)}
-    shapes |= {name: (4 * h,) for name in {"none": [], "one": ["bias_ih"], "two": ["bias_ih", "bias_hh"]}[layer["bias"]]}
+    biases = {"none": [], "one": ["bias_ih"], "two": ["bias_ih", "bias_hh"]}[layer["bias"]]
+    shapes |= {role: (4 * h,) for role in biases}
     shapes |= {"weight_hr": (r, h)} if "projection" in layer else {}
     cell = layer.get("cell", {})
     shapes |= {"peepholes": (3 * h,)} if cell.get("peepholes") else {}
@@ -422,7 +449,7 @@ CELLS = {
     "all at once": {
         "projection": 3,
         "bias": "two",
-        "cell": {"peepholes": True, "layer_norm": 1e-3, "zoneout_h": 0.1, "zoneout_c": 0.2, "cell_clip": 0.6, "clip": 0.9},
+        "cell": {"peepholes": True, "layer_norm": 1e-3, "zoneout_h": 0.1, "zoneout_c": 0.2, "cell_clip": 0.6},
     },
 }
 
@@ -474,13 +501,19 @@ def own_networks():
     at = n.add("lstm", at, direction="reverse")
     n.output("y", n.add("along", at, n["x"]))
     n.output("mean", n.add("pooling", at, kind="average"))
+    n.output("past the end", n.add("dense", at, units=3, activation="sigmoid"))
     yield "lengths", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4"), "n": np.array([6, 1, 4], "i4")}
 
+    n = Network(transpose_1={"features": 4})
+    at = n.add("lstm", n["transpose_1"], units=3, name="gather_5")
+    for name in ["matmul_2", "add_3", "softmax_4", "softmax_14"]:
+        n.output(name, n.add("dense", at, units=3, activation="softmax"))
+    yield "names that operators have", n, {"transpose_1": RANDOM.normal(size=(3, 6, 4)).astype("f4")}
+
     n = Network(x={"features": 4})
-    for at, (kind, taps, stride, padding) in enumerate([
-        ("max", 3, 2, "same"), ("average", 4, 1, "same"), ("average", 3, 2, "same"), ("max", 2, 2, "valid"),
-        ("max", 3, 1, "causal"), ("average", 3, 2, {"explicit": {"before": 1, "after": 2}}),
-    ]):
+    windows = [("max", 3, 2, "same"), ("average", 4, 1, "same"), ("average", 3, 2, "same"), ("max", 2, 2, "valid")]
+    windows += [("max", 3, 1, "causal"), ("average", 3, 2, {"explicit": {"before": 1, "after": 2}})]
+    for at, (kind, taps, stride, padding) in enumerate(windows):
         window = {"taps": taps, "stride": stride, "dilation": 1, "padding": padding}
         pooled = n.add("pooling1d", n["x"], kind=kind, window=window)
         read = n.add("conv1d", pooled, filters=3, window={**window, "stride": 1, "taps": 2})
@@ -549,13 +582,20 @@ def check_refusals(folder):
     logits = n.add("dense", h, units=9)
     n.output("y", logits)
     own = n.save(folder / "own.safetensors")
-    refused(own, folder / "no.keras", "odd: Keras's LSTM has no peepholes")
-    refused(own, folder / "no.safetensors", "odd: PyTorch's nn.LSTM has no peepholes", "--format", "pytorch")
-    memory = n.add("working_memory", h, logits, n["tokens"], window=4, mixture={"kind": "linear", "theta": 0.3, "lambda": 0.1}, steps=9, stateful=False, name="recall")
-    n.output("recalled", memory)
-    refused(n.save(own), folder / "no.onnx", "recall: a working memory")
-    refused(DATA / "models" / "gru.keras", folder / "no.onnx", "gru: the layer GRU is not supported")
-    yield "refused", 1, 1
+    yield refused(own, folder / "no.keras", "odd: Keras's LSTM has no peepholes")
+    yield refused(own, folder / "no.safetensors", "odd: PyTorch's nn.LSTM has no peepholes", "--format", "pytorch")
+    mixture = {"kind": "linear", "theta": 0.3, "lambda": 0.1}
+    memory = {"window": 4, "mixture": mixture, "steps": 9, "stateful": False, "name": "recall"}
+    n.output("recalled", n.add("working_memory", h, logits, n["tokens"], **memory))
+    yield refused(n.save(own), folder / "no.onnx", "recall: a working memory")
+    yield refused(DATA / "models" / "gru.keras", folder / "no.onnx", "gru: the layer GRU is not supported")
+    # Operations have the classes of layers, and other arguments.
+    x = kl.Input((6, 4))
+    for name, value in {"multiply": x * 2.0, "add": x + 1.0, "maximum": keras.ops.maximum(x, 0.0)}.items():
+        keras.Model(x, kl.LSTM(3)(value)).save(folder / "number.keras")
+        yield refused(folder / "number.keras", folder / "no.onnx", name)
+    keras.Model(x, kl.Dense(3)(keras.ops.average(x, axis=1))).save(folder / "number.keras")
+    yield refused(folder / "number.keras", folder / "no.onnx", "average")
 
 
 def error(got, wanted):
@@ -578,10 +618,10 @@ def checks(folder):
     for name, model in keras_models():
         yield f"Keras: {name}", lambda to, m=model: check_saved(m, to)
     for file in sorted(Path(folder).glob("*.keras")) if folder else []:
-        # Its windows do, and what they gave comes from elsewhere.
-        if (file.stem, keras.backend.backend()) == ("windows", "torch"):
-            continue
-        yield f"written: {file.name}", lambda to, f=file: check_written(f, to)
+        # Of its eleven steps windows need an odd one at the end, see `random_inputs`.
+        odd = (file.stem, keras.backend.backend()) == ("windows", "torch")
+        if recorded(file).exists() and not odd:
+            yield f"written: {file.name}", lambda to, f=file: check_written(f, to)
     for name, network, given in own_networks():
         yield f"ONNX: {name}", lambda to, n=network, g=given: check_own(n, g, to)
     for name, cell in CELLS.items():
@@ -605,7 +645,8 @@ def main(folder):
                 problem = f"{type(e).__name__}: {e}"
         failed = bool(problem) or not worst <= TOLERANCE
         failures, largest = failures + failed, max(largest, worst)
-        print(f"{'FAIL' if failed else 'ok':<4} {worst:.1e} {name}{f' at {where}' if failed and where else ''} {problem}".rstrip(), flush=True)
+        place = f" at {where}" if failed and where else ""
+        print(f"{'FAIL' if failed else 'ok':<4} {worst:.1e} {name}{place} {problem}".rstrip(), flush=True)
     print(f"{count} models, {failures} failed, largest error {largest:.1e}")
     return failures > 0
 

@@ -73,6 +73,10 @@ impl<'a> Object<'a> {
     }
 }
 
+/// The operations that are what the layer of their class is, and those of masks.
+const OPERATIONS: [&str; 8] =
+    ["Add", "Subtract", "Multiply", "Maximum", "Minimum", "NotEqual", "Any", "ConvertToTensor"];
+
 /// The class and configuration of a serialised object.
 pub(super) fn class<'a>(value: &'a Value, place: &'a str) -> Result<(&'a str, Object<'a>)> {
     let outer = Object { value, place };
@@ -84,6 +88,10 @@ pub(super) fn class<'a>(value: &'a Value, place: &'a str) -> Result<(&'a str, Ob
     let module = outer.get("module").as_str().unwrap_or("keras");
     if !module.starts_with("keras") || outer.get("registered_name").as_str().is_some_and(|n| n.contains('>')) {
         return unsupported(place, format!("the class {name} is not Keras's own (module {module})"));
+    }
+    // Operations have the classes of layers, and mean other things: an `Average` over an axis.
+    if module.starts_with("keras.src.ops") && !OPERATIONS.contains(&name) {
+        return unsupported(place, format!("the operation {name} ({module}) is not supported"));
     }
     Ok((name, Object { value: config, place }))
 }

@@ -371,6 +371,13 @@ impl<'a> Reader<'a> {
         let node = Object { value: &entry.nodes[call], place: entry.name };
         let mut found = Vec::new();
         tensors(node.get("args"), &mut found);
+        let other = |v: &&Value| v.is_number() || v.is_boolean() || v.is_string();
+        if let Some(value) = node.get("args").as_array().and_then(|args| args.iter().find(other)) {
+            let name = entry.name;
+            return Err(Error::unsupported(format!(
+                "keras: {name}: the argument {value}, which is no tensor, is not supported"
+            )));
+        }
         if let Some(kwargs) = node.get("kwargs").as_object() {
             for (key, value) in kwargs.iter().filter(|(_, v)| !v.is_null()) {
                 match (key.as_str(), entry.class) {

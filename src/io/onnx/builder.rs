@@ -4,6 +4,7 @@ use super::schema::{
     Attribute, Dimension, Graph, Node, Tensor as Message, TensorShape, TensorType, Type, ValueInfo, dtype, kind,
 };
 use crate::error::{Error, Result};
+use crate::nn::Network;
 use crate::params::Tensor;
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,8 @@ pub(super) struct Writer<'a> {
     count: usize,
     /// Names of initialisers that are there.
     written: BTreeSet<String>,
+    /// Names that the network has.
+    taken: BTreeSet<String>,
 }
 
 /// An attribute.
@@ -59,16 +62,25 @@ pub(super) fn info(name: &str, elem_type: i32, sizes: &[Option<usize>], names: &
 }
 
 impl<'a> Writer<'a> {
-    /// An empty graph called `name`.
-    pub fn new(name: &str, parameters: &'a BTreeMap<String, Tensor>) -> Self {
+    /// An empty graph called `name`, for a network.
+    pub fn new(name: &str, network: &Network, parameters: &'a BTreeMap<String, Tensor>) -> Self {
         let graph = Graph { name: name.to_string(), ..Graph::default() };
-        Self { parameters, graph, count: 0, written: BTreeSet::new() }
+        let names = network.inputs.iter().map(|i| &i.0).chain(network.outputs.iter().map(|o| &o.0));
+        let names = names.chain(network.nodes.iter().map(|n| &n.name));
+        // Of `name[0]` and `name.weight` too.
+        let taken = names.map(|name| name.split(['[', '.']).next().unwrap_or_default().to_string()).collect();
+        Self { parameters, graph, count: 0, written: BTreeSet::new(), taken }
     }
 
     /// A name that nothing has.
     pub fn fresh(&mut self, what: &str) -> String {
-        self.count += 1;
-        format!("{what}_{}", self.count)
+        loop {
+            self.count += 1;
+            let name = format!("{what}_{}", self.count);
+            if !self.taken.contains(&name) {
+                return name;
+            }
+        }
     }
 
     /// Adds an operation with one output.

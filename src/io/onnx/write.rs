@@ -30,7 +30,7 @@ pub fn write_model(path: &Path, title: &str, network: &Network, parameters: &BTr
 
 fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<Model> {
     check(network, parameters, &BTreeMap::new())?;
-    let mut writer = Writer::new(title, parameters);
+    let mut writer = Writer::new(title, network, parameters);
     writer.network(network)?;
     Ok(Model {
         ir_version: FORM,
@@ -147,8 +147,18 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A sequence whose first step is its last, in that order.
+    /// A value as the network gives it: in its order, and zero past a sequence's end.
     fn in_order(&mut self, value: &Value) -> Result<String> {
+        if let (Signal::Sequence { mirrored: false, .. }, Some(lengths), None) =
+            (value.signal, &value.lengths, &value.mask)
+        {
+            let inside = self.within(&value.name, lengths);
+            let last = self.whole(&[-1]);
+            let inside = self.op("Unsqueeze", &[&inside, &last], Vec::new());
+            let inside = self.op("Cast", &[&inside], vec![int("to", i64::from(dtype::BOOL))]);
+            let zero = self.number(0.0);
+            return Ok(self.op("Where", &[&inside, &value.name, &zero], Vec::new()));
+        }
         if !value.signal.mirrored() {
             return Ok(value.name.clone());
         }
