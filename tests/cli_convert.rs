@@ -204,6 +204,11 @@ fn what_is_said_names_each_parameter_here_and_there() {
     let out = convert(&data("models/deep.pt"), &to, &[]);
     assert!(out.contains("  lstm_2.weight_ih_l0 [20, 5] from rnn.weight_ih_l2\n"), "{out}");
     assert!(out.contains("  embedding.weight [15, 4] from wte.weight\n"), "{out}");
+    let out = convert(&data("onnx/cls_last.ts.onnx"), &folder.join("last.safetensors"), &[]);
+    assert!(!out.contains("input "), "{out}");
+    let out = convert(&data("onnx/act_bi.onnx"), &folder.join("act.safetensors"), &[]);
+    assert!(out.contains("  input X [T, B, ") && out.contains(" as [B, T, "), "{out}");
+    convert(&data("models/deep.pt"), &to, &[]);
     // Where both names are one, it is said once.
     let out = convert(&to, &folder.join("again.safetensors"), &[]);
     assert!(out.contains("  lstm_2.weight_ih_l0 [20, 5]\n") && !out.contains(" from "), "{out}");
@@ -229,6 +234,7 @@ fn what_a_format_cannot_say_is_refused_by_name_and_nothing_is_written() {
     refused(&data("models/average.keras"), &file("to.safetensors"), &pytorch, 2, "bidirectional: PyTorch's nn.LSTM");
     refused(&data("models/gru.keras"), &file("to.onnx"), &[], 2, "gru: the layer GRU is not supported");
     refused(&data("onnx/forward_0_inputs.onnx"), &file("to.keras"), &[], 2, "takes weights from its input `W`");
+    refused(&data("onnx/tag.dy_dyn.onnx"), &file("to.onnx"), &[], 2, "the number of the largest feature");
     refused(&data("onnx/lens_const.onnx"), &file("to.onnx"), &[], 2, "it gives `sequence_lens` for each of them");
 
     let square = data("models/square.pt");

@@ -1,4 +1,4 @@
-//! Networks written as files of Keras 3. The files stay in `target/tmp/keras`, where `tests/interchange/check_keras.py` has
+//! Networks written as files of Keras 3. The files stay in `target/tmp/keras`, where `tests/interchange/check.py` has
 //! Keras itself run them.
 
 mod common;

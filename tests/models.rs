@@ -72,6 +72,25 @@ fn language_models() -> [(&'static str, Option<pytorch::Config>); 3] {
 }
 
 #[test]
+fn a_tensor_of_two_names_is_read_under_both() {
+    // As `save_model` writes a tied model: one of both, and the other's name.
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared.safetensors");
+    let whole = std::fs::read(file("tied.state.safetensors")).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+    let tied = io::read_model(&file("tied.state.safetensors"), None).unwrap();
+    let held = header.as_object_mut().unwrap().remove("embedding.weight").unwrap();
+    header["linear.weight"] = held;
+    header["__metadata__"] = serde_json::json!({ "format": "pt", "embedding.weight": "linear.weight" });
+    let header = header.to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &whole[8 + length..]].concat();
+    std::fs::write(&path, bytes).unwrap();
+    let read = io::read_model(&path, None).unwrap();
+    assert_eq!(read.parameters["embedding.weight"], tied.parameters["embedding.weight"]);
+    assert_eq!(read.network.inputs, tied.network.inputs);
+}
+
+#[test]
 fn language_models_of_pytorch_give_what_pytorch_gives() {
     for (name, config) in language_models() {
         let imported = io::read_model(&file(&format!("{name}.state.safetensors")), config.as_ref()).unwrap();

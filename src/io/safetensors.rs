@@ -129,6 +129,23 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     mapped_tensors(path, &open(path)?)
 }
 
+/// [`read_tensors`] of what `safetensors.torch.save_model` wrote: a tensor that a module has under two names is there once,
+/// and the metadata has the other name.
+pub(super) fn read_shared(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = open(path)?;
+    let bytes = file.bytes()?;
+    let mut all = mapped_tensors(path, &file)?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| broken(path, bytes, &e))?;
+    let mut left = bytes.len();
+    for (name, kept) in header.metadata().iter().flatten() {
+        let Some(tensor) = all.get(kept).filter(|_| !all.contains_key(name)).cloned() else { continue };
+        let taken = left.checked_sub(4 * tensor.len());
+        left = taken.ok_or_else(|| Error::file(path, "expected tensors of about the file's size under other names"))?;
+        all.insert(name.clone(), tensor);
+    }
+    Ok(all)
+}
+
 /// Writes tensors without a model.
 pub fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {
     replace(path, &encode(path, &tensors, None)?)

@@ -50,12 +50,11 @@ def lstm_node(name, inputs, constants="W R B P", lengths=(), direction="forward"
     outputs = ["Y", "Y_h", "Y_c"]
 
     def model(layout):
-        sizes = {"hidden_size": hidden, "direction": direction, "layout": layout}
-        node = helper.make_node("LSTM", order, outputs, **sizes, **attributes)
+        named = attributes | {"hidden_size": hidden, "direction": direction, "layout": layout}
         kinds = {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in values.items()}
         given = [helper.make_tensor_value_info(k, kinds[k], v.shape) for k, v in values.items()]
         results = [helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, None) for k in outputs]
-        graph = helper.make_graph([node], name, given, results, held)
+        graph = helper.make_graph([helper.make_node("LSTM", order, outputs, **named)], name, given, results, held)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=9)
 
     session = onnxruntime.InferenceSession(model(0).SerializeToString())
@@ -73,14 +72,13 @@ def lstm_nodes():
     lstm_node("bidirectional_1_all", f"{stateful} P", lengths=[5, 3, 1], direction="bidirectional", layout=1)
     lstm_node("clip_peep", "X W R B _ _ _ P", clip=0.3)
     lstm_node("lens_const", "X W R B sequence_lens", constants="W R B sequence_lens", lengths=[3, 2, 1])
-    kinds = {"activations": ["Sigmoid", "Tanh", "Relu", "HardSigmoid", "Softsign", "Tanh"]}
-    kinds |= {"activation_alpha": [0.3], "activation_beta": [0.4]}
-    lstm_node("act_bi", "X W R B", direction="bidirectional", **kinds)
+    each = {"activations": ["Sigmoid", "Tanh", "Relu", "HardSigmoid", "Softsign", "Tanh"]}
+    lstm_node("act_bi", "X W R B", direction="bidirectional", activation_alpha=[0.3], activation_beta=[0.4], **each)
 
 
 def export(name, run, inputs, dynamic=None, axes=("d0", "d1"), **parts):
-    """A module with `parts` whose forward is `run`; in `_dyn`, `dynamic` are the dynamic axes of each input (if not given
-    the first two) and `axes` their names."""
+    """A module with `parts` whose forward is `run`. In `_dyn`, the axes `dynamic` of each input (the first two if not
+    given) have no fixed size; the exporter over TorchScript names them as in `axes`."""
     model, given = type("Model", (nn.Module,), {"forward": run})(), tuple(inputs.values())
     for key, part in parts.items():
         setattr(model, key, part)
@@ -147,6 +145,10 @@ def attention():
         decoded = m.decoder(m.target(target), state)[0]
         return m.linear(torch.cat([decoded, torch.bmm(torch.bmm(decoded, encoded.mT).softmax(-1), encoded)], -1))
 
+    def heads(m, x):
+        y = m.lstm(x)[0]
+        return m.linear(m.heads(y, y, y, need_weights=False)[0][:, -1])
+
     parts = {"lstm": lstm(5, 7, bidirectional=True), "score": nn.Linear(14, 1), "linear": nn.Linear(14, 3)}
     export("attn.dy", lambda m, x: m.linear((m.score(y := m.lstm(x)[0]).tanh().softmax(1) * y).sum(1)), x, **parts)
     export("attn_bmm.ts", products, x, lstm=lstm(5, 7), linear=nn.Linear(7, 3))
@@ -154,11 +156,30 @@ def attention():
     given = {"x": torch.randint(0, 20, (3, 7)), "in1": torch.randint(0, 20, (3, 4))}
     export("luong.dy_dyn", luong, given, **parts, linear=nn.Linear(8, 9))
     parts = {"lstm": lstm(5, 4), "heads": nn.MultiheadAttention(4, 2, batch_first=True), "linear": nn.Linear(4, 2)}
-    export("mha.dy_dyn", lambda m, x: m.linear(m.heads(y := m.lstm(x)[0], y, y)[0][:, -1]), x, **parts)
+    export("mha.dy_dyn", heads, x, **parts)
 
 
 def series():
     x, longer, named = {"x": torch.randn(3, 6, 5)}, {"x": torch.randn(3, 9, 5)}, ("batch", "time")
+
+    def learned(m, x):
+        return m.linear(m.lstm(x, [s.expand(1, x.size(0), 7).contiguous() for s in (m.h, m.c)])[0])
+
+    def packed(m, x, lengths):
+        y, (h, _) = m.lstm(pack_padded_sequence(x, lengths, batch_first=True))
+        return pad_packed_sequence(y, batch_first=True)[0], h
+
+    def cell(m, x, h, c):
+        h, c = m.cell(x, (h, c))
+        return m.linear(h), h, c
+
+    def manual(m, x):
+        h = c = torch.zeros(x.size(0), 4)
+        for t in range(6):
+            i, f, g, o = (m.input(x[:, t]) + m.hidden(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return h
 
     parts = {"lstm": lstm(5, 4), "linear": nn.Linear(4, 2)}
     export("diff.ts_dyn", lambda m, x: m.linear(m.lstm(x[:, 1:] - x[:, :-1])[0][:, -1]), x, axes=named, **parts)
@@ -177,32 +198,8 @@ def series():
     parts = {"conv": nn.Sequential(nn.Conv1d(5, 8, 3), nn.LeakyReLU(), nn.MaxPool1d(2)), "lstm": lstm(8, 7)}
     parts["linear"] = nn.Linear(7, 3)
     export("convpool.dy", lambda m, x: m.linear(m.lstm(m.conv(x.mT).mT)[0][:, -1]), longer, **parts)
-    parts = {"encoder": lstm(5, 4), "decoder": lstm(4, 5)}
-    export("auto.dy_dyn", lambda m, x: m.decoder(m.encoder(x)[1][0][-1][:, None].repeat(1, x.size(1), 1))[0], x, **parts)
-
-
-def states_and_steps():
-    x = {"x": torch.randn(3, 6, 5)}
-
-    def learned(m, x):
-        return m.linear(m.lstm(x, [s.expand(1, x.shape[0], 7).contiguous() for s in (m.h, m.c)])[0])
-
-    def packed(m, x, lengths):
-        y, (h, _) = m.lstm(pack_padded_sequence(x, lengths, batch_first=True))
-        return pad_packed_sequence(y, batch_first=True)[0], h
-
-    def cell(m, x, h, c):
-        h, c = m.cell(x, (h, c))
-        return m.linear(h), h, c
-
-    def manual(m, x):
-        h = c = torch.zeros(x.size(0), 4)
-        for t in range(6):
-            i, f, g, o = (m.input(x[:, t]) + m.hidden(h)).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-        return h
-
+    parts = {"encoder": lstm(5, 4), "lstm": lstm(4, 5)}
+    export("auto.dy_dyn", lambda m, x: m.lstm(m.encoder(x)[1][0][-1][:, None].repeat(1, x.size(1), 1))[0], x, **parts)
     parts = {k: nn.Parameter(torch.randn(1, 1, 7)) for k in ("h", "c")}
     export("learned.ts_dyn", learned, x, **parts, lstm=lstm(5, 7), linear=nn.Linear(7, 3))
     given = x | {"in1": torch.tensor([6, 4, 2])}
@@ -220,4 +217,3 @@ if __name__ == "__main__":
     words()
     attention()
     series()
-    states_and_steps()

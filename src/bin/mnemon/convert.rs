@@ -95,6 +95,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             format!("the model is for sequences of its own: it gives `{name}` for each of them"),
         ));
     }
+    if let Some(edge) = imported.edges.outputs.iter().find(|edge| edge.best) {
+        let name = &edge.name;
+        let message =
+            format!("its output `{name}` is the number of the largest feature, which no file that is written gives");
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     let Imported { network, parameters, .. } = &imported;
     let title = to.file_stem().and_then(|n| n.to_str()).unwrap_or("model");
     let written: BTreeMap<String, Tensor> = match format {
@@ -114,6 +120,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     say!("{}: {}", arguments.model.model.display(), imported.title);
     for node in &network.nodes {
         say!("  {:<24} {}", node.name, node.layer.class());
+    }
+    // What is written is batch-first.
+    for line in imported.edges.changes(network)? {
+        say!("  {line}");
     }
     for (name, tensor) in parameters {
         let source = imported.sources.get(name).filter(|s| *s != name);

@@ -3,7 +3,7 @@
 use super::host::strides;
 use super::layout::{Atom, Axis};
 use crate::error::{Error, Result};
-use crate::nn::Input;
+use crate::nn::{Input, Network, Port};
 use crate::params::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -61,6 +61,42 @@ impl Edges {
     /// Whether the file's tensors are the network's own.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The inputs and outputs that are not as the file has them once they are the network's own, each in words.
+    pub fn changes(&self, network: &Network) -> Result<Vec<String>> {
+        let size = |n: Option<usize>| n.map_or_else(|| "?".to_string(), |n| n.to_string());
+        let mut all = Vec::new();
+        for (at, edge) in self.inputs.iter().enumerate() {
+            let theirs = edge.roles.iter().zip(&edge.sizes).map(|(role, &n)| match role {
+                Role::Batch => "B".to_string(),
+                Role::Steps => "T".to_string(),
+                Role::Features => size(n),
+            });
+            let theirs = format!("[{}]", theirs.collect::<Vec<_>>().join(", "));
+            let ours = network.signal(Port::Input(at))?.to_string();
+            if theirs != ours && edge.input != Input::Lengths {
+                all.push(format!("input {} {theirs} as {ours}", edge.name));
+            }
+        }
+        for edge in &self.outputs {
+            let Some((_, port)) = network.outputs.iter().find(|o| o.0 == edge.output) else { continue };
+            let factor = |atom: &Atom| match atom {
+                Atom::Batch => "B".to_string(),
+                Atom::Steps(_) => "T".to_string(),
+                Atom::Features { size, .. } => size.to_string(),
+            };
+            let dim = |axis: &Axis| match axis[..] {
+                [] => "1".to_string(),
+                _ => axis.iter().map(factor).collect::<Vec<_>>().join("·"),
+            };
+            let theirs = format!("[{}]", edge.dims.iter().map(dim).collect::<Vec<_>>().join(", "));
+            let ours = network.signal(*port)?.to_string();
+            if theirs != ours || edge.name != edge.output {
+                all.push(format!("output {} {theirs} as {} {ours}", edge.name, edge.output));
+            }
+        }
+        Ok(all)
     }
 
     /// Whether the file has an output called `name`.

@@ -26,7 +26,7 @@ impl Writer<'_> {
             names.push(self.parameter(&format!("{}.bias", name))?.0);
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let y = self.op("Conv", &names, windows(layer.window, true)?);
+        let y = self.op("Conv", &names, windows(layer.window, true, false)?);
         let y = self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]);
         self.activation(layer.activation, &y)
     }
@@ -35,7 +35,7 @@ impl Writer<'_> {
     pub fn pooled(&mut self, layer: &Pooling1D, x: &str) -> Result<String> {
         let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
         let op = if layer.kind == PoolingKind::Max { "MaxPool" } else { "AveragePool" };
-        let y = self.op(op, &[&turned], windows(layer.window, layer.kind == PoolingKind::Max)?);
+        let y = self.op(op, &[&turned], windows(layer.window, layer.kind == PoolingKind::Max, true)?);
         Ok(self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]))
     }
 
@@ -213,8 +213,8 @@ impl Writer<'_> {
     }
 }
 
-/// The attributes of windows over steps.
-fn windows(window: Window, dilates: bool) -> Result<Vec<Attribute>> {
+/// The attributes of windows over steps, of a pool or a convolution.
+fn windows(window: Window, dilates: bool, pools: bool) -> Result<Vec<Attribute>> {
     let Window { taps, stride, dilation, padding } = window;
     let mut all = vec![ints("kernel_shape", &[taps as i64]), ints("strides", &[stride as i64])];
     if dilation != 1 && !dilates {
@@ -224,15 +224,26 @@ fn windows(window: Window, dilates: bool) -> Result<Vec<Attribute>> {
         all.push(ints("dilations", &[dilation as i64]));
     }
     let beyond = ((taps - 1) * dilation) as i64;
-    match padding {
-        Padding::Valid => {}
-        Padding::Same if stride == 1 => all.push(ints("pads", &[beyond / 2, beyond - beyond / 2])),
-        Padding::Same => all.push(text("auto_pad", "SAME_UPPER")),
-        Padding::Causal => all.push(ints("pads", &[beyond, 0])),
-        Padding::Explicit { before: before @ 0.., after: after @ 0.. } => {
-            all.push(ints("pads", &[before.into(), after.into()]));
+    let pads = match padding {
+        Padding::Valid => [0, 0],
+        Padding::Same if stride == 1 => [beyond / 2, beyond - beyond / 2],
+        Padding::Same if dilation == 1 => {
+            all.push(text("auto_pad", "SAME_UPPER"));
+            return Ok(all);
         }
+        // How much is padded follows from the number of steps, and what runs graphs disagrees on it.
+        Padding::Same => {
+            return Err(Error::unsupported("as many steps as go in, of windows with a stride and a dilation"));
+        }
+        Padding::Causal => [beyond, 0],
+        Padding::Explicit { before: before @ 0.., after: after @ 0.. } => [before.into(), after.into()],
         Padding::Explicit { .. } => return Err(Error::unsupported("windows over a part of the steps")),
+    };
+    if pools && pads.iter().any(|&n| n >= taps as i64) {
+        return Err(Error::unsupported(format!("a pool of {taps} steps beside {pads:?} that are added")));
+    }
+    if pads != [0, 0] {
+        all.push(ints("pads", &pads));
     }
     Ok(all)
 }

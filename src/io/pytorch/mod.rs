@@ -80,7 +80,7 @@ fn join(prefix: &str, name: &str) -> String {
 /// Reads a state dict of an embedding, an LSTM and a linear layer, of which only the LSTM must be there, from a file of
 /// safetensors or of `torch.save`.
 pub fn read_model(path: &Path, config: &Config) -> Result<Imported> {
-    let tensors = if is_checkpoint(path)? { read_checkpoint(path)? } else { safetensors::read_tensors(path)? };
+    let tensors = if is_checkpoint(path)? { read_checkpoint(path)? } else { safetensors::read_shared(path)? };
     from_tensors(tensors, config).map_err(|e| e.within(path.display()))
 }
 
