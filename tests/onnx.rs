@@ -7,7 +7,7 @@ use common::{assert_close, devices};
 use mnemon::device::Device;
 use mnemon::error::ErrorKind;
 use mnemon::io::{self, onnx};
-use mnemon::nn::{Activation, Cropping1D, Dense, Direction, Embedding, Input, Lstm, Network};
+use mnemon::nn::{Activation, Cropping1D, Dense, Direction, Embedding, Input, Layer, Lstm, Network};
 use mnemon::params::Tensor;
 use mnemon::train::{Model, Named};
 use std::collections::BTreeMap;
@@ -114,4 +114,20 @@ fn damaged_graphs_are_refused_and_nothing_panics() {
             assert!(!imported.network.nodes.is_empty());
         }
     }
+}
+
+#[test]
+fn graphs_of_thousands_of_nodes_are_read_and_those_said_twice_refused() {
+    // Of two files one after the other all lists are one list: each name is there as often.
+    let whole = std::fs::read(folder().join("lm_state.ts_dyn.onnx")).unwrap();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("many.onnx");
+    std::fs::write(&path, whole.repeat(300)).unwrap();
+    let error = io::read_model(&path, None).unwrap_err();
+    assert!(error.kind() == ErrorKind::Data && error.to_string().contains("twice"), "{error}");
+
+    let layers = vec![Layer::from(Activation::Relu); 3000];
+    let network = Network::chain(Input::Features(3), None, &layers).unwrap();
+    onnx::write_model(&path, "many", &network, &BTreeMap::new()).unwrap();
+    let read = io::read_model(&path, None).unwrap();
+    assert_eq!(read.network.nodes.len(), 3000);
 }
