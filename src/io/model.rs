@@ -123,8 +123,8 @@ pub fn read_model_for(
 pub fn read_model_with_weights(path: &Path, weights: &Path) -> Result<Imported> {
     match FileKind::of(path)? {
         FileKind::Keras => checked(keras::read_model_with_weights(path, weights)?, weights),
-        kind => Err(Error::argument(format!(
-            "{}: expected a .keras file whose parameters are in {}, got {kind:?}",
+        _ => Err(Error::argument(format!(
+            "{}: expected a .keras file, whose parameters {} has, got one of another kind",
             path.display(),
             weights.display()
         ))),

@@ -1,7 +1,6 @@
 //! Products of the steps of two sequences: how well each of one fits each of the other, which is read only as attention.
 
-use super::int::Int;
-use super::layout::{Atom, Axis, Kind, Lifted, Sizes};
+use super::layout::{Atom, Axis, Kind, Lifted};
 use super::lower::Lower;
 use super::value::Val;
 use crate::error::{Error, Result};
@@ -127,9 +126,5 @@ impl Scores {
         let port = if let [one] = made[..] { one } else { lower.add(Merge::new(MergeKind::Concatenate), &made)?[0] };
         let dims = [outer, &[self.dims[own.len()].clone(), features.clone()]].concat();
         lower.lift(port, Kind::Float, dims)
-    }
-
-    pub fn sizes(&self, sizes: &Sizes) -> Result<Vec<Int>> {
-        self.dims.iter().map(|axis| sizes.axis(axis)).collect()
     }
 }

@@ -44,7 +44,7 @@ impl Val {
             Self::Spread { dims, .. } => Ok(dims.clone()),
             Self::Lifted(value) | Self::Table { tokens: value, .. } => sizes.of(value),
             Self::Best { dims, .. } => dims.iter().map(|axis| sizes.axis(axis)).collect(),
-            Self::Scores(scores) => scores.sizes(sizes),
+            Self::Scores(scores) => scores.dims.iter().map(|axis| sizes.axis(axis)).collect(),
         }
     }
 

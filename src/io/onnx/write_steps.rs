@@ -63,12 +63,14 @@ impl Writer<'_> {
             (None, Some(lengths)) => Some(self.within(&x.name, lengths)),
             (None, None) => None,
         };
-        let axis = self.whole(&[1]);
         let Some(mask) = mask else {
             return Ok(match kind {
                 PoolingKind::Average => self.op("ReduceMean", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
                 PoolingKind::Max => self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
-                PoolingKind::Sum => self.op("ReduceSum", &[&x.name, &axis], vec![int("keepdims", 0)]),
+                PoolingKind::Sum => {
+                    let axis = self.whole(&[1]);
+                    self.op("ReduceSum", &[&x.name, &axis], vec![int("keepdims", 0)])
+                }
             });
         };
         if kind == PoolingKind::Max {
@@ -78,7 +80,7 @@ impl Writer<'_> {
             // As Keras has it, over masked steps too.
             return Ok(self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]));
         }
-        let last = self.whole(&[2]);
+        let (axis, last) = (self.whole(&[1]), self.whole(&[2]));
         let column = self.op("Unsqueeze", &[&mask, &last], Vec::new());
         let kept = self.op("Mul", &[&x.name, &column], Vec::new());
         let sum = self.op("ReduceSum", &[&kept, &axis], vec![int("keepdims", 0)]);
