@@ -222,20 +222,18 @@ fn what_a_format_cannot_say_is_refused_by_name_and_nothing_is_written() {
     let folder = folder("refused");
     let file = |name: &str| folder.join(name);
     let peepholes = Lstm::new(5).return_sequences(true).cell(Cell { peepholes: true, ..Cell::default() }).name("odd");
-    let layers: [Layer; 4] =
-        [Embedding::new(9, 5).into(), peepholes.into(), Dense::new(9).into(), WorkingMemory::new(4).into()];
+    let layers: [Layer; 3] = [Embedding::new(9, 5).into(), peepholes.into(), Dense::new(9).into()];
     own(&file("own.safetensors"), Input::Tokens, &layers);
     let (from, pytorch) = (file("own.safetensors"), ["--format", "pytorch"]);
     refused(&from, &file("to.keras"), &[], 2, "odd: Keras's LSTM has no peepholes");
     refused(&from, &file("to.weights.h5"), &[], 2, "odd: Keras's LSTM has no peepholes");
     refused(&from, &file("to.safetensors"), &pytorch, 2, "odd: PyTorch's nn.LSTM has no peepholes");
-    refused(&from, &file("to.onnx"), &[], 2, "working_memory: a working memory");
     refused(&data("models/tied.pt"), &file("to.keras"), &[], 2, "dense: Keras has no layer whose weights are those");
     refused(&data("models/average.keras"), &file("to.safetensors"), &pytorch, 2, "bidirectional: PyTorch's nn.LSTM");
     refused(&data("models/gru.keras"), &file("to.onnx"), &[], 2, "gru: the layer GRU is not supported");
     refused(&data("onnx/forward_0_inputs.onnx"), &file("to.keras"), &[], 2, "takes weights from its input `W`");
-    refused(&data("onnx/tag.dy_dyn.onnx"), &file("to.onnx"), &[], 2, "the number of the largest feature");
-    refused(&data("onnx/lens_const.onnx"), &file("to.onnx"), &[], 2, "it gives `sequence_lens` for each of them");
+    refused(&data("onnx/tag.dy_dyn.onnx"), &file("to.keras"), &[], 2, "the number of the largest feature");
+    refused(&data("onnx/lens_const.onnx"), &file("to.keras"), &[], 2, "it gives `sequence_lens` for each of them");
 
     let square = data("models/square.pt");
     refused(&square, &file("to.onnx"), &[], 2, "`a` may be either");

@@ -83,7 +83,7 @@ fn networks_come_back_from_graphs() {
         .map(|s| (s.name.clone(), Tensor::new(&s.shape, values(s.shape.iter().product())).unwrap()))
         .collect();
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("network.onnx");
-    onnx::write_model(&path, "network", &network, &parameters).unwrap();
+    onnx::write_model(&path, "network", &network, &parameters, &onnx::Edges::default()).unwrap();
     let back = io::read_model(&path, None).unwrap();
     let tokens = Tensor::from_u32(&[2, 4], vec![1, 5, 3, 9, 10, 2, 7, 4]).unwrap();
     let given = Named::from([("tokens".to_string(), tokens)]);
@@ -127,7 +127,7 @@ fn graphs_of_thousands_of_nodes_are_read_and_those_said_twice_refused() {
 
     let layers = vec![Layer::from(Activation::Relu); 3000];
     let network = Network::chain(Input::Features(3), None, &layers).unwrap();
-    onnx::write_model(&path, "many", &network, &BTreeMap::new()).unwrap();
+    onnx::write_model(&path, "many", &network, &BTreeMap::new(), &onnx::Edges::default()).unwrap();
     let read = io::read_model(&path, None).unwrap();
     assert_eq!(read.network.nodes.len(), 3000);
 }

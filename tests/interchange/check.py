@@ -408,6 +408,12 @@ def formula(layer, *features):
     return {f"constant_{o['vector']}": (width,) for o in layer["operands"] if "vector" in o}, [width]
 
 
+def memory(layer, hidden, tokens, _):
+    pointer = layer["mixture"]["kind"] == "pointer"
+    shapes = {"weight": (hidden, hidden), "bias": (hidden,), "sentinel": (1, hidden)} if pointer else {}
+    return shapes, [tokens]
+
+
 # For each class of layers its parameters and the features of its outputs; other layers have no parameters.
 LAYERS = {
     "lstm": lstm,
@@ -420,6 +426,14 @@ LAYERS = {
     "merge": lambda layer, *features: ({}, [sum(features) if layer["kind"] == "concatenate" else features[0]]),
     "columns": lambda layer, _: ({}, [layer["count"]]),
     "feature_sum": lambda layer, _: ({}, [1]),
+    "working_memory": memory,
+}
+
+MIXTURES = {
+    "linear": {"kind": "linear", "theta": 0.8, "lambda": 0.3},
+    "linear of nothing": {"kind": "linear", "theta": 0.8, "lambda": 0.0},
+    "global": {"kind": "global", "theta": 1.1, "alpha": 0.4},
+    "pointer": {"kind": "pointer"},
 }
 
 CELLS = {
@@ -504,6 +518,28 @@ def own_networks():
     n.output("past the end", n.add("dense", at, units=3, activation="sigmoid"))
     yield "lengths", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4"), "n": np.array([6, 1, 4], "i4")}
 
+    n = Network(x={"features": 4}, n="lengths")
+    x = n.add("along", n["x"], n["n"])
+    at, h, _ = n.add("lstm", x, go_backwards=True, return_state=True)
+    n.output("turned", at)
+    n.output("largest", n.add("pooling", x, kind="max"))
+    n.output("shares", n.add("time_softmax", x))
+    for step in [-2, 0, 3]:
+        n.output(f"step {step}", n.add("step", x, at=step))
+    forth = n.add("lstm", x)
+    n.output("row", n.add("along", h, x))
+    for score, causal in [("dot", True), ("additive", False)]:
+        n.output(score, n.add("attention", forth, forth, score=score, scale=False, causal=causal))
+    yield "lengths, more", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4"), "n": np.array([6, 1, 4], "i4")}
+
+    for name, mixture in MIXTURES.items():
+        n = Network(tokens="tokens")
+        at = n.add("lstm", n.add("embedding", n["tokens"], vocabulary=9, size=5), units=4)
+        logits = n.add("dense", at, units=9)
+        settings = {"window": 4, "mixture": mixture, "steps": 20, "stateful": False}
+        n.output("y", n.add("working_memory", at, logits, n["tokens"], **settings))
+        yield f"memory: {name}", n, {"tokens": RANDOM.integers(0, 9, (3, 13)).astype("i4")}
+
     n = Network(transpose_1={"features": 4})
     at = n.add("lstm", n["transpose_1"], units=3, name="gather_5")
     for name in ["matmul_2", "add_3", "softmax_4", "softmax_14"]:
@@ -521,6 +557,17 @@ def own_networks():
     n.output("cropped", n.add("cropping1d", n["x"], before=1, after=2, stride=2))
     n.output("padded", n.add("cropping1d", n["x"], before=-1, after=-2, stride=1))
     yield "windows", n, {"x": RANDOM.normal(size=(3, 9, 4)).astype("f4")}
+
+    n = Network(x={"features": 4})
+    inside = {"explicit": {"before": -2, "after": 1}}
+    windows = [("max", 3, 2, 2, "same"), ("average", 3, 2, 3, "same"), ("average", 2, 1, 2, "causal")]
+    windows += [("max", 2, 1, 3, "causal"), ("max", 3, 1, 1, inside), ("average", 3, 2, 1, inside)]
+    windows += [("average", 2, 1, 3, {"explicit": {"before": 2, "after": 1}})]
+    for at, (kind, taps, stride, dilation, padding) in enumerate(windows):
+        window = {"taps": taps, "stride": stride, "dilation": dilation, "padding": padding}
+        n.output(f"pooled {at}", n.add("pooling1d", n["x"], kind=kind, window=window))
+        n.output(f"convolved {at}", n.add("conv1d", n["x"], filters=3, window=window))
+    yield "dilated windows", n, {"x": RANDOM.normal(size=(3, 10, 4)).astype("f4")}
 
     n = Network(x={"features": 4})
     at = n.add("lstm", n["x"], units=4)
@@ -574,6 +621,38 @@ def check_carried(cell, folder):
     yield "two pieces", np.concatenate([first["y"], second["y"]], 1), ours(own, {"x": x}, folder)["y"]
 
 
+def check_remembered(mixture, folder):
+    """A memory that goes on, over a text at once here and in pieces in ONNX Runtime."""
+    n = Network(tokens="tokens")
+    at = n.add("lstm", n.add("embedding", n["tokens"], vocabulary=9, size=5), units=4, stateful=True, name="lstm")
+    logits = n.add("dense", at, units=9)
+    settings = {"window": 5, "mixture": mixture, "steps": 20, "stateful": True, "name": "recall"}
+    n.output("y", n.add("working_memory", at, logits, n["tokens"], **settings))
+    own, graph = n.save(folder / "own.safetensors"), folder / "model.onnx"
+    mnemon("convert", own, graph)
+    tokens = RANDOM.integers(0, 9, (3, 14)).astype("i4")
+    states = ["lstm.h", "lstm.c", "recall.h", "recall.tokens"]
+    given = {"recall.h_0": np.zeros((3, 5, 4), "f4"), "recall.tokens_0": np.full((3, 5), -1)}
+    given |= {f"{name}_0": np.zeros((3, 4), "f4") for name in states[:2]}
+    pieces = []
+    for part in np.split(tokens, [3, 4, 11], 1):
+        got = runtime(graph, {"tokens": part, **given})
+        given = {f"{name}_0": got[f"{name}_n"] for name in states}
+        pieces.append(got["y"])
+    yield "pieces", np.concatenate(pieces, 1), ours(own, {"tokens": tokens}, folder)["y"]
+
+
+def check_edges(name, folder):
+    """An ONNX file of the tests, whose outputs or lengths only ONNX has, once more as one."""
+    tensors = load_file(DATA / "onnx" / f"{name}.safetensors")
+    given = {key[3:]: value for key, value in tensors.items() if key.startswith("in.")}
+    mnemon("convert", DATA / "onnx" / f"{name}.onnx", folder / "model.onnx")
+    got = runtime(folder / "model.onnx", given)
+    for key, value in tensors.items():
+        if key.startswith("out."):
+            yield f"again {key}", got[key[4:]], value
+
+
 def check_refusals(folder):
     """What another program has no word for, or mnemon has none for, is refused by the layer's name."""
     n = Network(tokens="tokens")
@@ -584,10 +663,6 @@ def check_refusals(folder):
     own = n.save(folder / "own.safetensors")
     yield refused(own, folder / "no.keras", "odd: Keras's LSTM has no peepholes")
     yield refused(own, folder / "no.safetensors", "odd: PyTorch's nn.LSTM has no peepholes", "--format", "pytorch")
-    mixture = {"kind": "linear", "theta": 0.3, "lambda": 0.1}
-    memory = {"window": 4, "mixture": mixture, "steps": 9, "stateful": False, "name": "recall"}
-    n.output("recalled", n.add("working_memory", h, logits, n["tokens"], **memory))
-    yield refused(n.save(own), folder / "no.onnx", "recall: a working memory")
     yield refused(DATA / "models" / "gru.keras", folder / "no.onnx", "gru: the layer GRU is not supported")
     # Operations have the classes of layers, and other arguments.
     x = kl.Input((6, 4))
@@ -626,6 +701,9 @@ def checks(folder):
         yield f"ONNX: {name}", lambda to, n=network, g=given: check_own(n, g, to)
     for name, cell in CELLS.items():
         yield f"ONNX: {name}, carried", lambda to, c=cell: check_carried(c, to)
+    for name, mixture in MIXTURES.items():
+        yield f"ONNX: memory that goes on: {name}", lambda to, m=mixture: check_remembered(m, to)
+    yield "ONNX: largest features", lambda to: check_edges("tag.dy_dyn", to)
     yield "refusals", check_refusals
 
 

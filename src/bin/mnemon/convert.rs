@@ -89,16 +89,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             format!("the model takes weights from its input `{name}`, which a run gives"),
         ));
     }
-    if let Some(name) = imported.edges.constants.keys().next() {
+    // What only ONNX can say.
+    if let Some(name) = imported.edges.constants.keys().next().filter(|_| format != Format::Onnx) {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("the model is for sequences of its own: it gives `{name}` for each of them"),
         ));
     }
-    if let Some(edge) = imported.edges.outputs.iter().find(|edge| edge.best) {
+    if let Some(edge) = imported.edges.outputs.iter().find(|edge| edge.best && format != Format::Onnx) {
         let name = &edge.name;
         let message =
-            format!("its output `{name}` is the number of the largest feature, which no file that is written gives");
+            format!("its output `{name}` is the number of the largest feature, which only ONNX has outputs for");
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let Imported { network, parameters, .. } = &imported;
@@ -115,7 +116,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Format::Keras => keras::write_model(to, title, network, parameters).map(|()| parameters.clone())?,
         Format::KerasWeights => keras::write_weights(to, network, parameters).map(|()| parameters.clone())?,
-        Format::Onnx => onnx::write_model(to, title, network, parameters).map(|()| parameters.clone())?,
+        Format::Onnx => {
+            onnx::write_model(to, title, network, parameters, &imported.edges).map(|()| parameters.clone())?
+        }
     };
     say!("{}: {}", arguments.model.model.display(), imported.title);
     for node in &network.nodes {

@@ -104,6 +104,17 @@ impl<'a> Writer<'a> {
         output
     }
 
+    /// A value under the name of a state that the next run reads.
+    pub fn state(&mut self, value: &str, name: &str) {
+        self.graph.node.push(Node {
+            input: vec![value.to_string()],
+            output: vec![name.to_string()],
+            name: format!("state {name}"),
+            op_type: "Identity".to_string(),
+            ..Node::default()
+        });
+    }
+
     /// A constant of floats under a name.
     pub fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
         let raw: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -121,6 +132,17 @@ impl<'a> Writer<'a> {
             });
         }
         name.to_string()
+    }
+
+    /// A constant under a name: tokens and lengths have 64 bits.
+    pub fn constant(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        if let Ok(values) = tensor.u32s() {
+            let raw = values.iter().flat_map(|&n| i64::from(n).to_le_bytes()).collect();
+            self.initializer(name, tensor.shape(), dtype::INT64, raw);
+        } else {
+            self.floats(name, tensor.shape(), tensor.f32s()?);
+        }
+        Ok(())
     }
 
     /// A number.

@@ -91,7 +91,11 @@ impl Edges {
                 _ => axis.iter().map(factor).collect::<Vec<_>>().join("·"),
             };
             let theirs = format!("[{}]", edge.dims.iter().map(dim).collect::<Vec<_>>().join(", "));
-            let ours = network.signal(*port)?.to_string();
+            let mut ours = network.signal(*port)?.to_string();
+            if edge.best {
+                // The number of a feature is one.
+                ours = ours.rsplit_once(',').map_or(ours.clone(), |(rest, _)| format!("{rest}]"));
+            }
             if theirs != ours || edge.name != edge.output {
                 all.push(format!("output {} {theirs} as {} {ours}", edge.name, edge.output));
             }

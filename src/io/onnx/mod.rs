@@ -31,7 +31,9 @@ mod value;
 mod wire;
 mod write;
 mod write_lstm;
+mod write_memory;
 mod write_steps;
+mod write_windows;
 
 pub use edges::{Edges, InputEdge, OutputEdge, Role};
 pub use layout::Atom;

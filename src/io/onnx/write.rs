@@ -5,6 +5,7 @@
 
 use super::super::model::check;
 use super::builder::{Writer, float, info, int, ints};
+use super::edges::Edges;
 use super::schema::{Model, Node, OperatorSet, dtype};
 use crate::error::{Error, Result};
 use crate::nn::{
@@ -22,16 +23,23 @@ const FORM: i64 = 8;
 
 /// Writes a network as an ONNX file, which gives what the network gives: sequences `[B, T, features]`, tokens `[B, T]`
 /// of 64 bits, rows `[B, features]`. Layers that carry their state read it as `NAME.h_0` and `NAME.c_0` `[B, ..]` and give
-/// it as `NAME.h_n` and `NAME.c_n`. Refuses what ONNX cannot say, by the layer's name.
-pub fn write_model(path: &Path, title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
-    let bytes = model(title, network, parameters).map_err(|e| e.within("onnx"))?.encode_to_vec();
+/// it as `NAME.h_n` and `NAME.c_n`. Of `edges`, which may be empty, outputs that are numbers of largest features are those,
+/// `[B, T]` or `[B]` of 64 bits, and inputs that the file gives are constants. Refuses what ONNX cannot say, by the layer's name.
+pub fn write_model(
+    path: &Path,
+    title: &str,
+    network: &Network,
+    parameters: &BTreeMap<String, Tensor>,
+    edges: &Edges,
+) -> Result<()> {
+    let bytes = model(title, network, parameters, edges).map_err(|e| e.within("onnx"))?.encode_to_vec();
     super::super::replace(path, &bytes)
 }
 
-fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>) -> Result<Model> {
+fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>, edges: &Edges) -> Result<Model> {
     check(network, parameters, &BTreeMap::new())?;
     let mut writer = Writer::new(title, network, parameters);
-    writer.network(network)?;
+    writer.network(network, edges)?;
     Ok(Model {
         ir_version: FORM,
         producer_name: "mnemon".to_string(),
@@ -54,7 +62,7 @@ pub(super) struct Value {
 }
 
 impl Writer<'_> {
-    fn network(&mut self, network: &Network) -> Result<()> {
+    fn network(&mut self, network: &Network, edges: &Edges) -> Result<()> {
         let signals = network.signals()?;
         let fills = network.fills()?;
         let axes = network.axes()?;
@@ -72,7 +80,10 @@ impl Writer<'_> {
                 Input::Rows(n) => (dtype::FLOAT, vec![None, Some(n)], vec!["batch", ""]),
                 Input::Lengths => (dtype::INT64, vec![None], vec!["batch"]),
             };
-            self.graph.input.push(info(name, kind, &sizes, &names));
+            match edges.constants.get(name) {
+                Some(tensor) => self.constant(name, tensor)?,
+                None => self.graph.input.push(info(name, kind, &sizes, &names)),
+            }
             let lengths = match input {
                 Input::Lengths => Some(self.op("Cast", &[name], vec![int("to", i64::from(dtype::INT32))])),
                 _ => None,
@@ -86,11 +97,11 @@ impl Writer<'_> {
             let made = self.layer(node, &read, &signals[at], fills[at]).map_err(|e| e.within(&node.name))?;
             values.push(made);
         }
-        self.outputs(network, &inputs, &values)
+        self.outputs(network, &inputs, &values, edges)
     }
 
     /// Outputs by their names; parts `NAME[0]`, `NAME[1]` as one along a first axis.
-    fn outputs(&mut self, network: &Network, inputs: &[Value], values: &[Vec<Value>]) -> Result<()> {
+    fn outputs(&mut self, network: &Network, inputs: &[Value], values: &[Vec<Value>], edges: &Edges) -> Result<()> {
         let mut done: Vec<&str> = Vec::new();
         for (name, _) in &network.outputs {
             let whole = name.split('[').next().unwrap_or(name);
@@ -102,7 +113,8 @@ impl Writer<'_> {
                 .map_while(|n| network.outputs.iter().find(|o| o.0 == format!("{whole}[{n}]")).map(|o| o.1))
                 .collect();
             let port = network.outputs.iter().find(|o| o.0 == whole).map(|o| o.1);
-            let (result, signal) = match port {
+            let is_number = edges.outputs.iter().any(|edge| edge.best && edge.output == *whole);
+            let (mut result, signal) = match port {
                 Some(port) => {
                     let value = find(port, inputs, values)?.clone();
                     (self.in_order(&value)?, value.signal)
@@ -124,6 +136,9 @@ impl Writer<'_> {
             if self.graph.input.iter().any(|i| i.name == *whole) {
                 return Err(Error::unsupported(format!("an input and an output that are both called `{whole}`")));
             }
+            if is_number {
+                result = self.op("ArgMax", &[&result], vec![int("axis", -1), int("keepdims", 0)]);
+            }
             let identity = Node {
                 input: vec![result],
                 output: vec![whole.to_string()],
@@ -142,7 +157,11 @@ impl Writer<'_> {
                 sizes.insert(0, Some(parts.len()));
                 names.insert(0, "");
             }
-            self.graph.output.push(info(whole, dtype::FLOAT, &sizes, &names));
+            if is_number {
+                sizes.pop();
+            }
+            let kind = if is_number { dtype::INT64 } else { dtype::FLOAT };
+            self.graph.output.push(info(whole, kind, &sizes, &names));
         }
         Ok(())
     }
@@ -162,12 +181,10 @@ impl Writer<'_> {
         if !value.signal.mirrored() {
             return Ok(value.name.clone());
         }
-        if value.mask.is_some() || value.lengths.is_some() {
-            return Err(Error::unsupported("an output in reversed order of sequences of different lengths"));
+        if value.mask.is_some() {
+            return Err(Error::unsupported("an output in reversed order with steps that are masked"));
         }
-        let (start, end, axis, step) =
-            (self.whole(&[-1]), self.whole(&[i64::MIN + 1]), self.whole(&[1]), self.whole(&[-1]));
-        Ok(self.op("Slice", &[&value.name, &start, &end, &axis, &step], Vec::new()))
+        Ok(self.turned(value))
     }
 
     /// A layer over what it reads; gives its outputs.
@@ -182,7 +199,7 @@ impl Writer<'_> {
         };
         let name = match &node.layer {
             Layer::Lstm(layer) => return self.lstm(node, layer, read, signals, fill),
-            Layer::WorkingMemory(_) => return Err(Error::unsupported("a working memory")),
+            Layer::WorkingMemory(layer) => self.recalled(node, layer, read)?,
             Layer::Embedding(layer) => {
                 let (table, _) = self.parameter(&format!("{}.weight", node.name))?;
                 let y = self.op("Gather", &[&table, &x], vec![int("axis", 0)]);
@@ -233,7 +250,7 @@ impl Writer<'_> {
             }
             Layer::Pooling1D(layer) => {
                 ragged("windows over")?;
-                self.pooled(layer, &x)?
+                self.pooled(layer, &x, first.signal.features().unwrap_or(0))
             }
             Layer::Cropping1D(layer) => {
                 ragged("some steps of")?;
@@ -260,9 +277,6 @@ impl Writer<'_> {
                 self.op("Transpose", &[&x], vec![ints("perm", &[0, 2, 1])])
             }
             Layer::Attention(layer) => {
-                if read.iter().any(|v| v.lengths.is_some()) {
-                    ragged("attention to")?;
-                }
                 let scale = match layer.scale {
                     true => Some(self.parameter(&format!("{}.scale", node.name))?.0),
                     false => None,
@@ -296,11 +310,7 @@ impl Writer<'_> {
                 let axis = self.whole(&[-1]);
                 self.op("Slice", &[&x, &first, &end, &axis], Vec::new())
             }
-            Layer::Step(layer) => {
-                ragged("one step of")?;
-                let at = self.index(layer.at);
-                self.op("Gather", &[&x, &at], vec![int("axis", 1)])
-            }
+            Layer::Step(layer) => self.step(first, layer.at),
             Layer::FeatureSum(layer) => {
                 if layer.mean {
                     self.op("ReduceMean", &[&x], vec![ints("axes", &[-1]), int("keepdims", 1)])
@@ -309,10 +319,7 @@ impl Writer<'_> {
                     self.op("ReduceSum", &[&x, &axis], vec![int("keepdims", 1)])
                 }
             }
-            Layer::TimeSoftmax(_) => {
-                ragged("a softmax over the steps of")?;
-                self.op("Softmax", &[&x], vec![int("axis", 1)])
-            }
+            Layer::TimeSoftmax(_) => self.time_softmax(first),
             Layer::LogSoftmax(_) => self.op("LogSoftmax", &[&x], vec![int("axis", -1)]),
             Layer::Formula(layer) => {
                 let mut operands = Vec::new();

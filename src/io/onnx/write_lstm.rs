@@ -123,13 +123,7 @@ impl Writer<'_> {
             for (part, all) in [("h", &ran.h), ("c", &ran.c)] {
                 let whole = if let [one] = &all[..] { one.clone() } else { self.merged(MergeMode::Concat, all) };
                 let name = format!("{}.{part}_n", node.name);
-                self.graph.node.push(super::schema::Node {
-                    input: vec![whole],
-                    output: vec![name.clone()],
-                    op_type: "Identity".to_string(),
-                    name: format!("state {name}"),
-                    ..Default::default()
-                });
+                self.state(&whole, &name);
                 let size = of.directions.len() * of.sizes[usize::from(part == "c")];
                 self.graph.output.push(info(&name, dtype::FLOAT, &[None, Some(size)], &["batch", ""]));
             }
@@ -198,7 +192,7 @@ impl Writer<'_> {
     }
 
     /// Steps of x `[B, T, F]` by their numbers `[B, T]`.
-    fn taken(&mut self, x: &str, order: &str) -> String {
+    pub fn taken(&mut self, x: &str, order: &str) -> String {
         let last = self.whole(&[2]);
         let order = self.op("Unsqueeze", &[order, &last], Vec::new());
         let shape = self.op("Shape", &[x], Vec::new());

@@ -1,44 +1,12 @@
 //! Layers over the steps of sequences as operators of ONNX.
 
-use super::builder::{Writer, int, ints, text};
-use super::schema::{Attribute, dtype};
+use super::builder::{Writer, int, ints};
+use super::schema::dtype;
 use super::write::Value;
 use crate::error::{Error, Result};
-use crate::nn::{Conv1D, Cropping1D, Padding, Pooling1D, PoolingKind, Signal, Window};
+use crate::nn::{Cropping1D, PoolingKind, Signal};
 
 impl Writer<'_> {
-    /// The layer `name` over windows of `x`.
-    pub fn convolved(&mut self, name: &str, layer: &Conv1D, x: &str) -> Result<String> {
-        let kernel = self.parameters.get(&format!("{}.weight", name));
-        let kernel = kernel.ok_or_else(|| Error::internal("a convolution without a kernel"))?;
-        let &[filters, taps, inputs] = kernel.shape() else { return Err(Error::internal("a kernel")) };
-        let values = kernel.f32s()?;
-        let moved: Vec<f32> = (0..filters * inputs * taps)
-            .map(|at| {
-                let (f, i, t) = (at / (inputs * taps), at / taps % inputs, at % taps);
-                values[(f * taps + t) * inputs + i]
-            })
-            .collect();
-        let w = self.floats(&format!("{}.weight", name), &[filters, inputs, taps], &moved);
-        let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
-        let mut names = vec![turned, w];
-        if layer.bias {
-            names.push(self.parameter(&format!("{}.bias", name))?.0);
-        }
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let y = self.op("Conv", &names, windows(layer.window, true, false)?);
-        let y = self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]);
-        self.activation(layer.activation, &y)
-    }
-
-    /// A step of each window of `x`.
-    pub fn pooled(&mut self, layer: &Pooling1D, x: &str) -> Result<String> {
-        let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
-        let op = if layer.kind == PoolingKind::Max { "MaxPool" } else { "AveragePool" };
-        let y = self.op(op, &[&turned], windows(layer.window, layer.kind == PoolingKind::Max, true)?);
-        Ok(self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]))
-    }
-
     /// Some of the steps of a sequence, or zeros around them.
     pub fn cropped(&mut self, layer: &Cropping1D, x: &str) -> String {
         let around = [0, layer.before.min(0), 0, 0, layer.after.min(0), 0].map(|n| i64::from(-n));
@@ -58,12 +26,7 @@ impl Writer<'_> {
 
     /// One row of all steps of each sequence, of those kept where some are not.
     pub fn pooling(&mut self, kind: PoolingKind, x: &Value) -> Result<String> {
-        let mask = match (&x.mask, &x.lengths) {
-            (Some(mask), _) => Some(mask.clone()),
-            (None, Some(lengths)) => Some(self.within(&x.name, lengths)),
-            (None, None) => None,
-        };
-        let Some(mask) = mask else {
+        let Some(mask) = self.kept(x) else {
             return Ok(match kind {
                 PoolingKind::Average => self.op("ReduceMean", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
                 PoolingKind::Max => self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]),
@@ -74,11 +37,9 @@ impl Writer<'_> {
             });
         };
         if kind == PoolingKind::Max {
-            if x.mask.is_none() {
-                return Err(Error::unsupported("the largest of sequences of different lengths"));
-            }
             // As Keras has it, over masked steps too.
-            return Ok(self.op("ReduceMax", &[&x.name], vec![ints("axes", &[1]), int("keepdims", 0)]));
+            let seen = if x.mask.is_some() { x.name.clone() } else { self.or_least(&x.name, &mask) };
+            return Ok(self.op("ReduceMax", &[&seen], vec![ints("axes", &[1]), int("keepdims", 0)]));
         }
         let (axis, last) = (self.whole(&[1]), self.whole(&[2]));
         let column = self.op("Unsqueeze", &[&mask, &last], Vec::new());
@@ -91,6 +52,88 @@ impl Writer<'_> {
         let one = self.number(1.0);
         let count = self.op("Max", &[&count, &one], Vec::new());
         Ok(self.op("Div", &[&sum, &count], Vec::new()))
+    }
+
+    /// 1 at the steps of x that are kept, `[B, T]`, where some are not.
+    pub fn kept(&mut self, x: &Value) -> Option<String> {
+        match (&x.mask, &x.lengths) {
+            (Some(mask), _) => Some(mask.clone()),
+            (None, Some(lengths)) => Some(self.within(&x.name, lengths)),
+            (None, None) => None,
+        }
+    }
+
+    /// x `[B, T, F]` at the steps that are kept, and what nothing is less than at others.
+    fn or_least(&mut self, x: &str, kept: &str) -> String {
+        let (last, least) = (self.whole(&[2]), self.number(f32::MIN));
+        let column = self.op("Unsqueeze", &[kept, &last], Vec::new());
+        let column = self.op("Cast", &[&column], vec![int("to", i64::from(dtype::BOOL))]);
+        self.op("Where", &[&column, x, &least], Vec::new())
+    }
+
+    /// x `[B, T, F]` at the steps that are kept, and zero at others.
+    fn or_zero(&mut self, x: &str, kept: &str) -> String {
+        let last = self.whole(&[2]);
+        let column = self.op("Unsqueeze", &[kept, &last], Vec::new());
+        self.op("Mul", &[x, &column], Vec::new())
+    }
+
+    /// One step `[B, F]` of each sequence, from its end where `at` is below zero; zero where there is none.
+    pub fn step(&mut self, x: &Value, at: i64) -> String {
+        let Some(lengths) = &x.lengths else {
+            let at = self.index(at);
+            return self.op("Gather", &[&x.name, &at], vec![int("axis", 1)]);
+        };
+        let inside = self.within(&x.name, lengths);
+        let (axis, zero) = (self.whole(&[1]), self.number(0.0));
+        // Steps that are there count up from one; the last has as many as there are.
+        let time = self.index(1);
+        let numbers = self.op("CumSum", &[&inside, &time], Vec::new());
+        let numbers = self.op("Mul", &[&numbers, &inside], Vec::new());
+        let wanted = match at {
+            0.. => self.number((at + 1) as f32),
+            _ => {
+                let count = self.op("ReduceSum", &[&inside, &axis], vec![int("keepdims", 1)]);
+                let back = self.number((at + 1) as f32);
+                let wanted = self.op("Add", &[&count, &back], Vec::new());
+                // No step has a number below one.
+                let none = self.number(-1.0);
+                let there = self.op("Greater", &[&wanted, &zero], Vec::new());
+                self.op("Where", &[&there, &wanted, &none], Vec::new())
+            }
+        };
+        let only = self.op("Equal", &[&numbers, &wanted], Vec::new());
+        let last = self.whole(&[2]);
+        let only = self.op("Unsqueeze", &[&only, &last], Vec::new());
+        let all = self.op("Where", &[&only, &x.name, &zero], Vec::new());
+        self.op("ReduceSum", &[&all, &axis], vec![int("keepdims", 0)])
+    }
+
+    /// A softmax over the steps of each sequence.
+    pub fn time_softmax(&mut self, x: &Value) -> String {
+        let Some(kept) = self.kept(x) else { return self.op("Softmax", &[&x.name], vec![int("axis", 1)]) };
+        let seen = self.or_least(&x.name, &kept);
+        let shares = self.op("Softmax", &[&seen], vec![int("axis", 1)]);
+        self.or_zero(&shares, &kept)
+    }
+
+    /// The steps of each sequence from its last to its first: `[B, T, F]`, zero past its end.
+    pub fn turned(&mut self, x: &Value) -> String {
+        let Some(lengths) = &x.lengths else {
+            let [start, end, axis, step] = [-1, i64::MIN + 1, 1, -1].map(|n| self.whole(&[n]));
+            return self.op("Slice", &[&x.name, &start, &end, &axis, &step], Vec::new());
+        };
+        let inside = self.within(&x.name, lengths);
+        let (time, zero) = (self.index(1), self.number(0.0));
+        let numbers = self.op("CumSum", &[&inside, &time], Vec::new());
+        let axis = self.whole(&[1]);
+        let count = self.op("ReduceSum", &[&inside, &axis], vec![int("keepdims", 1)]);
+        let places = self.op("Sub", &[&count, &numbers], Vec::new());
+        // Past the end any step will do.
+        let places = self.op("Max", &[&places, &zero], Vec::new());
+        let places = self.op("Cast", &[&places], vec![int("to", i64::from(dtype::INT64))]);
+        let turned = self.taken(&x.name, &places);
+        self.or_zero(&turned, &inside)
     }
 
     /// 1 at the steps of x `[B, T, F]` that are within lengths `[B]`, else 0: `[B, T]`.
@@ -114,9 +157,6 @@ impl Writer<'_> {
             return Err(Error::unsupported("values at the steps that a mask keeps of others"));
         }
         if x.signal.axis().is_none() {
-            if like.lengths.is_some() {
-                return Err(Error::unsupported("a row at the steps of sequences of different lengths"));
-            }
             let axis = self.whole(&[1]);
             let row = self.op("Unsqueeze", &[&x.name, &axis], Vec::new());
             let shape = self.op("Shape", &[&like.name], Vec::new());
@@ -124,7 +164,7 @@ impl Writer<'_> {
             let steps = self.op("Slice", &[&shape, &first, &second], Vec::new());
             let ones = self.whole(&[1]);
             let target = self.op("Concat", &[&ones, &steps, &ones], vec![int("axis", 0)]);
-            return Ok(vec![value(self.op("Expand", &[&row, &target], Vec::new()), None)]);
+            return Ok(vec![value(self.op("Expand", &[&row, &target], Vec::new()), like.lengths.clone())]);
         }
         match (&x.lengths, &like.lengths) {
             // As long as an input says.
@@ -132,9 +172,7 @@ impl Writer<'_> {
             // Back to all steps, zero past each sequence's end.
             (Some(lengths), None) => {
                 let inside = self.within(&x.name, lengths);
-                let last = self.whole(&[2]);
-                let column = self.op("Unsqueeze", &[&inside, &last], Vec::new());
-                Ok(vec![value(self.op("Mul", &[&x.name, &column], Vec::new()), None)])
+                Ok(vec![value(self.or_zero(&x.name, &inside), None)])
             }
             (None, None) if x.signal.axis() == like.signal.axis() => Ok(vec![value(x.name.clone(), None)]),
             _ => Err(Error::unsupported("steps of one sequence at those of another")),
@@ -173,9 +211,9 @@ impl Writer<'_> {
             }
         };
         let mut seen: Option<String> = None;
-        if let Some(mask) = &value.mask {
+        if let Some(kept) = self.kept(value) {
             let one = self.whole(&[1]);
-            seen = Some(self.op("Unsqueeze", &[mask, &one], Vec::new()));
+            seen = Some(self.op("Unsqueeze", &[&kept, &one], Vec::new()));
         }
         if causal {
             let (shape, zero, one) = (self.op("Shape", &[&scores], Vec::new()), self.index(0), self.index(1));
@@ -207,45 +245,8 @@ impl Writer<'_> {
         };
         let mut y = self.op("MatMul", &[&weights, &value.name], Vec::new());
         if let Some(mask) = &query.mask {
-            let last = self.whole(&[2]);
-            let column = self.op("Unsqueeze", &[mask, &last], Vec::new());
-            y = self.op("Mul", &[&y, &column], Vec::new());
+            y = self.or_zero(&y, mask);
         }
-        Ok(vec![Value { name: y, signal, mask: query.mask.clone(), lengths: None }])
+        Ok(vec![Value { name: y, signal, mask: query.mask.clone(), lengths: query.lengths.clone() }])
     }
-}
-
-/// The attributes of windows over steps, of a pool or a convolution.
-fn windows(window: Window, dilates: bool, pools: bool) -> Result<Vec<Attribute>> {
-    let Window { taps, stride, dilation, padding } = window;
-    let mut all = vec![ints("kernel_shape", &[taps as i64]), ints("strides", &[stride as i64])];
-    if dilation != 1 && !dilates {
-        return Err(Error::unsupported("a mean of steps that are not beside each other"));
-    }
-    if dilates {
-        all.push(ints("dilations", &[dilation as i64]));
-    }
-    let beyond = ((taps - 1) * dilation) as i64;
-    let pads = match padding {
-        Padding::Valid => [0, 0],
-        Padding::Same if stride == 1 => [beyond / 2, beyond - beyond / 2],
-        Padding::Same if dilation == 1 => {
-            all.push(text("auto_pad", "SAME_UPPER"));
-            return Ok(all);
-        }
-        // How much is padded follows from the number of steps, and what runs graphs disagrees on it.
-        Padding::Same => {
-            return Err(Error::unsupported("as many steps as go in, of windows with a stride and a dilation"));
-        }
-        Padding::Causal => [beyond, 0],
-        Padding::Explicit { before: before @ 0.., after: after @ 0.. } => [before.into(), after.into()],
-        Padding::Explicit { .. } => return Err(Error::unsupported("windows over a part of the steps")),
-    };
-    if pools && pads.iter().any(|&n| n >= taps as i64) {
-        return Err(Error::unsupported(format!("a pool of {taps} steps beside {pads:?} that are added")));
-    }
-    if pads != [0, 0] {
-        all.push(ints("pads", &pads));
-    }
-    Ok(all)
 }

@@ -1,0 +1,138 @@
+//! Layers over windows of steps as operators of ONNX, whose convolutions and pools have the steps last.
+
+use super::builder::{Writer, int, ints, text};
+use super::schema::Attribute;
+use crate::error::{Error, Result};
+use crate::nn::{Conv1D, Padding, Pooling1D, PoolingKind, Window};
+
+impl Writer<'_> {
+    /// The layer `name` over windows of `x`.
+    pub fn convolved(&mut self, name: &str, layer: &Conv1D, x: &str) -> Result<String> {
+        let kernel = self.parameters.get(&format!("{name}.weight"));
+        let kernel = kernel.ok_or_else(|| Error::internal("a convolution without a kernel"))?;
+        let &[filters, taps, inputs] = kernel.shape() else { return Err(Error::internal("a kernel")) };
+        let values = kernel.f32s()?;
+        let moved: Vec<f32> = (0..filters * inputs * taps)
+            .map(|at| {
+                let (f, i, t) = (at / (inputs * taps), at / taps % inputs, at % taps);
+                values[(f * taps + t) * inputs + i]
+            })
+            .collect();
+        let w = self.floats(&format!("{name}.weight"), &[filters, inputs, taps], &moved);
+        let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
+        let (x, attributes) = self.windows(layer.window, turned, 0.0, false);
+        let mut names = vec![x, w];
+        if layer.bias {
+            names.push(self.parameter(&format!("{name}.bias"))?.0);
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let y = self.op("Conv", &names, attributes);
+        let y = self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]);
+        self.activation(layer.activation, &y)
+    }
+
+    /// A step of each window of `x`, which has so many features.
+    pub fn pooled(&mut self, layer: &Pooling1D, x: &str, features: usize) -> String {
+        let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
+        let y = match layer.kind {
+            PoolingKind::Max => {
+                let (x, attributes) = self.windows(layer.window, turned, f32::MIN, true);
+                self.op("MaxPool", &[&x], attributes)
+            }
+            PoolingKind::Average | PoolingKind::Sum => self.mean(layer.window, turned, features),
+        };
+        self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])])
+    }
+
+    /// The mean of the steps of each window of x `[B, F, T]`, of those that are there.
+    fn mean(&mut self, window: Window, x: String, features: usize) -> String {
+        if window.dilation == 1 && in_a_pool(window) {
+            let (x, attributes) = self.windows(window, x, 0.0, true);
+            return self.op("AveragePool", &[&x], attributes);
+        }
+        // The sums of windows over the numbers of steps that they see.
+        let ones = self.fresh("ones");
+        let ones = self.floats(&ones, &[features, 1, window.taps], &vec![1.0; features * window.taps]);
+        let shape = self.op("Shape", &[&x], Vec::new());
+        let zeros = self.op("ConstantOfShape", &[&shape], Vec::new());
+        let there = self.op("Exp", &[&zeros], Vec::new());
+        let [sums, counts] = [x, there].map(|x| {
+            let (x, mut attributes) = self.windows(window, x, 0.0, false);
+            attributes.push(int("group", features as i64));
+            self.op("Conv", &[&x, &ones], attributes)
+        });
+        self.op("Div", &[&sums, &counts], Vec::new())
+    }
+
+    /// What an operator over windows of x `[B, F, T]` reads, and its attributes; beyond a sequence everything is `fill`.
+    fn windows(&mut self, window: Window, x: String, fill: f32, pools: bool) -> (String, Vec<Attribute>) {
+        let Window { taps, stride, dilation, padding } = window;
+        let mut all = vec![ints("kernel_shape", &[taps as i64]), ints("strides", &[stride as i64])];
+        if dilation != 1 {
+            all.push(ints("dilations", &[dilation as i64]));
+        }
+        let beyond = ((taps - 1) * dilation) as i64;
+        let (x, pads) = match padding {
+            Padding::Valid => (x, [0, 0]),
+            Padding::Same if stride == 1 => (x, [beyond / 2, beyond - beyond / 2]),
+            Padding::Same if dilation == 1 => {
+                all.push(text("auto_pad", "SAME_UPPER"));
+                return (x, all);
+            }
+            // What runs graphs disagrees on what this is in a dilated window.
+            Padding::Same => return (self.same(&x, stride as i64, beyond, fill), all),
+            Padding::Causal => (x, [beyond, 0]),
+            Padding::Explicit { before, after } => {
+                (self.inner(x, before, after), [before, after].map(|n| n.max(0).into()))
+            }
+        };
+        if pools && pads.iter().any(|&n| n >= taps as i64) {
+            let around = self.whole(&[0, 0, pads[0], 0, 0, pads[1]]);
+            let fill = self.number(fill);
+            return (self.op("Pad", &[&x, &around, &fill], Vec::new()), all);
+        }
+        if pads != [0, 0] {
+            all.push(ints("pads", &pads));
+        }
+        (x, all)
+    }
+
+    /// x `[B, F, T]` without the steps that are less than none at its ends.
+    fn inner(&mut self, x: String, before: i32, after: i32) -> String {
+        if before >= 0 && after >= 0 {
+            return x;
+        }
+        let end = if after < 0 { after.into() } else { i64::MAX };
+        let [start, end, axis] = [(-before).max(0).into(), end, 2].map(|n| self.whole(&[n]));
+        self.op("Slice", &[&x, &start, &end, &axis], Vec::new())
+    }
+
+    /// x `[B, F, T]` with as much around it as makes ⌈T / stride⌉ windows, which reach `beyond` their first step; an odd
+    /// step at the end.
+    fn same(&mut self, x: &str, stride: i64, beyond: i64, fill: f32) -> String {
+        let shape = self.op("Shape", &[x], Vec::new());
+        let [at, less, by, reach, zero, two] = [2, stride - 1, stride, beyond + 1, 0, 2].map(|n| self.whole(&[n]));
+        let steps = self.op("Gather", &[&shape, &at], vec![int("axis", 0)]);
+        let rounded = self.op("Add", &[&steps, &less], Vec::new());
+        let windows = self.op("Div", &[&rounded, &by], Vec::new());
+        let starts = self.op("Mul", &[&windows, &by], Vec::new());
+        let starts = self.op("Sub", &[&starts, &by], Vec::new());
+        let seen = self.op("Add", &[&starts, &reach], Vec::new());
+        let missing = self.op("Sub", &[&seen, &steps], Vec::new());
+        let missing = self.op("Max", &[&missing, &zero], Vec::new());
+        let before = self.op("Div", &[&missing, &two], Vec::new());
+        let after = self.op("Sub", &[&missing, &before], Vec::new());
+        let none = self.whole(&[0, 0]);
+        let around = self.op("Concat", &[&none, &before, &none, &after], vec![int("axis", 0)]);
+        let fill = self.number(fill);
+        self.op("Pad", &[x, &around, &fill], Vec::new())
+    }
+}
+
+/// Whether ONNX's pools take as many steps around as these windows have.
+fn in_a_pool(window: Window) -> bool {
+    match window.padding {
+        Padding::Explicit { before, after } => before.max(after) < i32::try_from(window.taps).unwrap_or(i32::MAX),
+        _ => true,
+    }
+}
