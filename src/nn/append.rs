@@ -135,6 +135,8 @@ pub(super) fn append(
             let sum = graph.each_step(axis, sum)?;
             graph.elementwise(Expr::Input(0) / Expr::Input(1), &[powers, sum])?
         }
+        // What is stored stays in the order of time, whichever way it is read.
+        Layer::Flip(_) => x,
         Layer::LogSoftmax(_) => {
             // The logarithm of the sum is what a cross entropy gives besides, whatever its targets.
             let any = graph.argmax(x)?;

@@ -104,7 +104,7 @@ impl Network {
                 Layer::Attention(_) => Fill::Zero,
                 // Where steps may be left out there is none.
                 Layer::WorkingMemory(_) => Fill::None,
-                Layer::Along(_) | Layer::Step(_) | Layer::TimeSoftmax(_) | Layer::Cropping1D(_) => {
+                Layer::Along(_) | Layer::Step(_) | Layer::TimeSoftmax(_) | Layer::Flip(_) | Layer::Cropping1D(_) => {
                     if read.iter().any(|&r| r != Fill::None) {
                         let error = format!("a {} over masked steps is not supported", node.layer.class());
                         return Err(Error::unsupported(error).within(&node.name));

@@ -20,9 +20,9 @@ pub use crate::params::{Constraint, Initializer, Regularizer, Rules};
 pub use axes::{Axes, Steps};
 pub(crate) use growing::Growing;
 pub use layers::{
-    Activate, Along, Attention, Columns, Conv1D, Cropping1D, Dense, Dropout, Embedding, FeatureSum, Flatten, Formula,
-    Function, Layer, LayerNormalization, LogSoftmax, Masking, Merge, MergeKind, Mixture, Operand, Permute, Pooling,
-    Pooling1D, PoolingKind, RepeatVector, Reshape, Step, TimeSoftmax, WorkingMemory,
+    Activate, Along, Attention, Columns, Conv1D, Cropping1D, Dense, Dropout, Embedding, FeatureSum, Flatten, Flip,
+    Formula, Function, Layer, LayerNormalization, LogSoftmax, Masking, Merge, MergeKind, Mixture, Operand, Permute,
+    Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape, Step, TimeSoftmax, WorkingMemory,
 };
 pub use lstm::{Lstm, MergeMode};
 pub use masks::{Fill, zeros_input};

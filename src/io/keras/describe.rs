@@ -193,6 +193,7 @@ impl Place<'_> {
             | Layer::Step(_)
             | Layer::FeatureSum(_)
             | Layer::TimeSoftmax(_)
+            | Layer::Flip(_)
             | Layer::Formula(_) => return self.refuse(format!("Keras has no layer like {}", layer.class())),
         };
         match config {

@@ -7,6 +7,7 @@ use super::layout::{Atom, Axis, Kind, Lifted};
 use super::lower::{Lower, Outputs, one};
 use super::moves;
 use super::node::Node;
+use super::numbers;
 use super::reductions;
 use super::value::Val;
 use super::{composed, constants};
@@ -144,10 +145,16 @@ pub(super) fn elementwise(lower: &mut Lower<'_>, op: &str, function: Function, o
         let hosts = operands.iter().map(|v| v.host()).collect::<Result<Vec<_>>>()?;
         return Ok(on_host(lower, op, &hosts)?.into());
     }
+    if let Some(value) = numbers::elementwise(lower, op, operands)? {
+        return Ok(value);
+    }
     if let Some(value) = of_scores(op, operands)? {
         return Ok(value);
     }
     if let Some(value) = of_spread(lower, op, operands)? {
+        return Ok(value);
+    }
+    if let Some(value) = one_hot(lower, op, operands)? {
         return Ok(value);
     }
     if let Some(value) = of_tokens(lower, op, operands)? {
@@ -200,6 +207,20 @@ fn of_spread(lower: &Lower<'_>, op: &str, operands: &[&Val]) -> Result<Option<Va
         }
     }
     Ok(Some(Val::Spread { base: Rc::new(on_host(lower, op, &bases)?), dims: dims.clone() }))
+}
+
+/// Whether tokens are each of several numbers, along a last dimension of their own.
+fn one_hot(lower: &mut Lower<'_>, op: &str, operands: &[&Val]) -> Result<Option<Val>> {
+    let ("Equal", [a, b]) = (op, operands) else { return Ok(None) };
+    let ((Val::Lifted(tokens), Val::Host(host)) | (Val::Host(host), Val::Lifted(tokens))) = (*a, *b) else {
+        return Ok(None);
+    };
+    let open = tokens.dims.last().is_some_and(Vec::is_empty) && host.shape.len() <= tokens.dims.len();
+    let count = host.shape.last().copied().unwrap_or(1);
+    if tokens.kind != Kind::Tokens || !open || count < 2 || count != host.data.len() {
+        return Ok(None);
+    }
+    constants::equal(lower, tokens, &host.numbers()?).map(Some)
 }
 
 /// Of tokens and constants alone, by the token.
@@ -286,6 +307,11 @@ fn formula(lower: &mut Lower<'_>, function: Function, operands: &[&Val]) -> Resu
         }
     }
     let operands: Vec<&Val> = settled.iter().collect();
+    let order = |value: &Lifted| value.atoms().into_iter().find(|a| matches!(a, Atom::Batch | Atom::Sorted(_)));
+    let mut orders = values.iter().flatten().filter_map(order);
+    if orders.next().is_some_and(|first| orders.any(|other| other != first)) {
+        return Err(Error::unsupported("values of sequences in two orders at once"));
+    }
     // One time axis.
     let mut steps: Option<u8> = None;
     for axis in dims.iter().flatten() {

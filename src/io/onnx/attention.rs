@@ -38,7 +38,7 @@ fn parts(outer: &[Axis], x: &Lifted, size: usize) -> Option<(usize, Vec<Axis>)> 
     let mut bare = outer.to_vec();
     for atom in bare.iter_mut().flatten() {
         match atom {
-            Atom::Batch => {}
+            Atom::Batch | Atom::Sorted(_) => {}
             Atom::Features { size: n, stride } if heads == 1 && *stride == size => (heads, *stride) = (*n, 1),
             _ => return None,
         }

@@ -5,7 +5,7 @@ use super::layout::{Atom, Axis, Kind, Lifted};
 use super::lower::Lower;
 use super::value::Val;
 use crate::error::{Error, Result};
-use crate::nn::{Columns, Dense, Formula, Function, Operand, Port, Reshape, Signal, Step};
+use crate::nn::{Columns, Dense, Embedding, Formula, Function, Operand, Port, Reshape, Signal, Step};
 use crate::params::Tensor;
 use std::rc::Rc;
 
@@ -73,6 +73,23 @@ pub(super) fn along_steps(lower: &mut Lower<'_>, host: &Rc<Host>, dims: &[Axis],
     }
     let like = lower.port_on(axis)?;
     Ok(lower.along(&made, like)?.with_dims(own).into())
+}
+
+/// Whether tokens are each of `numbers`, along their last dimension.
+pub(super) fn equal(lower: &mut Lower<'_>, tokens: &Lifted, numbers: &[i64]) -> Result<Val> {
+    // A token beyond the largest of them is none.
+    let rows = numbers.iter().filter_map(|&n| usize::try_from(n).ok()).max().map_or(1, |n| n.saturating_add(1));
+    let len = rows.checked_mul(numbers.len()).ok_or_else(|| Error::shape(format!("{rows} tokens")))?;
+    lower.budget.spend(len)?;
+    let values = (0..rows as i64).flat_map(|row| numbers.iter().map(move |&n| f32::from(u8::from(n == row))));
+    let values = Tensor::new(&[rows, numbers.len()], values.collect())?;
+    let port = lower.add(Embedding::new(rows, numbers.len()), &[tokens.port])?[0];
+    lower.parameter("weight", values, "");
+    let mut dims = tokens.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = vec![Atom::Features { size: numbers.len(), stride: 1 }];
+    }
+    Ok(lower.lift(port, Kind::Bool, dims)?.into())
 }
 
 /// Rows of zeros but for one: what each of `depth` tokens gives, `[depth, depth]`.

@@ -82,7 +82,7 @@ impl Edges {
         for edge in &self.outputs {
             let Some((_, port)) = network.outputs.iter().find(|o| o.0 == edge.output) else { continue };
             let factor = |atom: &Atom| match atom {
-                Atom::Batch => "B".to_string(),
+                Atom::Batch | Atom::Sorted(_) => "B".to_string(),
                 Atom::Steps(_) => "T".to_string(),
                 Atom::Features { size, .. } => size.to_string(),
             };
@@ -200,7 +200,7 @@ impl OutputEdge {
         let atoms: Vec<Atom> = self.dims.iter().flatten().copied().collect();
         let row = if self.best { 1 } else { features };
         let size = |atom: Atom| match atom {
-            Atom::Batch => batch,
+            Atom::Batch | Atom::Sorted(_) => batch,
             Atom::Steps(_) => time,
             Atom::Features { size, .. } => size,
         };
@@ -208,7 +208,7 @@ impl OutputEdge {
         let steps: Vec<usize> = atoms
             .iter()
             .map(|&atom| match atom {
-                Atom::Batch => time * row,
+                Atom::Batch | Atom::Sorted(_) => time * row,
                 Atom::Steps(_) => row,
                 Atom::Features { stride, .. } => stride,
             })

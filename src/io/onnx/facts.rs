@@ -1,6 +1,6 @@
 //! What is known of a graph before its dimensions are.
 
-use super::schema;
+use super::schema::{self, dtype};
 use std::collections::{HashMap, HashSet};
 
 /// What a graph's names are.
@@ -49,6 +49,21 @@ impl<'m> Facts<'m> {
                 _ => {}
             }
         }
+        // What says which step of a sequence is taken, or is compared with the numbers of steps, says how long it is.
+        let rows = graph.input.iter().filter(|i| is_row(i) && !vocabularies.contains_key(i.name.as_str()));
+        let rows: HashSet<&str> = rows.map(|i| i.name.as_str()).collect();
+        for node in &graph.node {
+            let read: &[usize] = match node.op_type.as_str() {
+                "GatherElements" | "GatherND" | "Gather" => &[1],
+                "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => &[0, 1],
+                "LSTM" => &[4],
+                "Cast" if to_float(node) => &[0],
+                _ => &[],
+            };
+            for name in read.iter().filter_map(|&at| node.input.get(at)) {
+                lengths.extend(roots(&makers, name).into_iter().filter(|n| rows.contains(n)));
+            }
+        }
         let key = |f: &'m schema::Function| (f.domain.as_str(), f.name.as_str(), f.overload.as_str());
         let functions = model.functions.iter().map(|f| (key(f), f)).collect();
         Self { imports: &model.opset_import, functions, uses, vocabularies, weights, lengths }
@@ -68,6 +83,36 @@ fn count_uses<'m>(graph: &'m schema::Graph, uses: &mut HashMap<&'m str, usize>) 
     for output in &graph.output {
         *uses.entry(&output.name).or_default() += 1;
     }
+}
+
+/// Whether an input is one dimension of whole numbers.
+fn is_row(info: &schema::ValueInfo) -> bool {
+    let kind = info.kind.as_ref().and_then(|k| k.tensor.as_ref());
+    kind.is_some_and(|k| {
+        matches!(k.elem_type, dtype::INT64 | dtype::INT32) && k.shape.as_ref().is_some_and(|s| s.dim.len() == 1)
+    })
+}
+
+fn to_float(node: &schema::Node) -> bool {
+    let to = node.attribute.iter().find(|a| a.name == "to").map(|a| a.i);
+    to.is_some_and(|to| [dtype::FLOAT, dtype::DOUBLE, dtype::FLOAT16].map(i64::from).contains(&to))
+}
+
+/// The most names that are followed from one.
+const FOLLOWED: usize = 64;
+
+/// What a whole number is computed from by what keeps one number of each sequence.
+fn roots<'m>(makers: &HashMap<&'m str, &'m schema::Node>, name: &'m str) -> HashSet<&'m str> {
+    let (mut all, mut open) = (HashSet::from([name]), vec![name]);
+    while let Some(name) = open.pop() {
+        let Some(node) = makers.get(name).filter(|_| all.len() < FOLLOWED) else { continue };
+        let kept =
+            ["Cast", "Identity", "Add", "Sub", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Concat", "TopK", "Tile"];
+        if kept.contains(&node.op_type.as_str()) {
+            open.extend(node.input.iter().map(String::as_str).filter(|n| all.insert(n)));
+        }
+    }
+    all
 }
 
 /// What a value is, but for casts.

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 pub enum Atom {
     /// Sequences.
     Batch,
+    /// Sequences by the lengths of this input, the longest first. Nothing that is given or comes out is in such an order.
+    Sorted(u8),
     /// The steps of a time axis.
     Steps(u8),
     /// Some of a row's features: `size` of them, `stride` apart.
@@ -29,6 +31,8 @@ pub(super) type Axis = Vec<Atom>;
 pub(super) enum Kind {
     Float,
     Bool,
+    /// Truths as whole numbers.
+    Whole,
     /// Tokens of an input.
     Tokens,
     /// The lengths of sequences, an input.
@@ -105,7 +109,7 @@ impl Default for Sizes {
 impl Sizes {
     pub fn atom(&self, atom: Atom) -> Int {
         match atom {
-            Atom::Batch => self.batch.clone(),
+            Atom::Batch | Atom::Sorted(_) => self.batch.clone(),
             Atom::Steps(axis) => self.steps.get(&axis).cloned().unwrap_or_else(|| Symbol::Steps(axis).into()),
             Atom::Features { size, .. } => Int::Known(size as i64),
         }

@@ -9,7 +9,7 @@ use super::node::Node;
 use super::schema;
 use super::tensor::Reader;
 use super::value::Val;
-use super::{arithmetic, moves, products, recurrent};
+use super::{arithmetic, einsum, moves, products, recurrent};
 use crate::error::{Error, Result};
 use crate::nn::{Along, Embedding, Growing, Layer, Port, RepeatVector, Step, Steps};
 use crate::params::Tensor;
@@ -170,6 +170,7 @@ impl<'m> Lower<'m> {
         let op = node.op();
         match op {
             "LSTM" => recurrent::lstm(self, node),
+            "Einsum" => einsum::einsum(self, node),
             "If" => self.branch(node),
             "MatMul" | "Gemm" | "Conv" | "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => {
                 products::operator(self, node)
@@ -296,6 +297,7 @@ impl<'m> Lower<'m> {
         match value {
             Val::Lifted(value) => match value.kind {
                 Kind::Float | Kind::Bool => Ok(value.clone()),
+                Kind::Whole => Err(Error::unsupported("truths as whole numbers where floats are expected")),
                 Kind::Tokens => Err(Error::unsupported("tokens where floats are expected")),
                 Kind::Lengths => Err(Error::unsupported("lengths of sequences where floats are expected")),
             },
@@ -308,6 +310,7 @@ impl<'m> Lower<'m> {
             }
             Val::Best { .. } => Err(Error::unsupported("the number of the largest feature can only be an output")),
             Val::Scores(_) => Err(misused()),
+            Val::Numbers(_) | Val::Order(_) => Err(super::numbers::misused()),
             Val::Host(_) | Val::Spread { .. } => {
                 Err(Error::unsupported("a constant where a computed value is expected"))
             }

@@ -6,6 +6,7 @@ use super::int::Int;
 use super::layout::{Atom, Axis, Kind, Lifted, joined};
 use super::lower::{Lower, Outputs, one};
 use super::node::Node;
+use super::numbers::{self, Numbers};
 use super::schema::dtype;
 use super::value::Val;
 use super::{pieces, spread};
@@ -51,6 +52,10 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
             spread::expand(lower, &value.reshape(vec![1; dims.len()])?.into(), dims).and_then(one)
         }
         "Range" => range(node),
+        "TopK" => numbers::top_k(lower, node),
+        "ScatterElements" => numbers::scatter(lower, node),
+        "GatherElements" => numbers::gather_elements(lower, node),
+        "GatherND" => numbers::gather_nd(lower, node),
         "Transpose" => transpose(lower, node),
         "Reshape" => {
             let allow_zero = node.int("allowzero")?.unwrap_or(0) != 0;
@@ -155,12 +160,18 @@ fn cast_to(lower: &mut Lower<'_>, value: &Val, to: i32) -> Result<Val> {
         Val::Spread { base, dims } => Val::Spread { base: host(base)?, dims: dims.clone() },
         Val::Table { tokens, table } => Val::Table { tokens: tokens.clone(), table: host(table)? },
         Val::Best { .. } if int => value.clone(),
+        Val::Numbers(_) | Val::Order(_) if int => value.clone(),
+        Val::Numbers(_) if float => numbers::as_floats(lower, value)?,
+        Val::Numbers(_) | Val::Order(_) => return Err(numbers::misused()),
         Val::Scores(_) if float => value.clone(),
         Val::Scores(_) => return Err(misused()),
         Val::Lifted(x) => match x.kind {
             Kind::Tokens | Kind::Lengths if int => value.clone(),
+            Kind::Lengths if float => numbers::as_floats(lower, value)?,
             Kind::Float if float => value.clone(),
-            Kind::Bool if float => Lifted { kind: Kind::Float, ..x.clone() }.into(),
+            Kind::Bool | Kind::Whole if int => Lifted { kind: Kind::Whole, ..x.clone() }.into(),
+            Kind::Whole if to == BOOL => Lifted { kind: Kind::Bool, ..x.clone() }.into(),
+            Kind::Bool | Kind::Whole if float => Lifted { kind: Kind::Float, ..x.clone() }.into(),
             Kind::Bool if to == BOOL => value.clone(),
             Kind::Tokens if float => table(lower, x)?,
             _ => return Err(Error::unsupported(format!("a cast of {:?} to type {to}", x.kind))),
@@ -193,6 +204,12 @@ fn shape(lower: &Lower<'_>, node: &Node<'_>) -> Outputs {
 }
 
 fn range(node: &Node<'_>) -> Outputs {
+    // As many as a run tells.
+    let whole = |at: usize| -> Result<Option<Int>> { Ok(node.input(at)?.host()?.whole()?.first().cloned()) };
+    if let [Ok(Some(Int::Known(first))), Ok(Some(limit @ Int::Of(_))), Ok(Some(Int::ONE))] = [0, 1, 2].map(whole) {
+        let count = limit.sub(&Int::Known(first)).ok_or_else(involved)?;
+        return one(Val::Numbers(Rc::new(Numbers::range(first, count))));
+    }
     let values = [0, 1, 2].map(|at| node.input(at).and_then(|v| v.host()?.numbers()));
     let [Ok(first), Ok(limit), Ok(step)] = values else {
         return Err(Error::unsupported("a range that is not of whole numbers known beforehand"));
@@ -227,11 +244,17 @@ fn transpose(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     if sorted != (0..rank).collect::<Vec<_>>() {
         return Err(Error::data(format!("{order:?} is no order of {rank} axes")));
     }
+    transposed(lower, x, &order).and_then(one)
+}
+
+/// A value with its axes in another order.
+pub(super) fn transposed(lower: &Lower<'_>, x: &Val, order: &[usize]) -> Result<Val> {
+    let rank = order.len();
     let moved = |dims: &[Axis]| order.iter().map(|&at| dims[at].clone()).collect::<Vec<_>>();
-    one(match x {
-        Val::Host(h) => h.transpose(&lower.budget, &order)?.into(),
+    Ok(match x {
+        Val::Host(h) => h.transpose(&lower.budget, order)?.into(),
         Val::Spread { base, dims } => Val::Spread {
-            base: Rc::new(base.transpose(&lower.budget, &order)?),
+            base: Rc::new(base.transpose(&lower.budget, order)?),
             dims: order.iter().map(|&at| dims[at].clone()).collect(),
         },
         Val::Lifted(x) => x.with_dims(moved(&x.dims)).into(),
@@ -239,7 +262,11 @@ fn transpose(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
             Val::Table { tokens: tokens.with_dims(moved(&tokens.dims)), table: Rc::clone(table) }
         }
         Val::Best { of, dims } => Val::Best { of: of.clone(), dims: moved(dims) },
-        Val::Scores(scores) if order[rank - 2..] == [rank - 2, rank - 1] => scores.under(moved(&scores.dims))?,
+        Val::Numbers(numbers) => Val::Numbers(Rc::new(numbers.with_axes(&|at| order.get(at).copied(), rank)?)),
+        Val::Order(order) => Val::Order(*order),
+        Val::Scores(scores) if rank >= 2 && order[rank - 2..] == [rank - 2, rank - 1] => {
+            scores.under(moved(&scores.dims))?
+        }
         Val::Scores(_) => return Err(misused()),
     })
 }
@@ -255,7 +282,7 @@ fn regrouped(value: &Val, f: impl Fn(Vec<Atom>) -> Result<Vec<Axis>>) -> Result<
             Val::Best { of: of.clone(), dims: f(dims.concat())?.into_iter().map(joined).collect() }
         }
         Val::Scores(scores) => scores.under(f(scores.dims.concat())?.into_iter().map(joined).collect())?,
-        Val::Host(_) | Val::Spread { .. } => return Ok(None),
+        Val::Host(_) | Val::Spread { .. } | Val::Numbers(_) | Val::Order(_) => return Ok(None),
     }))
 }
 
@@ -277,6 +304,11 @@ fn reshape(lower: &mut Lower<'_>, x: &Val, target: &[Int], allow_zero: bool) -> 
     }
     if let Some(value) = regrouped(x, |atoms| lower.sizes.regroup(atoms, &sizes))? {
         return Ok(value);
+    }
+    match x {
+        Val::Numbers(numbers) => return Ok(Val::Numbers(Rc::new(numbers.reshaped(sizes)?))),
+        Val::Order(order) if sizes.len() == 1 => return Ok(Val::Order(*order)),
+        _ => {}
     }
     let product = |mut sizes: std::slice::Iter<'_, Int>| sizes.try_fold(Int::ONE, |n, m| n.mul(m)).ok_or_else(involved);
     let named: Vec<Int> = sizes.iter().flatten().cloned().collect();
@@ -329,6 +361,9 @@ pub(super) fn with_axes(x: &Val, f: &dyn Fn(usize) -> Option<usize>, rank: usize
         }
         Val::Best { of, dims } => Val::Best { of: of.clone(), dims: pick(dims) },
         Val::Scores(scores) => scores.under(pick(&scores.dims))?,
+        Val::Numbers(numbers) => Val::Numbers(Rc::new(numbers.with_axes(f, rank)?)),
+        Val::Order(order) if rank == 1 => Val::Order(*order),
+        Val::Order(_) => return Err(numbers::misused()),
     })
 }
 

@@ -8,11 +8,12 @@ use super::layout::{Atom, Kind, Lifted};
 use super::lower::{Lower, Outputs, one};
 use super::moves::with_axes;
 use super::node::Node;
+use super::numbers;
 use super::spread::settled;
 use super::value::Val;
 use crate::config::Direction;
 use crate::error::{Error, Result};
-use crate::nn::{Columns, Cropping1D, Embedding, Init, Layer, Merge, MergeKind, Port, Reshape, Step};
+use crate::nn::{Columns, Cropping1D, Embedding, Flip, Init, Layer, Merge, MergeKind, Port, Reshape, Step};
 use crate::params::Tensor;
 use std::rc::Rc;
 
@@ -32,6 +33,10 @@ fn bounds(size: &Int, (start, end): (&Int, &Int), step: i64) -> Result<(Int, Int
         let (start, end) = (place(start).clamp(low.max(0), high.max(0)), place(end).clamp(low, high.max(low)));
         let count = if step > 0 { (end - start + step - 1) / step } else { (end - start + step + 1) / step };
         return Ok((Int::Known(start), Int::Known(count.max(0))));
+    }
+    // All of it, from the last on.
+    if step == -1 && start.known() == Some(-1) && end.known().is_some_and(|n| n <= -END) {
+        return Ok((start.clone(), size.clone()));
     }
     if step != 1 {
         return Err(unknown());
@@ -136,6 +141,7 @@ fn part(
             }
         }
         Val::Scores(_) => Err(misused()),
+        Val::Numbers(_) | Val::Order(_) => Err(numbers::misused()),
         Val::Best { .. } => Err(Error::unsupported("a part of the numbers of the largest features")),
     }
 }
@@ -149,6 +155,9 @@ fn steps(
     size: &Int,
 ) -> Result<Lifted> {
     let refused = || Error::unsupported(format!("{count} steps from {first} on of {size}"));
+    if step == -1 && count == size {
+        return lower.over(Flip {}, x);
+    }
     let place = |n: &Int| n.known().and_then(|n| i32::try_from(n).ok()).filter(|&n| n >= 0);
     // What is left after the last one that is taken.
     let reach = match count.known() {
@@ -281,6 +290,9 @@ pub(super) fn gather(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     if let (Val::Lifted(tokens), Val::Host(table)) = (which, data) {
         return embedding(lower, node, tokens, table, axis);
     }
+    if matches!(which, Val::Numbers(_) | Val::Order(_)) {
+        return one(numbers::gather(lower, data, which, axis)?);
+    }
     let which = which.host()?;
     let sizes = data.dims(&lower.sizes)?;
     let numbers = which.numbers()?;
@@ -405,6 +417,9 @@ pub(super) fn concat(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     }
     if let [one_part] = parts[..] {
         return one(one_part.clone());
+    }
+    if let Some(value) = numbers::concat(lower, &parts, axis)? {
+        return one(value);
     }
     let mut all = parts.iter().map(|p| lower.lifted(p)).collect::<Result<Vec<_>>>()?;
     let steps = |x: &Lifted| x.axis.filter(|&axis| x.has(Atom::Steps(axis)));

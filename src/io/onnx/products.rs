@@ -17,7 +17,10 @@ use std::rc::Rc;
 pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     match node.op() {
         "Gemm" => gemm(lower, node),
-        "MatMul" => matmul(lower, node),
+        "MatMul" => {
+            let output = node.message.output.first().map_or("", String::as_str);
+            one(product(lower, node.input(0)?, node.input(1)?, [node.name(1), output])?)
+        }
         "Conv" => conv(lower, node),
         "GlobalAveragePool" | "GlobalMaxPool" => {
             let x = lower.lifted(node.input(0)?)?;
@@ -130,9 +133,10 @@ fn gemm_on_host(
     }
 }
 
-fn matmul(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
-    match (node.input(0)?, node.input(1)?) {
-        (Val::Host(a), Val::Host(b)) => one(a.matmul(&lower.budget, b)?),
+/// The product of matrices a and b; `names` are those of b and of what comes.
+pub(super) fn product(lower: &mut Lower<'_>, a: &Val, b: &Val, names: [&str; 2]) -> Result<Val> {
+    Ok(match (a, b) {
+        (Val::Host(a), Val::Host(b)) => a.matmul(&lower.budget, b)?.into(),
         (a, Val::Host(b)) => {
             let a = lower.lifted(a)?;
             let column = b.shape.len() == 1;
@@ -147,30 +151,30 @@ fn matmul(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
             let weight = transposed(lower, &matrix)?;
             let inputs = weight.shape()[1];
             let x = contracted(lower, &a, inputs)?;
-            let y = dense(lower, &x, weight, None, [node.name(1), ""])?;
-            if let (crate::nn::Port::Node(at, _), Some(name)) = (y.port, node.message.output.first()) {
-                lower.note_product(name, at);
+            let y = dense(lower, &x, weight, None, [names[0], ""])?;
+            if let crate::nn::Port::Node(at, _) = y.port {
+                lower.note_product(names[1], at);
             }
             if column {
                 let mut dims = y.dims.clone();
                 dims.pop();
-                return one(y.with_dims(dims));
+                return Ok(y.with_dims(dims).into());
             }
-            one(y)
+            y.into()
         }
         (Val::Scores(weights), values) => {
             let values = lower.lifted(values)?;
-            one(weights.of(lower, &values)?)
+            weights.of(lower, &values)?.into()
         }
         (a, b) if !matches!(a, Val::Host(_) | Val::Spread { .. }) => {
             let (a, b) = (lower.lifted(a)?, lower.lifted(b)?);
             match attention::product(&a, &b) {
-                Some(scores) => one(scores),
-                None => one(pairwise(lower, &a, &b)?),
+                Some(scores) => scores,
+                None => pairwise(lower, &a, &b)?.into(),
             }
         }
-        _ => Err(Error::unsupported("a product of a constant with a computed value")),
-    }
+        _ => return Err(Error::unsupported("a product of a constant with a computed value")),
+    })
 }
 
 /// A product of two values of each sequence: a `[.., M, K]`, b `[.., K, N]`.
@@ -266,7 +270,7 @@ fn channels_first(lower: &mut Lower<'_>, value: &Val) -> Result<Lifted> {
     let x = lower.lifted(value)?;
     match &x.dims[..] {
         [batch, features, steps]
-            if *batch == lower.sizes.as_axis(Atom::Batch)
+            if (*batch == lower.sizes.as_axis(Atom::Batch) || matches!(batch[..], [Atom::Sorted(_)]))
                 && x.is_features(features)
                 && matches!(steps[..], [Atom::Steps(_)]) =>
         {

@@ -3,7 +3,7 @@
 use super::constants;
 use super::host::Host;
 use super::int::Int;
-use super::layout::{Atom, Kind, Lifted};
+use super::layout::{Atom, Axis, Kind, Lifted};
 use super::lower::{Lower, Outputs};
 use super::node::Node;
 use super::value::Val;
@@ -127,9 +127,10 @@ pub(super) fn lstm(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     let x = sequence(lower, &x, steps, batch, input)?;
     let (outer, axis) = (x.port, x.axis.ok_or_else(|| Error::internal("a sequence without steps"))?);
     let mut inner = outer;
+    let order = x.dims[batch].clone();
     let lengths = match node.maybe(4) {
         None => None,
-        Some(value) => lengths(lower, (value, node.name(4)), axis)?,
+        Some(value) => lengths(lower, (value, node.name(4)), axis, &order)?,
     };
     if let Some(lengths) = lengths {
         inner = lower.add(crate::nn::Along {}, &[outer, lengths])?[0];
@@ -173,7 +174,7 @@ pub(super) fn lstm(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     let mut outputs = vec![None; 3];
     let h = Atom::Features { size: hidden, stride: 1 };
     let both = Atom::Features { size: d, stride: hidden };
-    let (time, sequences) = (lower.sizes.as_axis(Atom::Steps(axis)), lower.sizes.as_axis(Atom::Batch));
+    let (time, sequences) = (lower.sizes.as_axis(Atom::Steps(axis)), order);
     if node.gives(0) {
         let mut y = join(lower, &ys)?;
         if lengths.is_some() {
@@ -248,7 +249,7 @@ fn sequence(lower: &mut Lower<'_>, x: &Lifted, steps: usize, batch: usize, input
         return Err(Error::shape(format!("X has {} features, W takes {input}", x.features)));
     }
     let sequences = lower.sizes.as_axis(Atom::Batch);
-    if x.dims[batch] != sequences {
+    if x.dims[batch] != sequences && !matches!(x.dims[batch][..], [Atom::Sorted(_)]) {
         return wrong("one of its dimensions is not that of the model's sequences");
     }
     match (&x.dims[steps][..], x.axis) {
@@ -259,9 +260,16 @@ fn sequence(lower: &mut Lower<'_>, x: &Lifted, steps: usize, batch: usize, input
 }
 
 /// The input that says how long sequences are; none where all are as long as they can be.
-fn lengths(lower: &mut Lower<'_>, (value, name): (&Val, &str), axis: u8) -> Result<Option<Port>> {
+fn lengths(lower: &mut Lower<'_>, (value, name): (&Val, &str), axis: u8, order: &Axis) -> Result<Option<Port>> {
+    let other = || Error::unsupported("sequence_lens in another order than the sequences");
     match value {
-        Val::Lifted(lengths) if lengths.kind == Kind::Lengths => Ok(Some(lengths.port)),
+        Val::Lifted(lengths) if lengths.kind == Kind::Lengths => {
+            if lengths.dims[..] == [order.clone()] {
+                Ok(Some(lengths.port))
+            } else {
+                Err(other())
+            }
+        }
         Val::Host(_) | Val::Spread { .. } => {
             let full = match value {
                 Val::Host(host) | Val::Spread { base: host, .. } => {
@@ -274,6 +282,9 @@ fn lengths(lower: &mut Lower<'_>, (value, name): (&Val, &str), axis: u8) -> Resu
                 return Ok(None);
             }
             let known = lower.constant_lengths.get(name).copied();
+            if *order != lower.sizes.as_axis(Atom::Batch) {
+                return Err(other());
+            }
             known.map(Some).ok_or_else(|| Error::unsupported("sequence_lens that the file computes"))
         }
         _ => Err(Error::unsupported("sequence_lens that depend on the values of tensors, other than an input's")),
@@ -305,7 +316,14 @@ fn initial(
         if zero(value) {
             continue;
         }
+        let other = || Error::unsupported("initial states in another order than the sequences");
         *part = match value {
+            Val::Lifted(state) if state.dims[batch] != x.dims[batch] => return Err(other()),
+            Val::Host(base) | Val::Spread { base, .. }
+                if base.shape[batch] != 1 && x.dims[batch] != lower.sizes.as_axis(Atom::Batch) =>
+            {
+                return Err(other());
+            }
             Val::Lifted(state) => columns(lower, state, batch, (d, hidden))?,
             Val::Host(base) | Val::Spread { base, .. } => constant(lower, base, batch, (d, hidden), &x)?,
             _ => return Err(Error::unsupported("an initial state that is no float")),

@@ -184,6 +184,9 @@ impl Search<'_> {
                     (x, dims, false)
                 }
             };
+            if dims.iter().flatten().any(|atom| matches!(atom, Atom::Sorted(_))) {
+                return Err(Error::unsupported(format!("the output `{name}` in the order of the sequences' lengths")));
+            }
             let plain = !name.contains('[') && lower.network.outputs.iter().all(|o| o.0 != *name);
             let inner = if plain { name.clone() } else { format!("output_{at}") };
             lower.network.output(&inner, x.port);

@@ -3,10 +3,11 @@
 use super::arithmetic::with_features_of;
 use super::host::{Data, Host};
 use super::int::Int;
-use super::layout::{Atom, Axis, Lifted};
+use super::layout::{Atom, Axis, Kind, Lifted};
 use super::lower::{Lower, Outputs, one};
 use super::moves::involved;
 use super::node::Node;
+use super::numbers;
 use super::value::Val;
 use crate::error::{Error, Result};
 use crate::nn::RepeatVector;
@@ -54,6 +55,8 @@ pub(super) fn expand(lower: &mut Lower<'_>, x: &Val, target: Vec<Int>) -> Result
             let shape = (0..rank).map(|at| at.checked_sub(before).map_or(1, |at| base.shape[at])).collect();
             settled(lower, Val::Spread { base: Rc::new(base.reshape(shape)?), dims })
         }
+        Val::Numbers(numbers) => Ok(Val::Numbers(Rc::new(numbers.expanded(dims)?))),
+        Val::Lifted(lengths) if lengths.kind == Kind::Lengths => numbers::expanded(lower, x, dims),
         _ => {
             let mut value = lower.lifted(x)?;
             let mut axes = vec![Axis::new(); before];

@@ -4,6 +4,7 @@ use super::attention::Scores;
 use super::host::Host;
 use super::int::Int;
 use super::layout::{Axis, Lifted, Sizes};
+use super::numbers::{Numbers, Order};
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
@@ -22,6 +23,10 @@ pub(super) enum Val {
     Best { of: Lifted, dims: Vec<Axis> },
     /// How well the steps of two sequences fit each other.
     Scores(Rc<Scores>),
+    /// Whole numbers that differ from sequence to sequence or from step to step.
+    Numbers(Rc<Numbers>),
+    /// The order of sequences by their lengths.
+    Order(Order),
 }
 
 impl From<Host> for Val {
@@ -45,6 +50,8 @@ impl Val {
             Self::Lifted(value) | Self::Table { tokens: value, .. } => sizes.of(value),
             Self::Best { dims, .. } => dims.iter().map(|axis| sizes.axis(axis)).collect(),
             Self::Scores(scores) => scores.dims.iter().map(|axis| sizes.axis(axis)).collect(),
+            Self::Numbers(numbers) => Ok(numbers.dims.clone()),
+            Self::Order(_) => Ok(vec![sizes.batch.clone()]),
         }
     }
 
@@ -55,6 +62,8 @@ impl Val {
             Self::Lifted(value) | Self::Table { tokens: value, .. } => value.dims.len(),
             Self::Best { dims, .. } => dims.len(),
             Self::Scores(scores) => scores.dims.len(),
+            Self::Numbers(numbers) => numbers.dims.len(),
+            Self::Order(_) => 1,
         }
     }
 

@@ -320,6 +320,8 @@ impl Writer<'_> {
                 }
             }
             Layer::TimeSoftmax(_) => self.time_softmax(first),
+            // Stored in the order of time.
+            Layer::Flip(_) => x,
             Layer::LogSoftmax(_) => self.op("LogSoftmax", &[&x], vec![int("axis", -1)]),
             Layer::Formula(layer) => {
                 let mut operands = Vec::new();

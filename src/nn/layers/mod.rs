@@ -12,7 +12,7 @@ pub use basic::{Activate, Dense, Dropout, Embedding, LayerNormalization, Masking
 pub use memory::{Mixture, WorkingMemory};
 pub use merge::{Merge, MergeKind};
 pub use steps::{Conv1D, Cropping1D, Flatten, Permute, Pooling, Pooling1D, PoolingKind, RepeatVector, Reshape};
-pub use values::{Along, Columns, FeatureSum, Formula, Function, LogSoftmax, Operand, Step, TimeSoftmax};
+pub use values::{Along, Columns, FeatureSum, Flip, Formula, Function, LogSoftmax, Operand, Step, TimeSoftmax};
 
 use super::Signal;
 use super::axes::{Axes, Steps};
@@ -126,6 +126,8 @@ pub enum Layer {
     FeatureSum(FeatureSum),
     /// A softmax over steps.
     TimeSoftmax(TimeSoftmax),
+    /// The steps from the last to the first.
+    Flip(Flip),
     /// The logarithm of a softmax.
     LogSoftmax(LogSoftmax),
     /// A function of the elements of several values.
@@ -146,7 +148,7 @@ layer!(
     LayerNormalization => LayerNormalization, Masking => Masking, Conv1D => Conv1D, Pooling1D => Pooling1D, Cropping1D => Cropping1D,
     Pooling => Pooling, RepeatVector => RepeatVector, Flatten => Flatten, Reshape => Reshape, Permute => Permute,
     Attention => Attention, Merge => Merge, WorkingMemory => WorkingMemory, Along => Along, Columns => Columns,
-    Step => Step, FeatureSum => FeatureSum, TimeSoftmax => TimeSoftmax, LogSoftmax => LogSoftmax, Formula => Formula
+    Step => Step, FeatureSum => FeatureSum, TimeSoftmax => TimeSoftmax, Flip => Flip, LogSoftmax => LogSoftmax, Formula => Formula
 );
 
 impl From<Activation> for Layer {
@@ -187,6 +189,7 @@ impl Layer {
             Self::Step(_) => "step",
             Self::FeatureSum(_) => "feature_sum",
             Self::TimeSoftmax(_) => "time_softmax",
+            Self::Flip(_) => "flip",
             Self::LogSoftmax(_) => "log_softmax",
             Self::Formula(_) => "formula",
         }
@@ -348,6 +351,12 @@ impl Layer {
                 steps::forward_sequence(input)?;
                 input
             }
+            Self::Flip(_) => match floats(one()?)? {
+                Signal::Sequence { features, axis, mirrored } => {
+                    Signal::Sequence { features, axis, mirrored: !mirrored }
+                }
+                other => return Err(Error::shape(format!("expected a sequence [B, T, F], got {other}"))),
+            },
             Self::LogSoftmax(_) => floats(one()?)?,
             Self::Formula(l) => l.output(inputs)?,
         };

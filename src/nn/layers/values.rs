@@ -40,6 +40,10 @@ pub struct FeatureSum {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TimeSoftmax {}
 
+/// The steps of each sequence from its last to its first. Nothing is moved: what follows reads back in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Flip {}
+
 /// x less the logarithm of the sum of e^x over the features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LogSoftmax {}
