@@ -132,6 +132,56 @@ def words():
     export("onehot.ts", lambda m, x: m.lstm(F.one_hot(x, 20).float())[0], x, lstm=lstm(20, 4))
 
 
+def lengths():
+    count = torch.tensor([4, 6, 2])
+    x, tokens = torch.randn(3, 6, 5), torch.randint(1, 20, (3, 6))
+    given, read = {"x": x, "in1": count}, {"x": tokens, "in1": count}
+    free = {"dynamic": [(0, 1), (0,)], "axes": ("batch", "time")}
+
+    def packed(m, x, count, state=None):
+        y, ends = m.lstm(pack_padded_sequence(x, count, batch_first=True, enforce_sorted=False), state)
+        return pad_packed_sequence(y, batch_first=True)[0], ends[0]
+
+    def attended(m, x, count):
+        y = m.lstm(m.table(x))[0]
+        inside = torch.arange(x.size(1))[None, :] < count[:, None]
+        weights = m.fits(torch.tanh(y)).squeeze(-1).masked_fill(~inside, float("-inf")).softmax(1)
+        return m.linear(torch.bmm(weights.unsqueeze(1), y).squeeze(1))
+
+    def mean(m, x, count):
+        y = m.lstm(m.table(x))[0]
+        inside = (torch.arange(x.size(1))[None, :] < count[:, None]).unsqueeze(-1)
+        return m.linear((y * inside).sum(1) / count.unsqueeze(1).float())
+
+    def gathered(m, x, count):
+        y = packed(m, m.table(x), count)[0]
+        return m.linear(y.gather(1, (count - 1).view(-1, 1, 1).expand(-1, 1, 6)).squeeze(1))
+
+    def both_ways(m, x):
+        back = m.back(torch.flip(x, [1]))[0]
+        return m.linear(torch.cat([m.lstm(x)[0], torch.flip(back, [1])], -1))
+
+    def summed(m, x):
+        y = m.lstm(x)[0]
+        return torch.einsum("bt,bth->bh", torch.einsum("bth,bh->bt", y, y[:, -1]).softmax(1), y)
+
+    both, words = lstm(5, 4, bidirectional=True), {"table": nn.Embedding(20, 8), "linear": nn.Linear(6, 2)}
+    export("unsorted_bi.ts_dyn", packed, given, **free, lstm=both)
+    state = {"in2": torch.randn(1, 3, 4), "in3": torch.randn(1, 3, 4)}
+    export("unsorted_state.ts", lambda m, x, n, h, c: packed(m, x, n, (h, c)), given | state, lstm=lstm(5, 4))
+    export("unsorted_last.ts_dyn", gathered, read, **free, **words, lstm=lstm(8, 6))
+    last = lambda m, x, n: m.linear(m.lstm(x)[0][torch.arange(len(n)), n - 1])
+    parts = {"lstm": lstm(5, 4), "linear": nn.Linear(4, 2)}
+    export("last_by_length.ts_dyn", last, given, **free, **parts)
+    export("last_by_length.dy_dyn", last, given, **free, **parts)
+    parts = words | {"lstm": lstm(8, 3, bidirectional=True), "fits": nn.Linear(6, 1)}
+    export("attended_to_length.dy_dyn", attended, read, **free, **parts)
+    export("mean_by_length.ts_dyn", mean, read, **free, **words, lstm=lstm(8, 6))
+    export("both_ways.ts_dyn", both_ways, {"x": x}, lstm=lstm(5, 4), back=lstm(5, 4), linear=nn.Linear(8, 2))
+    export("summed.ts", summed, {"x": x}, lstm=lstm(5, 4))
+    export("compared.dy_dyn", lambda m, x: m.lstm(F.one_hot(x, 20).float())[0], {"x": tokens}, lstm=lstm(20, 4))
+
+
 def attention():
     x = {"x": torch.randn(3, 6, 5)}
 
@@ -217,3 +267,4 @@ if __name__ == "__main__":
     words()
     attention()
     series()
+    lengths()

@@ -18,6 +18,8 @@ pub(super) struct Writer<'a> {
     written: BTreeSet<String>,
     /// Names that the network has.
     taken: BTreeSet<String>,
+    /// The most values of one constant that is no parameter, where there is a limit.
+    limit: Option<u64>,
 }
 
 /// An attribute.
@@ -63,13 +65,13 @@ pub(super) fn info(name: &str, elem_type: i32, sizes: &[Option<usize>], names: &
 
 impl<'a> Writer<'a> {
     /// An empty graph called `name`, for a network.
-    pub fn new(name: &str, network: &Network, parameters: &'a BTreeMap<String, Tensor>) -> Self {
+    pub fn new(name: &str, network: &Network, parameters: &'a BTreeMap<String, Tensor>, limit: Option<u64>) -> Self {
         let graph = Graph { name: name.to_string(), ..Graph::default() };
         let names = network.inputs.iter().map(|i| &i.0).chain(network.outputs.iter().map(|o| &o.0));
         let names = names.chain(network.nodes.iter().map(|n| &n.name));
         // Of `name[0]` and `name.weight` too.
         let taken = names.map(|name| name.split(['[', '.']).next().unwrap_or_default().to_string()).collect();
-        Self { parameters, graph, count: 0, written: BTreeSet::new(), taken }
+        Self { parameters, graph, count: 0, written: BTreeSet::new(), taken, limit }
     }
 
     /// A name that nothing has.
@@ -143,6 +145,15 @@ impl<'a> Writer<'a> {
             self.floats(name, tensor.shape(), tensor.f32s()?);
         }
         Ok(())
+    }
+
+    /// The same value over and over, under a name of its own.
+    pub fn filled(&mut self, what: &str, shape: &[usize], value: f32) -> Result<String> {
+        let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        let fits = |&n: &usize| self.limit.is_none_or(|limit| n as u64 <= limit);
+        let count = count.filter(fits).ok_or_else(|| Error::shape(format!("a constant of {shape:?}")))?;
+        let name = self.fresh(what);
+        Ok(self.floats(&name, shape, &vec![value; count]))
     }
 
     /// A number.

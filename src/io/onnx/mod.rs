@@ -21,6 +21,7 @@ mod lower;
 mod moves;
 mod node;
 mod numbers;
+mod own;
 mod pieces;
 mod products;
 mod recurrent;
@@ -69,5 +70,10 @@ fn from_bytes(path: &Path, bytes: Bytes, given: Option<&BTreeMap<String, Tensor>
     wire::check(&bytes)?;
     let model =
         schema::Model::decode(bytes).map_err(|e| Error::data(format!("expected an ONNX model: {e}")).caused_by(e))?;
-    roles::read(&model, &tensor::Reader::beside(path), size, given)
+    let own = own::read(&model, size);
+    // A graph has the states of its network as inputs and outputs.
+    match own {
+        Some(imported) if !own::is_stateful(&imported.network) => Ok(imported),
+        own => roles::read(&model, &tensor::Reader::beside(path), size, given).or_else(|e| own.ok_or(e)),
+    }
 }

@@ -467,3 +467,53 @@ pub(super) fn scatter(lower: &Lower<'_>, node: &Node<'_>) -> Outputs {
     }
     one(Val::Order(Order { inverse: true, ..*order }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::int::Symbol;
+    use super::*;
+
+    fn host(shape: &[usize], values: &[i64]) -> Option<Numbers> {
+        let values = values.iter().map(|&n| Int::Known(n)).collect();
+        Numbers::of_host(&Host::new(shape.to_vec(), Data::Int(values)).unwrap())
+    }
+
+    #[test]
+    fn constants_are_numbers_where_they_grow_evenly() {
+        let numbers = host(&[2, 3], &[4, 5, 6, 14, 15, 16]).unwrap();
+        assert_eq!((numbers.plus, numbers.each), (Int::Known(4), vec![Int::Known(10), Int::ONE]));
+        assert!(host(&[4], &[0, 1, 2, 4]).is_none());
+        assert!(host(&[2, 2], &[0, 1, 2, 4]).is_none());
+        assert!(host(&[0], &[]).is_none());
+    }
+
+    #[test]
+    fn numbers_of_sequences_and_steps_add_up() {
+        let (b, t) = (Int::from(Symbol::Batch), Int::from(Symbol::Steps(0)));
+        let sequences = Numbers::range(0, b.clone()).with_axes(&|at| (at == 0).then_some(0), 2).unwrap();
+        let flat = sequences.times(&t).unwrap().add(&Numbers::range(3, t.clone())).unwrap();
+        assert_eq!((flat.plus.clone(), flat.each.clone()), (Int::Known(3), vec![t.clone(), Int::ONE]));
+        assert_eq!(flat.dims, [b.clone(), t.clone()]);
+        assert!(
+            sequences
+                .add(&Numbers::range(0, Int::Known(3)).expanded(vec![Int::Known(2), Int::Known(3)]).unwrap())
+                .is_none()
+        );
+        assert!(flat.of_sequences().is_none());
+    }
+
+    #[test]
+    fn other_shapes_keep_which_dimension_is_of_sequences() {
+        let (b, t) = (Int::from(Symbol::Batch), Int::from(Symbol::Steps(0)));
+        let numbers = Numbers::range(0, b.clone());
+        let known = |n| Some(Int::Known(n));
+        let column = numbers.reshaped(vec![None, known(1), known(1)]).unwrap();
+        assert_eq!(column.each, [Int::ONE, Int::Known(0), Int::Known(0)]);
+        let spread = column.expanded(vec![b.clone(), Int::ONE, t.clone()]).unwrap();
+        assert_eq!(spread.dims, [b.clone(), Int::ONE, t.clone()]);
+        assert_eq!(column.reshaped(vec![Some(b.clone()), None]).unwrap().dims, [b.clone(), Int::ONE]);
+        assert!(numbers.reshaped(vec![Some(t.clone())]).is_err(), "of other sizes");
+        assert!(numbers.reshaped(vec![known(1)]).is_err(), "too few");
+        assert!(numbers.expanded(vec![t]).is_err(), "spread over what it varies along");
+    }
+}

@@ -26,6 +26,8 @@ messages! {
         graph: Option<Graph>,
         #[prost(message, repeated, tag = "8")]
         opset_import: Vec<OperatorSet>,
+        #[prost(message, repeated, tag = "14")]
+        metadata_props: Vec<Entry>,
         #[prost(message, repeated, tag = "25")]
         functions: Vec<Function>,
     }

@@ -45,7 +45,7 @@ fn field(message: Message, number: u32) -> Option<(Message, usize)> {
         (M::Graph, 15) => Some((M::Leaf, size_of::<Sparse>())),
         (M::Node, 5) | (M::Function, 11) => Some((M::Attribute, size_of::<Attribute>())),
         (M::Attribute, 6) => Some((M::Graph, size_of::<Graph>())),
-        (M::Tensor, 13) => Some((M::Leaf, size_of::<Entry>())),
+        (M::Model, 14) | (M::Tensor, 13) => Some((M::Leaf, size_of::<Entry>())),
         (M::ValueInfo, 2) => Some((M::Type, size_of::<Type>())),
         (M::Type, 1) => Some((M::TensorType, size_of::<TensorType>())),
         (M::TensorType, 2) => Some((M::TensorShape, size_of::<TensorShape>())),

@@ -6,7 +6,8 @@
 use super::super::model::check;
 use super::builder::{Writer, float, info, int, ints};
 use super::edges::Edges;
-use super::schema::{Model, Node, OperatorSet, dtype};
+use super::own;
+use super::schema::{Entry, Graph, Model, Node, OperatorSet, dtype};
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Fill, Function, Input, Layer, MergeKind, MergeMode, Network, Node as Placed, Operand, Port, Score,
@@ -38,16 +39,31 @@ pub fn write_model(
 
 fn model(title: &str, network: &Network, parameters: &BTreeMap<String, Tensor>, edges: &Edges) -> Result<Model> {
     check(network, parameters, &BTreeMap::new())?;
-    let mut writer = Writer::new(title, network, parameters);
-    writer.network(network, edges)?;
+    // What only edges say is no part of the network.
+    let whole = edges.constants.is_empty() && edges.outputs.iter().all(|edge| !edge.best);
+    let part = whole.then(|| Entry { key: own::KEY.to_string(), value: own::described(network) });
     Ok(Model {
         ir_version: FORM,
         producer_name: "mnemon".to_string(),
         producer_version: env!("CARGO_PKG_VERSION").to_string(),
-        graph: Some(writer.graph),
+        graph: Some(graph(title, network, parameters, edges, None)?),
         opset_import: vec![OperatorSet { domain: String::new(), version: OPERATORS }],
+        metadata_props: part.into_iter().collect(),
         functions: Vec::new(),
     })
+}
+
+/// The graph of a network, none of whose constants has more values than `limit`.
+pub(super) fn graph(
+    title: &str,
+    network: &Network,
+    parameters: &BTreeMap<String, Tensor>,
+    edges: &Edges,
+    limit: Option<u64>,
+) -> Result<Graph> {
+    let mut writer = Writer::new(title, network, parameters, limit);
+    writer.network(network, edges)?;
+    Ok(writer.graph)
 }
 
 /// A value of the network in the graph: `[B, T, F]`, `[B, T]` of tokens, or `[B, F]`.
@@ -232,10 +248,7 @@ impl Writer<'_> {
                 let features = first.signal.features().unwrap_or(0);
                 let gain = match layer.scale {
                     true => self.parameter(&format!("{}.weight", node.name))?.0,
-                    false => {
-                        let name = self.fresh("ones");
-                        self.floats(&name, &[features], &vec![1.0; features])
-                    }
+                    false => self.filled("ones", &[features], 1.0)?,
                 };
                 let mut inputs = vec![x, gain];
                 if layer.center {
@@ -250,7 +263,7 @@ impl Writer<'_> {
             }
             Layer::Pooling1D(layer) => {
                 ragged("windows over")?;
-                self.pooled(layer, &x, first.signal.features().unwrap_or(0))
+                self.pooled(layer, &x, first.signal.features().unwrap_or(0))?
             }
             Layer::Cropping1D(layer) => {
                 ragged("some steps of")?;

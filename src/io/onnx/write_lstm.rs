@@ -285,9 +285,7 @@ impl Writer<'_> {
             Bias::Two => self.stacked(of, &["bias_ih", "bias_hh"], &BLOCKS)?.ok_or_else(missing)?,
             Bias::One => {
                 let half = self.stacked(of, &["bias_ih"], &BLOCKS)?.ok_or_else(missing)?;
-                let zeros = self.fresh("zeros");
-                let width = GATES * of.sizes[1];
-                let zeros = self.floats(&zeros, &[d, width], &vec![0.0; d * width]);
+                let zeros = self.filled("zeros", &[d, GATES * of.sizes[1]], 0.0)?;
                 self.op("Concat", &[&half, &zeros], vec![int("axis", 1)])
             }
         };

@@ -32,27 +32,26 @@ impl Writer<'_> {
     }
 
     /// A step of each window of `x`, which has so many features.
-    pub fn pooled(&mut self, layer: &Pooling1D, x: &str, features: usize) -> String {
+    pub fn pooled(&mut self, layer: &Pooling1D, x: &str, features: usize) -> Result<String> {
         let turned = self.op("Transpose", &[x], vec![ints("perm", &[0, 2, 1])]);
         let y = match layer.kind {
             PoolingKind::Max => {
                 let (x, attributes) = self.windows(layer.window, turned, f32::MIN, true);
                 self.op("MaxPool", &[&x], attributes)
             }
-            PoolingKind::Average | PoolingKind::Sum => self.mean(layer.window, turned, features),
+            PoolingKind::Average | PoolingKind::Sum => self.mean(layer.window, turned, features)?,
         };
-        self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])])
+        Ok(self.op("Transpose", &[&y], vec![ints("perm", &[0, 2, 1])]))
     }
 
     /// The mean of the steps of each window of x `[B, F, T]`, of those that are there.
-    fn mean(&mut self, window: Window, x: String, features: usize) -> String {
+    fn mean(&mut self, window: Window, x: String, features: usize) -> Result<String> {
         if window.dilation == 1 && in_a_pool(window) {
             let (x, attributes) = self.windows(window, x, 0.0, true);
-            return self.op("AveragePool", &[&x], attributes);
+            return Ok(self.op("AveragePool", &[&x], attributes));
         }
         // The sums of windows over the numbers of steps that they see.
-        let ones = self.fresh("ones");
-        let ones = self.floats(&ones, &[features, 1, window.taps], &vec![1.0; features * window.taps]);
+        let ones = self.filled("ones", &[features, 1, window.taps], 1.0)?;
         let shape = self.op("Shape", &[&x], Vec::new());
         let zeros = self.op("ConstantOfShape", &[&shape], Vec::new());
         let there = self.op("Exp", &[&zeros], Vec::new());
@@ -61,7 +60,7 @@ impl Writer<'_> {
             attributes.push(int("group", features as i64));
             self.op("Conv", &[&x, &ones], attributes)
         });
-        self.op("Div", &[&sums, &counts], Vec::new())
+        Ok(self.op("Div", &[&sums, &counts], Vec::new()))
     }
 
     /// What an operator over windows of x `[B, F, T]` reads, and its attributes; beyond a sequence everything is `fill`.
