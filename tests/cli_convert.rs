@@ -2,7 +2,7 @@
 
 use mnemon::config::Cell;
 use mnemon::io::{self, Imported};
-use mnemon::nn::{Dense, Embedding, Input, Layer, Lstm, Network, WorkingMemory};
+use mnemon::nn::{Dense, Embedding, Input, Layer, Lstm, Network};
 use mnemon::params::Tensor;
 use mnemon::train::{Named, model_file};
 use std::collections::BTreeMap;
@@ -142,11 +142,14 @@ fn state_dicts_come_back_bit_for_bit() {
     let wanted: Named =
         io::read_tensors(&data("models/deep.state.safetensors")).unwrap().into_iter().map(renamed).collect();
     assert!(wanted.contains_key("lstm.weight_hh_l2"), "{:?}", wanted.keys());
-    for between in ["own.safetensors", "graph.onnx", "model.keras"] {
+    for between in ["own.safetensors", "graph.onnx", "model.keras", "model.h5"] {
         let between = folder.join(between);
         convert(&data("models/deep.pt"), &between, &[]);
         convert(&between, &state, &["--format", "pytorch"]);
         assert_eq!(io::read_tensors(&state).unwrap(), wanted, "{between:?}");
+        let zip = folder.join("state.pt");
+        convert(&between, &zip, &[]);
+        assert_eq!(io::pytorch::read_checkpoint(&zip).unwrap(), wanted, "{between:?}");
     }
     compare(&folder.join("own.safetensors"), &without_gradients("deep", &folder), 5);
 
@@ -251,9 +254,14 @@ fn what_cannot_be_read_or_written_is_told_from_what_cannot_be_said() {
     refused(&folder.join("none.keras"), &to, &[], 1, "none.keras: cannot open");
     refused(&data("models/cases.json"), &to, &[], 1, "cases.json");
     refused(&from, &folder.join("no/to.onnx"), &[], 1, "to.onnx: cannot write");
-    refused(&from, &to, &["--format", "abacus"], 2, "possible values: mnemon, pytorch, keras, keras-weights, onnx");
-    refused(&from, &folder.join("to.pt"), &[], 2, "--format pytorch");
-    refused(&from, &folder.join("to.h5"), &[], 2, "Keras 3 saves whole models as .keras");
+    refused(
+        &from,
+        &to,
+        &["--format", "abacus"],
+        2,
+        "possible values: mnemon, pytorch, pytorch-zip, keras, keras-hdf5, keras-weights, onnx",
+    );
+    refused(&from, &folder.join("to.pb"), &[], 2, "expected a name that ends in .safetensors, .pt, .keras");
     refused(&from, &folder.join("to"), &[], 2, "expected a name that ends in .safetensors");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
     // A format needs no name.

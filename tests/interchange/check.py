@@ -123,12 +123,17 @@ def check_pytorch(settings, folder):
     torch.save(model.state_dict(), folder / "model.pt")
     save_file({name: value.numpy().copy() for name, value in model.state_dict().items()}, folder / "model.safetensors")
     own, state, graph = (folder / name for name in ["own.safetensors", "state.safetensors", "model.onnx"])
+    zipped = folder / "state.pt"
     for kind in ["pt", "safetensors"]:
         mnemon("convert", folder / f"model.{kind}", own)
         yield from same(f".{kind} in mnemon", ours(own, given, folder), wanted)
         mnemon("convert", own, state, "--format", "pytorch")
         back = Module(names, **settings).eval()
         back.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(state).items()}, strict=True)
+        mnemon("convert", own, zipped)
+        loaded = [torch.load(zipped, weights_only=True, mmap=mapped) for mapped in (False, True)]
+        equal = [torch.equal(read[name], value) for read in loaded for name, value in back.state_dict().items()]
+        yield f".{kind} as .pt", np.array(equal), np.ones(2 * len(back.state_dict()))
         got = {name: value.detach().numpy() for name, value in back(x).items()}
         yield from same(f".{kind} and back", got, wanted)
         # Bit by bit: two modules made alike have their parameters in one order.
@@ -253,7 +258,7 @@ def zeroed(model):
 def check_keras(file, given, wanted, folder, unsaid=None):
     """A model's file to mnemon's and back to Keras, whole and as weights, if nothing is unsaid there; and to ONNX."""
     own, graph = folder / "own.safetensors", folder / "model.onnx"
-    again, weights = folder / "again.keras", folder / "again.weights.h5"
+    again, legacy, weights = (folder / f"again.{kind}" for kind in ["keras", "h5", "weights.h5"])
     mnemon("convert", file, own)
     got = ours(own, given, folder)
     # Outputs of mnemon go by their names, which Keras's do not.
@@ -262,10 +267,13 @@ def check_keras(file, given, wanted, folder, unsaid=None):
     yield from same("in mnemon", by_order(got), wanted)
     if unsaid:
         yield refused(own, again, unsaid)
+        yield refused(own, legacy, unsaid)
     else:
         mnemon("convert", own, again)
         back = keras.models.load_model(again)
         yield from same("and back", predicted(back, given), wanted)
+        mnemon("convert", own, legacy)
+        yield from same("and back in .h5", predicted(keras.models.load_model(legacy), given), wanted)
         mnemon("convert", own, weights)
         zeroed(back).load_weights(weights)
         yield from same("weights", predicted(back, given), wanted)

@@ -17,9 +17,9 @@ Examples:
   mnemon convert lm.pt lm.safetensors
   mnemon convert model.onnx state.safetensors --format pytorch
 
-What TO is follows from its name: .safetensors is mnemon's own file, .keras and .weights.h5 are Keras's, .onnx is ONNX's.
-A PyTorch state dict is a .safetensors file too, and asked for by --format pytorch; `load_state_dict` takes it for modules
-with the names of the layers. What a format cannot say is refused, and no file is written.
+What TO is follows from its name: .safetensors is mnemon's own file, .keras, .h5 and .weights.h5 are Keras's, .pt and .pth
+PyTorch's, .onnx is ONNX's. A PyTorch state dict may be a .safetensors file too, which is asked for by --format pytorch;
+`load_state_dict` takes either for modules with the names of the layers. What a format cannot say is refused, and no file is written.
 
 Exit code: 0 if TO was written, 2 if the model cannot be said in it, 1 for all else.";
 
@@ -46,8 +46,12 @@ enum Format {
     Mnemon,
     /// A state dict of PyTorch modules, as safetensors
     Pytorch,
+    /// A state dict of PyTorch modules, as torch.save writes it
+    PytorchZip,
     /// A .keras archive of Keras 3
     Keras,
+    /// A whole model of Keras in one HDF5 file
+    KerasHdf5,
     /// The weights of a Keras 3 model, as HDF5
     KerasWeights,
     /// A graph of ONNX
@@ -65,16 +69,16 @@ impl Format {
             Ok(Self::Keras)
         } else if ends(".weights.h5") {
             Ok(Self::KerasWeights)
+        } else if ends(".h5") || ends(".hdf5") {
+            Ok(Self::KerasHdf5)
+        } else if ends(".pt") || ends(".pth") {
+            Ok(Self::PytorchZip)
         } else if ends(".onnx") {
             Ok(Self::Onnx)
         } else {
-            let advice = match name.rsplit('.').next() {
-                Some("pt" | "pth") => "; PyTorch reads a state dict from .safetensors too, with --format pytorch",
-                Some("h5" | "hdf5") => "; Keras 3 saves whole models as .keras",
-                _ => "",
-            };
-            let expected = "expected a name that ends in .safetensors, .keras, .weights.h5 or .onnx, or a --format";
-            Err(Error::new(ErrorKind::Argument, format!("{}: {expected}{advice}", path.display())))
+            let expected =
+                "expected a name that ends in .safetensors, .pt, .keras, .h5, .weights.h5 or .onnx, or a --format";
+            Err(Error::new(ErrorKind::Argument, format!("{}: {expected}", path.display())))
         }
     }
 }
@@ -109,12 +113,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             io::save(to, &model_file(&imported)?)?;
             parameters.clone()
         }
-        Format::Pytorch => {
+        Format::Pytorch | Format::PytorchZip => {
             let tensors = pytorch::state_dict(network, parameters)?;
-            io::write_tensors(to, tensors.clone())?;
+            match format {
+                Format::Pytorch => io::write_tensors(to, tensors.clone())?,
+                _ => pytorch::write_checkpoint(to, &tensors)?,
+            }
             tensors
         }
         Format::Keras => keras::write_model(to, title, network, parameters).map(|()| parameters.clone())?,
+        Format::KerasHdf5 => keras::write_legacy(to, title, network, parameters).map(|()| parameters.clone())?,
         Format::KerasWeights => keras::write_weights(to, network, parameters).map(|()| parameters.clone())?,
         Format::Onnx => {
             onnx::write_model(to, title, network, parameters, &imported.edges).map(|()| parameters.clone())?

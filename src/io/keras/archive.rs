@@ -33,6 +33,8 @@ const STACK: usize = 256 << 20;
 pub(in crate::io) const ZIP_START: &[u8] = b"PK\x03\x04";
 /// Where an optimiser counts its steps.
 const STEP: &str = "optimizer/vars/0";
+/// How the names of the numbers of steps of an optimiser end in files of one group for it, by version.
+const COUNTERS: [&str; 4] = ["/iteration", "/iteration:0", "/iter:0", "/iterations:0"];
 /// What an optimiser keeps, in a whole model in HDF5.
 pub(super) const OPTIMIZER: &str = "optimizer_weights";
 /// How an HDF5 file begins.
@@ -235,7 +237,8 @@ impl Walk<'_> {
         if matches!(datatype, Datatype::FixedPoint { .. } | Datatype::Enumeration { .. }) {
             let one = matches!(layout, Layout::Contiguous { .. } | Layout::Compact { .. })
                 && dataset.shape().is_ok_and(|shape| shape.is_empty());
-            let steps = at == STEP || at.strip_prefix(OPTIMIZER).is_some_and(|name| name.ends_with("/iteration"));
+            let counts = |name: &str| COUNTERS.iter().any(|end| name.ends_with(end));
+            let steps = at == STEP || at.strip_prefix(OPTIMIZER).is_some_and(counts);
             if steps && one {
                 let values = dataset.read_i64().map_err(broken)?;
                 self.found.step = values.first().and_then(|&step| u64::try_from(step).ok());

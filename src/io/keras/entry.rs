@@ -50,19 +50,26 @@ pub(super) fn masks<'a>(entries: &[Entry<'a>]) -> Result<Masks<'a>> {
     Ok(masks)
 }
 
-/// The tensor that the mask of a call is made from.
-pub(super) fn mask_of<'a>(entry: &Entry<'a>, call: usize, masks: &Masks<'a>) -> Result<Option<Reference<'a>>> {
-    let mut found = Vec::new();
+/// The tensors that the masks of a call are made from: one, or one for each tensor that it reads.
+pub(super) fn masks_of<'a>(entry: &Entry<'a>, call: usize, masks: &Masks<'a>) -> Result<Vec<Option<Reference<'a>>>> {
     let node = Object { value: &entry.nodes[call], place: entry.name };
-    tensors(node.get("kwargs").get("mask").unwrap_or(&Value::Null), &mut found);
-    let Some(mut tensor) = found.first().copied() else { return Ok(None) };
-    for _ in 0..=masks.len() {
-        tensor = masks.get(tensor.0).copied().unwrap_or(tensor);
-    }
-    if found.len() > 1 || tensor == found[0] {
-        return Err(Error::unsupported(format!("keras: {}: a mask that is computed is not supported", entry.name)));
-    }
-    Ok(Some(tensor))
+    let told = match node.get("kwargs").get("mask").unwrap_or(&Value::Null) {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let made_from = |mask: &'a Value| {
+        let mut found = Vec::new();
+        tensors(mask, &mut found);
+        let Some(mut tensor) = found.first().copied() else { return Ok(None) };
+        for _ in 0..=masks.len() {
+            tensor = masks.get(tensor.0).copied().unwrap_or(tensor);
+        }
+        if found.len() > 1 || tensor == found[0] {
+            return Err(Error::unsupported(format!("keras: {}: a mask that is computed is not supported", entry.name)));
+        }
+        Ok(Some(tensor))
+    };
+    told.iter().map(made_from).collect()
 }
 
 /// Whether a layer reads the tensor of `input`.
@@ -100,10 +107,14 @@ pub(super) fn references(value: &Value) -> Vec<Reference<'_>> {
     }
 }
 
+/// Says of a configuration that its layers are in the order in which Keras lists them: theirs is not that of one model
+/// where some were in models inside it.
+pub(super) const IN_ORDER: &str = "in_order";
+
 /// The entries of layers in the order in which Keras lists them.
 pub(super) fn keras_order(config: Object<'_>, entries: &[Entry<'_>]) -> Vec<usize> {
     let outputs = references(config.get("output_layers"));
-    if outputs.is_empty() {
+    if outputs.is_empty() || config.get(IN_ORDER) == &Value::Bool(true) {
         return (0..entries.len()).collect();
     }
     let places: BTreeMap<&str, usize> = entries.iter().enumerate().map(|(at, e)| (e.name, at)).collect();

@@ -2,8 +2,11 @@
 
 use super::archive::{HDF5_START, KerasArchive, read_hdf5, read_keras};
 use super::config::{Object, class, layer};
-use super::entry::{Entry, Masks, Reference, entry, is_mask, keras_order, mask_of, masks, reads, references, tensors};
+use super::entry::{
+    Entry, IN_ORDER, Masks, Reference, entry, is_mask, keras_order, masks, masks_of, reads, references, tensors,
+};
 use super::legacy::read_legacy;
+use super::nested::flatten;
 use super::training::{Training, training};
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
@@ -17,7 +20,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// The most calls of layers, which is far beyond those of any model with an LSTM.
-const CALLS: usize = 1 << 11;
+pub(super) const CALLS: usize = 1 << 11;
 
 /// Reads a `.keras` file, or a whole model in HDF5 (`.h5`) as Keras 2 and 3 write it: its layers as a network, and the
 /// values of its parameters.
@@ -28,7 +31,7 @@ pub fn read_model(path: &Path) -> Result<Imported> {
     if start == HDF5_START {
         return read_legacy(path);
     }
-    let archive = archive_of(path)?;
+    let archive = flatten(archive_of(path)?).map_err(|e| e.within(path.display()))?;
     Reader::new(&archive, false).model().map_err(|e| e.within(path.display()))
 }
 
@@ -41,6 +44,7 @@ pub fn read_model_with_weights(path: &Path, weights: &Path) -> Result<Imported> 
         config.remove("compile_config");
     }
     (archive.weights, archive.names, archive.step) = (file.weights, file.names, None);
+    let archive = flatten(archive).map_err(|e| e.within(path.display()))?;
     Reader::new(&archive, false).model().map_err(|e| e.within(weights.display()))
 }
 
@@ -59,6 +63,8 @@ pub(super) struct Reader<'a> {
     archive: &'a KerasArchive,
     /// Whether calls are not told of masks, which layers pass on to one another.
     implicit: bool,
+    /// Whether calls of attention are told of masks as others are, which Keras does not do.
+    is_told_all: bool,
     network: Growing,
     parameters: BTreeMap<String, Tensor>,
     sources: BTreeMap<String, String>,
@@ -82,7 +88,8 @@ impl<'a> Reader<'a> {
         let mut groups = BTreeMap::new();
         for (path, name) in &archive.names {
             let group = path.strip_prefix("layers/").and_then(|p| p.strip_suffix("/vars"));
-            if let Some(group) = group.filter(|group| !group.contains('/')) {
+            // The group of a layer of a model inside lies in that of its model.
+            if let Some(group) = group.filter(|group| group.split("/layers/").all(|part| !part.contains('/'))) {
                 groups.entry(name.as_str()).or_insert(group);
             }
         }
@@ -90,6 +97,7 @@ impl<'a> Reader<'a> {
             groups,
             archive,
             implicit,
+            is_told_all: archive.config.get("config").is_some_and(|c| c.get(IN_ORDER) == Some(&Value::Bool(true))),
             network: Growing::default(),
             parameters: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -228,10 +236,10 @@ impl<'a> Reader<'a> {
         }
         let masks = masks(entries)?;
         // The masks that some layer takes, by the tensor that they are made from.
-        let taken: BTreeSet<Reference<'a>> = waiting
-            .iter()
-            .filter_map(|&(entry, call)| mask_of(entry, call, &masks).transpose())
-            .collect::<Result<_>>()?;
+        let mut taken: BTreeSet<Reference<'a>> = BTreeSet::new();
+        for &(entry, call) in &waiting {
+            taken.extend(masks_of(entry, call, &masks)?.into_iter().flatten());
+        }
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut later = Vec::new();
@@ -353,10 +361,14 @@ impl<'a> Reader<'a> {
             }
             return Ok(());
         }
-        if takes_mask(&node.layer) {
+        let attends = matches!(node.layer, Layer::Attention(_)) && self.is_told_all;
+        if takes_mask(&node.layer) || attends {
             let fills = self.network.fills()?;
-            let reads_masked = matches!(node.inputs.first(), Some(&Port::Node(at, _)) if fills[at] != Fill::None);
-            if reads_masked != mask_of(entry, call, masks)?.is_some() {
+            let masked = |port: Option<&Port>| matches!(port, Some(&Port::Node(at, _)) if fills[at] != Fill::None);
+            let told = masks_of(entry, call, masks)?;
+            let differs = |at: usize| masked(node.inputs.get(at)) != told.get(at).is_some_and(Option::is_some);
+            let count = if attends { 2 } else { 1 };
+            if (0..count).any(differs) {
                 return Err(Error::unsupported(format!(
                     "keras: {}: a mask that reaches it by another way than from the layers before it is not supported",
                     entry.name
@@ -386,6 +398,7 @@ impl<'a> Reader<'a> {
                     ("use_causal_mask", "Attention" | "AdditiveAttention") if value.is_boolean() => {}
                     ("return_attention_scores", "Attention" | "AdditiveAttention") if value == &Value::Bool(false) => {}
                     ("mask", "LSTM" | "Bidirectional" | "GlobalAveragePooling1D") => {}
+                    ("mask", "Attention" | "AdditiveAttention") if self.is_told_all => {}
                     _ => {
                         let name = entry.name;
                         return Err(Error::unsupported(format!(
@@ -423,18 +436,23 @@ impl<'a> Reader<'a> {
 
     /// The group of a layer's weights: the one that carries its name, else that of its class in the order of layers.
     fn group(&mut self, entry: &Entry<'a>) -> String {
-        let snake = snake_case(entry.class);
-        let count = self.classes.entry(snake.clone()).or_insert(0);
-        let numbered = if *count == 0 { snake } else { format!("{snake}_{count}") };
-        *count += 1;
+        let numbered = numbered(&mut self.classes, entry.class);
         let inner = if entry.class == "TimeDistributed" { "/layer" } else { "" };
         let group = self.groups.get(entry.name).map_or(numbered, |group| group.to_string());
         format!("layers/{group}{inner}")
     }
 }
 
+/// What Keras calls the group of the next layer of a class, of which `classes` counts those before.
+pub(super) fn numbered(classes: &mut BTreeMap<String, usize>, class: &str) -> String {
+    let snake = snake_case(class);
+    let count = classes.entry(snake.clone()).or_insert(0);
+    *count += 1;
+    if *count == 1 { snake } else { format!("{snake}_{}", *count - 1) }
+}
+
 /// A layer's name as one of a network, which knows no dots.
-fn node_name(name: &str) -> String {
+pub(super) fn node_name(name: &str) -> String {
     name.replace('.', "_")
 }
 

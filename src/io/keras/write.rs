@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// The version of Keras whose files these are.
-const VERSION: &str = "3.15.1";
+pub(super) const VERSION: &str = "3.15.1";
 
 /// Writes a `.keras` file of a network and its parameters, which Keras 3 loads as a model that gives the same; it calls
 /// the model `title`. Layers in a row from `x` to `y` become a `Sequential`, all else a functional model, whose outputs
@@ -59,15 +59,17 @@ pub fn write_weights(path: &Path, network: &Network, parameters: &BTreeMap<Strin
 }
 
 /// A model as Keras has it.
-struct Written {
+pub(super) struct Written {
     title: String,
-    config: Value,
+    pub config: Value,
     /// The class and the name of each layer that has a group of weights, in Keras's order.
-    layers: Vec<(&'static str, String)>,
+    pub layers: Vec<(&'static str, String)>,
+    /// How many of these Keras knows: no output follows from the rest.
+    pub known: usize,
 }
 
 impl Written {
-    fn of(title: &str, network: &Network) -> Result<Self> {
+    pub fn of(title: &str, network: &Network) -> Result<Self> {
         let title = identifier(title);
         let specs: BTreeMap<String, ParameterSpec> =
             network.parameters()?.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
@@ -87,8 +89,8 @@ impl Written {
         let config = json!({
             "name": title, "trainable": true, "dtype": "float32", "layers": described, "build_input_shape": shape,
         });
-        let layers = layers.skip(1).map(|o| (o.class, o.name.clone())).collect();
-        Self { title, config: object("keras", "Sequential", config), layers }
+        let layers: Vec<_> = layers.skip(1).map(|o| (o.class, o.name.clone())).collect();
+        Self { title, config: object("keras", "Sequential", config), known: layers.len(), layers }
     }
 
     fn functional(title: String, network: &Network, model: &Model) -> Result<Self> {
@@ -113,13 +115,14 @@ impl Written {
         let wanted: Vec<(usize, usize)> = outputs.iter().map(|&(at, call, _)| (at, call)).collect();
         // Keras knows nothing of layers that no output follows from; they keep their weights in this file all the same.
         let mut ordered = order(&called, &given, &wanted);
-        let known: BTreeSet<usize> = ordered.iter().copied().collect();
-        ordered.extend((0..all.len()).filter(|at| !known.contains(at)));
+        let reached: BTreeSet<usize> = ordered.iter().copied().collect();
+        ordered.extend((0..all.len()).filter(|at| !reached.contains(at)));
+        let known = reached.iter().filter(|&&at| all[at].is_layer).count();
         let layers = ordered.iter().map(|&at| &all[at]).filter(|o| o.is_layer);
         let layers = layers.map(|o| (o.class, o.name.clone())).collect();
         let mut config = object("keras.src.models.functional", "Functional", config);
         config["registered_name"] = "Functional".into();
-        Ok(Self { title, config, layers })
+        Ok(Self { title, config, layers, known })
     }
 
     /// The HDF5 file of the parameters.
@@ -238,20 +241,21 @@ fn date(now: SystemTime) -> String {
 
 /// A group of an HDF5 file.
 #[derive(Debug, Default)]
-struct Group {
+pub(super) struct Group {
     name: Option<String>,
+    pub attributes: Vec<(String, AttrValue)>,
     groups: BTreeMap<String, Group>,
     tensors: BTreeMap<String, KerasTensor>,
 }
 
 impl Group {
     /// The group at a path inside this one, made where there is none.
-    fn at(&mut self, path: &str) -> &mut Self {
+    pub fn at(&mut self, path: &str) -> &mut Self {
         path.split('/').fold(self, |group, part| group.groups.entry(part.to_string()).or_default())
     }
 
     /// Puts a tensor at a path; to one that is there it adds.
-    fn put(&mut self, path: &str, tensor: KerasTensor) {
+    pub fn put(&mut self, path: &str, tensor: KerasTensor) {
         let (group, name) = match path.rsplit_once('/') {
             Some((at, name)) => (self.at(at), name),
             None => (self, path),
@@ -264,8 +268,12 @@ impl Group {
         }
     }
 
-    fn bytes(&self) -> Result<Vec<u8>> {
+    /// The file whose root this group is.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
         let mut file = FileBuilder::new();
+        for (name, value) in &self.attributes {
+            file.set_attr(name, value.clone());
+        }
         for (name, group) in &self.groups {
             let finished = group.finished(file.create_group(name));
             file.add_group(finished);
@@ -276,6 +284,9 @@ impl Group {
     fn finished(&self, mut builder: GroupBuilder) -> FinishedGroup {
         if let Some(name) = &self.name {
             builder.set_attr("name", AttrValue::String(name.clone()));
+        }
+        for (name, value) in &self.attributes {
+            builder.set_attr(name, value.clone());
         }
         for (name, tensor) in &self.tensors {
             let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();

@@ -3,11 +3,13 @@
 
 mod checkpoint;
 mod pickle;
+mod save;
 mod view;
 mod write;
 
 pub(super) use checkpoint::is_checkpoint;
 pub use checkpoint::read_checkpoint;
+pub use save::write_checkpoint;
 pub use write::state_dict;
 
 use super::{Imported, safetensors};

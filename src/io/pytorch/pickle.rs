@@ -16,7 +16,7 @@ const STACK_LIMIT: usize = 1 << 20;
 const NAME_LIMIT: usize = 80;
 
 /// The opcodes that are known, by the names of Python's `pickletools`.
-mod opcode {
+pub(super) mod opcode {
     pub const PROTO: u8 = 0x80;
     pub const FRAME: u8 = 0x95;
     pub const STOP: u8 = b'.';
