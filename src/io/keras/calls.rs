@@ -2,7 +2,7 @@
 
 use super::config::Object;
 use super::entry::{Reference, reference, references, tensors};
-use super::inner::{Axes, Call, Member, Model, Part, Place};
+use super::inner::{Call, Member, Model, Models, Part, Place, shape_of};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -147,4 +147,75 @@ fn named_otherwise(member: &Member<'_>, arg: &Value) -> bool {
     let Some(given) = arg.as_object().filter(|_| history(arg).is_none()) else { return false };
     let wanted = member.entry.config.get("input_layers").as_object();
     wanted.is_none_or(|wanted| !wanted.keys().eq(given.keys()))
+}
+
+impl<'a> Models<'a> {
+    /// Refuses a call of a model with other inputs than its own, also those that Keras would make fit.
+    pub fn check_inputs(
+        &self,
+        members: &[Member<'a>],
+        member: &Member<'a>,
+        call: &Call,
+        shapes: &[Axes],
+    ) -> Result<()> {
+        let Part::Model(inner) = member.part else { return Ok(()) };
+        let Some(inner) = self.models.get(inner) else { return Err(Error::internal("keras: a call of no model")) };
+        let (wanted, got) = (inner.inputs.len(), call.first.len());
+        if wanted != got || !call.more.is_empty() {
+            let got = got + call.more.len();
+            let error = format!("keras: {}: expected {wanted} inputs of the model, got {got}", member.name);
+            return Err(Error::data(error));
+        }
+        for (at, (&input, &place)) in inner.inputs.iter().zip(&call.first).enumerate() {
+            let Some(own) = inner.members.get(input) else { continue };
+            let source = members.get(place.0).filter(|m| m.part == Part::Input);
+            let shape = |m: &Member<'_>| shape_of(&m.entry).as_array().map(Vec::len);
+            let got = shapes.get(at).copied().flatten().or_else(|| source.and_then(shape));
+            if let (Some(got), Some(wanted)) = (got, shape(own))
+                && got != wanted
+            {
+                let (name, input) = (&member.name, own.entry.name);
+                let error = format!("keras: {name}: expected {wanted} axes for its input `{input}`, got {got}");
+                return Err(Error::unsupported(error));
+            }
+            let reads = |m: &&Member<'_>| m.calls.iter().any(|c| c.reads().any(|r| r.0 == input));
+            let looks_up = |m: &Member<'_>| m.part == Part::Mask || m.entry.class == "Embedding";
+            let tokens = || inner.members.iter().filter(reads).all(looks_up);
+            let (wanted, got) = (own.entry.config.get("dtype").as_str(), self.dtype(members, place));
+            if let (Some(wanted), Some(got)) = (wanted, got)
+                && !(converts(got, wanted) || got == "float32" && is_whole(wanted) && tokens())
+            {
+                let (name, input) = (&member.name, own.entry.name);
+                let error = format!("keras: {name}: expected {wanted} for its input `{input}`, got {got}");
+                return Err(Error::unsupported(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The type of the numbers in a tensor, where the file tells it.
+    fn dtype(&self, members: &[Member<'a>], (at, _, output): Place) -> Option<&'a str> {
+        let member = members.get(at)?;
+        match member.part {
+            Part::Input => member.entry.config.get("dtype").as_str(),
+            Part::Mask => None,
+            Part::Layer(_) => Some("float32"),
+            Part::Model(inner) => {
+                let inner = self.models.get(inner)?;
+                self.dtype(&inner.members, *inner.outputs.get(output)?)
+            }
+        }
+    }
+}
+
+/// The number of axes of a tensor, where the file tells it.
+type Axes = Option<usize>;
+
+fn is_whole(dtype: &str) -> bool {
+    matches!(dtype, "int32" | "int64")
+}
+
+/// Whether numbers stay what they are where Keras converts them.
+fn converts(from: &str, to: &str) -> bool {
+    from == to || is_whole(from) && (is_whole(to) || to == "float32")
 }

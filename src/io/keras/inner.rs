@@ -43,7 +43,7 @@ pub(super) fn count(reads: &mut usize, more: usize) -> Result<()> {
 pub(super) type Place = (usize, usize, usize);
 
 /// What a member of a model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Input,
     /// An operation that makes a mask.
@@ -81,7 +81,7 @@ pub(super) struct Call {
 
 impl Call {
     /// All tensors, in the order in which Keras follows them.
-    fn reads(&self) -> impl Iterator<Item = Place> {
+    pub fn reads(&self) -> impl Iterator<Item = Place> {
         self.first.iter().chain(&self.more).chain(self.masks.iter().flatten()).copied()
     }
 }
@@ -157,7 +157,7 @@ impl<'a> Models<'a> {
         }
         let (class, config) = class(value, level.place)?;
         let layers = config.list("layers")?;
-        let mut members = self.members(layers, level)?;
+        let mut members = self.members(layers, class == "Sequential", level)?;
         let (inputs, outputs) = match class {
             "Sequential" => self.sequential(config, &mut members)?,
             _ => self.functional(config, &mut members, level)?,
@@ -188,17 +188,18 @@ impl<'a> Models<'a> {
     }
 
     /// The layers that a model lists, without their calls.
-    fn members(&mut self, layers: &'a [Value], level: &Level<'a>) -> Result<Vec<Member<'a>>> {
+    fn members(&mut self, layers: &'a [Value], sequential: bool, level: &Level<'a>) -> Result<Vec<Member<'a>>> {
         let entries = layers.iter().map(entry).collect::<Result<Vec<_>>>()?;
         let named = groups(&self.archive.names, &level.base);
         self.calls += entries.iter().map(|e| e.nodes.len().max(1)).sum::<usize>();
         if self.calls > CALLS {
             return Err(too_many_calls());
         }
-        // The layers of the whole keep their names, whatever comes before them.
+        // The layers of the whole keep their names, whatever comes before them. The input of a Sequential has another.
         let mut names: Vec<String> = Vec::new();
         for entry in &entries {
             names.push(match level.depth {
+                0 if sequential && entry.class == "InputLayer" => entry.name.to_string(),
                 0 => self.unique(entry.name.to_string())?,
                 _ => format!("{}_{}", level.name, entry.name).replace(['/', '.'], "_"),
             });
@@ -210,8 +211,7 @@ impl<'a> Models<'a> {
                 let error = format!("keras: {}: expected layers of different names, got two", entry.name);
                 return Err(Error::data(error));
             }
-            let module = value.get("module").and_then(Value::as_str).unwrap_or_default();
-            let operation = module.starts_with("keras.src.ops");
+            let operation = is_operation(value, &entry);
             let group = (!operation).then(|| {
                 let number = numbered(&mut classes, entry.class);
                 let group = named.get(entry.name).map_or(number, |group| group.to_string());
@@ -320,69 +320,17 @@ impl<'a> Models<'a> {
         }
         Ok((inputs.iter().map(|i| i.0).collect(), outputs))
     }
-
-    /// Refuses a call of a model with other inputs than its own, also those that Keras would make fit.
-    fn check_inputs(&self, members: &[Member<'a>], member: &Member<'a>, call: &Call, shapes: &[Axes]) -> Result<()> {
-        let Part::Model(inner) = member.part else { return Ok(()) };
-        let Some(inner) = self.models.get(inner) else { return Err(Error::internal("keras: a call of no model")) };
-        let (wanted, got) = (inner.inputs.len(), call.first.len());
-        if wanted != got || !call.more.is_empty() {
-            let got = got + call.more.len();
-            let error = format!("keras: {}: expected {wanted} inputs of the model, got {got}", member.name);
-            return Err(Error::data(error));
-        }
-        for (at, (&input, &place)) in inner.inputs.iter().zip(&call.first).enumerate() {
-            let Some(own) = inner.members.get(input) else { continue };
-            let source = members.get(place.0).filter(|m| m.part == Part::Input);
-            let shape = |m: &Member<'_>| shape_of(&m.entry).as_array().map(Vec::len);
-            let got = shapes.get(at).copied().flatten().or_else(|| source.and_then(shape));
-            if let (Some(got), Some(wanted)) = (got, shape(own))
-                && got != wanted
-            {
-                let (name, input) = (&member.name, own.entry.name);
-                let error = format!("keras: {name}: expected {wanted} axes for its input `{input}`, got {got}");
-                return Err(Error::unsupported(error));
-            }
-            let reads = |m: &&Member<'_>| m.calls.iter().any(|c| c.reads().any(|r| r.0 == input));
-            let looks_up = |m: &Member<'_>| m.part == Part::Mask || m.entry.class == "Embedding";
-            let tokens = || inner.members.iter().filter(reads).all(looks_up);
-            let (wanted, got) = (own.entry.config.get("dtype").as_str(), self.dtype(members, place));
-            if let (Some(wanted), Some(got)) = (wanted, got)
-                && !(converts(got, wanted) || got == "float32" && is_whole(wanted) && tokens())
-            {
-                let (name, input) = (&member.name, own.entry.name);
-                let error = format!("keras: {name}: expected {wanted} for its input `{input}`, got {got}");
-                return Err(Error::unsupported(error));
-            }
-        }
-        Ok(())
-    }
-
-    /// The type of the numbers in a tensor, where the file tells it.
-    fn dtype(&self, members: &[Member<'a>], (at, _, output): Place) -> Option<&'a str> {
-        let member = members.get(at)?;
-        match member.part {
-            Part::Input => member.entry.config.get("dtype").as_str(),
-            Part::Mask => None,
-            Part::Layer(_) => Some("float32"),
-            Part::Model(inner) => {
-                let inner = self.models.get(inner)?;
-                self.dtype(&inner.members, *inner.outputs.get(output)?)
-            }
-        }
-    }
 }
 
-/// The number of axes of a tensor, where the file tells it.
-pub(super) type Axes = Option<usize>;
-
-fn is_whole(dtype: &str) -> bool {
-    matches!(dtype, "int32" | "int64")
-}
-
-/// Whether numbers stay what they are where Keras converts them.
-fn converts(from: &str, to: &str) -> bool {
-    from == to || is_whole(from) && (is_whole(to) || to == "float32")
+/// Whether it is an operation and no layer of the same class: a file in HDF5 does not say, but tells more of layers.
+fn is_operation(value: &Value, entry: &Entry<'_>) -> bool {
+    match value.get("module").and_then(Value::as_str) {
+        Some(module) => module.starts_with("keras.src.ops"),
+        None => {
+            let both = matches!(entry.class, "Add" | "Subtract" | "Multiply" | "Maximum" | "Minimum");
+            both && entry.config.get("trainable").is_null()
+        }
+    }
 }
 
 /// The shape of an input, whose first size is the batch.

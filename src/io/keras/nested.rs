@@ -30,9 +30,9 @@ fn flattened(archive: &KerasArchive) -> Result<(Value, BTreeMap<String, String>)
     let mut models = Models::new(archive);
     let number = models.read(&archive.config, &Level::whole())?;
     let mut run = Run::of(&models);
-    let count = models.models.get(number).map_or(0, |whole| whole.inputs.len());
+    let inputs = models.models.get(number).map_or(0, |whole| whole.inputs.len());
     let given: Vec<Carried> =
-        (0..count).map(|at| Carried::Tensor((models.layers.len() + at, 0, 0), Mask::None)).collect();
+        (0..inputs).map(|at| Carried::Tensor((models.layers.len() + at, 0, 0), Mask::None)).collect();
     let outputs = run.model(number, &given)?;
     let calls = run.calls;
     let mut groups = BTreeMap::new();
@@ -138,7 +138,7 @@ impl<'m, 'a> Run<'m, 'a> {
         let masks = call.masks.iter().map(mask).collect::<Result<Vec<_>>>()?;
         match member.part {
             Part::Model(inner) => {
-                self.told(name, &first, &masks)?;
+                Self::told(name, &first, &masks)?;
                 let given: Vec<Carried> = first.iter().map(|&(tensor, mask)| Carried::Tensor(tensor, mask)).collect();
                 Ok(Made::All(self.model(inner, &given)?))
             }
@@ -156,7 +156,7 @@ impl<'m, 'a> Run<'m, 'a> {
     }
 
     /// Checks the masks that a call of a model is told of. Those inside find the masks that its inputs carry.
-    fn told(&self, name: &str, first: &[(Tensor, Mask)], masks: &[Option<Mask>]) -> Result<()> {
+    fn told(name: &str, first: &[(Tensor, Mask)], masks: &[Option<Mask>]) -> Result<()> {
         if masks.len() > first.len() {
             let (wanted, got) = (first.len(), masks.len());
             return Err(Error::data(format!("keras: {name}: expected {wanted} masks at most, got {got}")));
@@ -183,6 +183,9 @@ fn find(name: &str, made: &Calls, (at, call, output): Place) -> Result<Carried> 
 fn serialised(name: &str, call: usize, output: usize) -> Value {
     json!({ "class_name": "__keras_tensor__", "config": { "keras_history": [name, call, output] } })
 }
+
+/// A call of a model that gives outputs of the whole, and these.
+type Door = (usize, Vec<Value>);
 
 /// The whole as it is written down.
 struct Whole<'a> {
@@ -295,7 +298,7 @@ impl Whole<'_> {
     fn outputs(&mut self, sequential: bool, given: &[Carried]) -> Result<(Vec<Value>, Vec<Value>)> {
         let y = if sequential { Some(self.models.unique("y".to_string())?) } else { None };
         let Some(model) = self.models.models.get(self.number) else { return Ok((Vec::new(), Vec::new())) };
-        let (mut doors, mut outputs): (BTreeMap<String, Vec<(usize, Vec<Value>)>>, _) = (BTreeMap::new(), Vec::new());
+        let (mut doors, mut outputs) = (BTreeMap::<String, Vec<Door>>::new(), Vec::new());
         for (&(at, call, _), &carried) in model.outputs.iter().zip(given) {
             let Carried::Tensor(tensor, _) = carried else {
                 return Err(Error::unsupported("keras: the model: a mask as one of its outputs is not supported"));
@@ -315,7 +318,7 @@ impl Whole<'_> {
                 through.push(self.tensor(tensor)?);
             }
         }
-        let door = |(name, calls): (String, Vec<(usize, Vec<Value>)>)| {
+        let door = |(name, calls): (String, Vec<Door>)| {
             let nodes: Vec<Value> =
                 calls.into_iter().map(|(_, through)| json!({ "args": [through], "kwargs": {} })).collect();
             json!({ "class_name": "Identity", "config": { "name": name }, "inbound_nodes": nodes })

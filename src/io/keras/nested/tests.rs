@@ -110,8 +110,9 @@ fn siamese() -> Value {
     let both = json!([t("encoder", 0, 0), t("encoder", 1, 0), t("a", 0, 0)]);
     let sum = layer("Add", "sum", json!({}), &[over(both, json!({}))]);
     let last = dense("dense", &[t("sum", 0, 0)]);
-    let inputs = json!([["a", 0, 0], ["b", 0, 0]]);
-    functional("siamese", &[steps("a"), steps("b"), encoder, sum, last], inputs, json!(["dense", 0, 0]), &[])
+    let (inputs, four) = (json!([["a", 0, 0], ["b", 0, 0]]), json!([null, 4, 2]));
+    let layers = [input("a", four.clone()), input("b", four), encoder, sum, last];
+    functional("siamese", &layers, inputs, json!(["dense", 0, 0]), &[])
 }
 
 #[test]
@@ -148,7 +149,7 @@ fn a_shared_model_is_called_twice_and_has_its_parameters_once() {
 #[test]
 fn a_sequential_in_a_sequential_is_one() {
     let inner = sequential("inner", &[dense("one", &[]), dense("two", &[])], &[]);
-    let line = sequential("line", &[steps("first"), inner, dense("three", &[])], &[]);
+    let line = sequential("line", &[steps("x"), inner, dense("three", &[])], &[]);
     let groups = [("sequential/layers/dense", "one"), ("sequential/layers/dense_1", "two"), ("dense", "three")];
     let imported = imported(archive(line, &groups)).unwrap();
     let names: Vec<&str> = imported.network.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -272,11 +273,10 @@ fn masks_that_a_model_inside_tells_of_are_those_of_its_calls() {
     assert_eq!(layers["reader_lstm"]["inbound_nodes"].as_array().unwrap().len(), 2);
 }
 
-/// Attention inside over embeddings, whose mask it finds by itself.
-fn attention(query: &str) -> Value {
+/// Attention inside over embeddings, whose mask it finds by itself, of what `query` makes of them.
+fn attention(query: &str, more: &[Value]) -> Value {
     let called = over(json!([t(query, 0, 0), t("in", 0, 0)]), json!({ "use_causal_mask": true }));
-    let layers =
-        [steps("in"), lstm("lstm", json!({}), &[t("in", 0, 0)]), layer("Attention", "at", json!({}), &[called])];
+    let layers = [&[steps("in")], more, &[layer("Attention", "at", json!({}), &[called])]].concat();
     let nodes = [over(t("embedding", 0, 0), json!({}))];
     let look = functional("look", &layers, json!(["in", 0, 0]), json!(["at", 0, 0]), &nodes);
     let layers = [tokens("t"), embedding("embedding", &[t("t", 0, 0)]), look];
@@ -285,10 +285,10 @@ fn attention(query: &str) -> Value {
 
 #[test]
 fn attention_finds_the_masks_of_what_it_reads() {
-    let layers = flat(&attention("lstm"));
+    let layers = flat(&attention("lstm", &[lstm("lstm", json!({}), &[t("in", 0, 0)])]));
     assert_eq!(masks(&layers, "look_at"), [json!(["t", 0, 0]), json!(["t", 0, 0])]);
     assert_eq!(layers["look_at"]["inbound_nodes"][0]["kwargs"]["use_causal_mask"], json!(true));
-    let mut archive = archive(attention("in"), &[("embedding", "embedding")]);
+    let mut archive = archive(attention("in", &[]), &[("embedding", "embedding")]);
     archive
         .weights
         .insert("layers/embedding/vars/0".to_string(), KerasTensor { shape: vec![9, 2], data: vec![0.0; 18] });
@@ -302,7 +302,7 @@ fn attention_finds_the_masks_of_what_it_reads() {
 #[test]
 fn masks_that_would_be_others_are_refused_by_the_layers_name() {
     let joined = |class: &str, both: Value| {
-        let merged = layer(class, "joined", json!({}), &[over(both, json!({}))]);
+        let merged = layer(class, "joined", json!({ "trainable": true }), &[over(both, json!({}))]);
         let layers = [steps("p"), steps("q"), merged, lstm("lstm", json!({}), &[t("joined", 0, 0)])];
         let nodes = [over(json!([t("embedding", 0, 0), t("other", 0, 0)]), json!({ "mask": [null, null] }))];
         let inner = functional("inner", &layers, json!([["p", 0, 0], ["q", 0, 0]]), json!(["lstm", 0, 0]), &nodes);
