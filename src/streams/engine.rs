@@ -237,9 +237,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Room for the `count` values that a tick reads, which are any.
-    pub fn spare(&mut self, count: usize) -> Vec<u32> {
-        self.journal.spare(count)
+    /// Room for what a tick reads, empty.
+    pub fn spare(&mut self) -> Vec<u32> {
+        self.journal.spare()
     }
 
     fn live(&mut self) -> Result<&mut Live> {

@@ -2,7 +2,7 @@
 
 use super::StreamOptions;
 use super::engine::{Engine, Table as StateTable};
-use super::queue::{Entry, Shared, Signature, Table};
+use super::queue::{Shared, Signature, Table};
 use super::state::StreamState;
 use super::stats::Stats;
 use super::worker::{Command, Worker};
@@ -12,8 +12,8 @@ use crate::nn::Network;
 use crate::params::{DType, Tensor};
 use crate::scheduler::Pace;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -51,7 +51,8 @@ impl Streams {
         let signature = Signature { input, output, bounds: engine.bounds(), pads };
         let (tables, device) = (Arc::new(engine.tables().to_vec()), engine.device().name());
         let limits = options.limits();
-        let shared = Arc::new(Shared::new(signature, options));
+        let table = Table::new(options.streams).into();
+        let shared = Arc::new(Shared { table, work: Default::default(), signature, options });
         let theirs = Arc::clone(&shared);
         let work = move || Worker { shared: &theirs, engine, limits, pace: Pace::default() }.run();
         let worker = std::thread::Builder::new().name("mnemon streams".to_string()).spawn(work);
@@ -61,7 +62,7 @@ impl Streams {
 
     /// Opens a stream that has read nothing. An error where as many are open as there may be.
     pub fn stream(&self) -> Result<Stream> {
-        let (slot, id) = self.shared.open()?;
+        let (slot, id) = self.shared.lock().open()?;
         Ok(Stream { shared: Arc::clone(&self.shared), slot, id })
     }
 
@@ -85,7 +86,7 @@ impl Streams {
         if let Some(name) = state.values.keys().find(|name| !known(name)) {
             return Err(Error::data(format!("stream state: the network carries no `{name}`")));
         }
-        let (slot, id) = self.shared.open()?;
+        let (slot, id) = self.shared.lock().open()?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot, id };
         if !rows.is_empty() {
             ask(&self.shared, |reply| Command::Write { slot, rows, steps: state.steps, reply })?;
@@ -162,20 +163,20 @@ impl Stream {
     /// Takes as many of the steps x, `[steps, features]` or `[steps]` of integers, as there is room for now; tells how many.
     pub fn try_push(&self, x: &Tensor) -> Result<usize> {
         let steps = self.shared.signature.check(x)?;
-        self.take(x, 0, steps)
+        self.take(&mut self.shared.lock(), x, 0, steps)
     }
 
     /// Takes the steps x, `[steps, features]` or `[steps]` of integers. Waits while as many wait as may: where nobody receives,
     /// for more than the queues of steps and of outputs hold, for ever; [`Self::run`] receives meanwhile.
     pub fn push(&self, x: &Tensor) -> Result<()> {
         let steps = self.shared.signature.check(x)?;
-        let mut first = 0;
+        let (mut first, mut table) = (0, self.shared.lock());
         loop {
-            first += self.take(x, first, steps)?;
+            first += self.take(&mut table, x, first, steps)?;
             if first == steps {
                 return Ok(());
             }
-            self.wait(|entry| self.room(entry) > 0)?;
+            table = self.shared.wait(table, self.slot, self.id)?;
         }
     }
 
@@ -184,146 +185,110 @@ impl Stream {
         let steps = self.shared.signature.check(x)?;
         let mut first = 0;
         std::future::poll_fn(|context| {
-            loop {
-                first += self.take(x, first, steps)?;
-                if first == steps {
-                    return Poll::Ready(Ok(()));
-                }
-                if !self.pend(context, |entry| self.room(entry) > 0)? {
-                    return Poll::Pending;
-                }
-            }
+            let mut table = self.shared.lock();
+            first += self.take(&mut table, x, first, steps)?;
+            if first == steps { Poll::Ready(Ok(())) } else { self.pend(&mut table, context) }
         })
         .await
     }
 
     /// Takes steps of x from `first` on into the queue; tells how many had room.
-    fn take(&self, x: &Tensor, first: usize, steps: usize) -> Result<usize> {
-        let width = self.shared.signature.width();
-        // Others that push to the stream wait here, so the room stays.
-        let mut data = self.shared.data(self.slot);
-        let count = {
-            let mut table = self.shared.lock();
-            open(&table)?;
-            (steps - first).min(self.room(table.entry(self.slot, self.id)?))
-        };
+    fn take(&self, table: &mut MutexGuard<'_, Table>, x: &Tensor, first: usize, steps: usize) -> Result<usize> {
+        table.check()?;
+        if table.drains {
+            return Err(Error::device("streams: stopped: they are finishing"));
+        }
+        let (options, width) = (&self.shared.options, self.shared.signature.width());
+        let entry = table.entry(self.slot, self.id)?;
+        let count = (steps - first).min(options.queued.saturating_sub(entry.waiting));
         if count == 0 {
             return Ok(0);
         }
         let range = first * width..(first + count) * width;
-        data.input.push(match x.dtype() {
+        entry.input.push(match x.dtype() {
             DType::F32 => bytemuck::cast_slice(&x.f32s()?[range]),
             DType::U32 => &x.u32s()?[range],
         });
-        let mut table = self.shared.lock();
-        open(&table)?;
-        let entry = table.entry(self.slot, self.id)?;
         entry.waiting += count;
         let last = entry.done + (entry.running + entry.waiting) as u64;
         entry.pushes.push_back((last, Instant::now()));
         table.stats.waiting += count as u64;
-        if table.enqueue(self.slot, self.shared.options.outputs) {
+        if table.enqueue(self.slot, options.outputs) {
             self.shared.work.notify_one();
         }
         Ok(count)
     }
 
-    /// How many more steps may wait.
-    fn room(&self, entry: &Entry) -> usize {
-        self.shared.options.queued.saturating_sub(entry.waiting)
-    }
-
     /// The outputs that are there, `[steps, features]`, of no step where there is none.
     pub fn try_receive(&self) -> Result<Tensor> {
-        let outputs = self.outputs(|_| true)?;
-        outputs.ok_or_else(|| Error::internal("streams: no outputs, not even of no step"))
+        self.give(&mut self.shared.lock())
     }
 
     /// Outputs, `[steps, features]`, of at least one step. Waits for it; of none where no step that was pushed is still to come.
     pub fn receive(&self) -> Result<Tensor> {
+        let mut table = self.shared.lock();
         loop {
-            if let Some(outputs) = self.outputs(Entry::gives)? {
+            if let Some(outputs) = self.outputs(&mut table)? {
                 return Ok(outputs);
             }
-            self.wait(Entry::gives)?;
+            table = self.shared.wait(table, self.slot, self.id)?;
         }
     }
 
     /// [`Self::receive`] without blocking.
     pub async fn receive_async(&self) -> Result<Tensor> {
         std::future::poll_fn(|context| {
-            loop {
-                if let Some(outputs) = self.outputs(Entry::gives)? {
-                    return Poll::Ready(Ok(outputs));
-                }
-                if !self.pend(context, Entry::gives)? {
-                    return Poll::Pending;
-                }
+            let mut table = self.shared.lock();
+            match self.outputs(&mut table)? {
+                Some(outputs) => Poll::Ready(Ok(outputs)),
+                None => self.pend(&mut table, context),
             }
         })
         .await
     }
 
-    /// The outputs that are there, if `when` says so.
-    fn outputs(&self, when: impl Fn(&Entry) -> bool) -> Result<Option<Tensor>> {
-        let width = self.shared.signature.output;
-        let mut data = self.shared.data(self.slot);
-        let steps = {
-            let mut table = self.shared.lock();
-            let entry = table.entry(self.slot, self.id)?;
-            if !when(entry) {
-                return table.check().map(|()| None);
-            }
-            let steps = std::mem::take(&mut entry.ready);
-            if table.enqueue(self.slot, self.shared.options.outputs) {
-                self.shared.work.notify_one();
-            }
-            steps
-        };
-        let values = data.output.first(steps * width).to_vec();
-        data.output.drop_first(steps * width);
-        Tensor::new(&[steps, width], values).map(Some)
-    }
-
-    /// Waits for a change of the stream, unless it is as is `wanted` already.
-    fn wait(&self, wanted: impl Fn(&Entry) -> bool) -> Result<()> {
-        let mut table = self.shared.lock();
-        table.check()?;
-        if !wanted(table.entry(self.slot, self.id)?) {
-            drop(self.shared.wait(table, self.slot, self.id)?);
-        }
-        Ok(())
-    }
-
-    /// Whether the stream is as is `wanted`; else the task is woken at the next change.
-    fn pend(&self, context: &Context<'_>, wanted: impl Fn(&Entry) -> bool) -> Result<bool> {
-        let mut table = self.shared.lock();
-        table.check()?;
+    /// Outputs if there are any, or if none are to come.
+    fn outputs(&self, table: &mut MutexGuard<'_, Table>) -> Result<Option<Tensor>> {
         let entry = table.entry(self.slot, self.id)?;
-        let is_so = wanted(entry);
-        if !is_so {
-            entry.wake_at_change(context.waker());
+        let is_there = entry.ready > 0 || entry.waiting + entry.running == 0;
+        if is_there {
+            return self.give(table).map(Some);
         }
-        Ok(is_so)
+        table.check().map(|()| None)
+    }
+
+    fn give(&self, table: &mut MutexGuard<'_, Table>) -> Result<Tensor> {
+        let width = self.shared.signature.output;
+        let entry = table.entry(self.slot, self.id)?;
+        let steps = std::mem::take(&mut entry.ready);
+        let values = entry.output.first(steps * width).to_vec();
+        entry.output.drop_first(steps * width);
+        if table.enqueue(self.slot, self.shared.options.outputs) {
+            self.shared.work.notify_one();
+        }
+        Tensor::new(&[steps, width], values)
+    }
+
+    fn pend<T>(&self, table: &mut MutexGuard<'_, Table>, context: &Context<'_>) -> Poll<Result<T>> {
+        table.entry(self.slot, self.id)?.wake_at_change(context.waker());
+        Poll::Pending
     }
 
     /// Pushes x and receives the outputs of all its steps and of those that still wait, `[steps, features]`.
     pub fn run(&self, x: &Tensor) -> Result<Tensor> {
         let steps = self.shared.signature.check(x)?;
-        let (mut first, mut values) = (0, Vec::new());
+        let (mut first, mut values, mut table) = (0, Vec::new(), self.shared.lock());
         loop {
-            first += self.take(x, first, steps)?;
-            values.extend_from_slice(self.try_receive()?.f32s()?);
-            let all = first == steps;
-            let mut table = self.shared.lock();
+            first += self.take(&mut table, x, first, steps)?;
+            let outputs = self.give(&mut table)?;
+            values.extend_from_slice(outputs.f32s()?);
             let entry = table.entry(self.slot, self.id)?;
-            if all && entry.ready + entry.waiting + entry.running == 0 {
+            if first == steps && entry.ready + entry.waiting + entry.running == 0 {
                 let width = self.shared.signature.output;
                 return Tensor::new(&[values.len() / width, width], values);
             }
-            if entry.ready == 0 && (all || self.room(entry) == 0) {
-                table.check()?;
-                drop(self.shared.wait(table, self.slot, self.id)?);
+            if first == steps || entry.waiting == self.shared.options.queued {
+                table = self.shared.wait(table, self.slot, self.id)?;
             }
         }
     }
@@ -335,7 +300,7 @@ impl Stream {
 
     /// Another stream that goes on from where this one is once all that was pushed has run.
     pub fn fork(&self) -> Result<Stream> {
-        let (child, id) = self.shared.open()?;
+        let (child, id) = self.shared.lock().open()?;
         let stream = Stream { shared: Arc::clone(&self.shared), slot: child, id };
         ask(&self.shared, |reply| Command::Fork { slot: self.slot, id: self.id, child, reply })?;
         Ok(stream)
@@ -357,15 +322,6 @@ impl Drop for Stream {
         table.release(slot);
         // Commands may have waited for it.
         self.shared.work.notify_one();
-    }
-}
-
-/// Refuses steps where no more are run.
-fn open(table: &Table) -> Result<()> {
-    table.check()?;
-    match table.drains {
-        true => Err(Error::device("streams: stopped: they are finishing")),
-        false => Ok(()),
     }
 }
 

@@ -44,10 +44,10 @@ impl Journal {
         self.spare = inputs.collect();
     }
 
-    /// Room for `count` values of a tick, which are any.
-    pub fn spare(&mut self, count: usize) -> Vec<u32> {
+    /// Room for the values of a tick, empty.
+    pub fn spare(&mut self) -> Vec<u32> {
         let mut room = self.spare.pop().unwrap_or_default();
-        room.resize(count, 0);
+        room.clear();
         room
     }
 

@@ -48,6 +48,10 @@ impl<V: Copy> Rows<V> {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: u64,
+    /// What waits to run, the bits of floats or of integers.
+    pub input: Rows<u32>,
+    /// What waits to be received.
+    pub output: Rows<f32>,
     /// Steps that wait, steps of outputs that wait, steps that run, and steps that have run.
     pub waiting: usize,
     pub ready: usize,
@@ -66,16 +70,7 @@ pub(super) struct Entry {
     wakers: Vec<Waker>,
 }
 
-/// What waits in a slot to run, the bits of floats or of integers, and to be received. Rows go in and out under a lock of
-/// their own, so that nobody waits for another's to be copied. [`Entry`] says how many of them count: it is asked, and
-/// told, under this lock.
-#[derive(Debug)]
-pub(super) struct Data {
-    pub input: Rows<u32>,
-    pub output: Rows<f32>,
-}
-
-/// All streams, under one lock. Who holds it locks no [`Data`].
+/// All streams, under one lock.
 #[derive(Debug)]
 pub(super) struct Table {
     pub entries: Vec<Option<Entry>>,
@@ -133,8 +128,6 @@ impl Signature {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub table: Mutex<Table>,
-    /// By slot.
-    data: Vec<Mutex<Data>>,
     /// Something to do.
     pub work: Condvar,
     pub signature: Signature,
@@ -142,24 +135,6 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(signature: Signature, options: StreamOptions) -> Self {
-        let data = (0..options.streams).map(|_| Data { input: Rows::new(), output: Rows::new() }.into()).collect();
-        Self { table: Table::new(options.streams).into(), data, work: Condvar::new(), signature, options }
-    }
-
-    /// A slot for another stream, empty.
-    pub fn open(&self) -> Result<(usize, u64)> {
-        let (slot, id) = self.lock().open()?;
-        // Nobody else has the slot.
-        *self.data(slot) = Data { input: Rows::new(), output: Rows::new() };
-        Ok((slot, id))
-    }
-
-    /// What waits in a slot.
-    pub fn data(&self, slot: usize) -> MutexGuard<'_, Data> {
-        self.data[slot].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,6 +178,8 @@ impl Table {
         self.ids += 1;
         self.entries[slot] = Some(Entry {
             id: self.ids,
+            input: Rows::new(),
+            output: Rows::new(),
             waiting: 0,
             ready: 0,
             running: 0,
@@ -266,11 +243,6 @@ impl Table {
 }
 
 impl Entry {
-    /// Whether outputs are there, or none are to come.
-    pub fn gives(&self) -> bool {
-        self.ready > 0 || self.waiting + self.running == 0
-    }
-
     /// Wakes who waits for a change of it.
     pub fn wake(&mut self) {
         // Waking nobody costs a call of the system.

@@ -7,8 +7,8 @@ use super::state::StreamState;
 use crate::error::{Error, Result};
 use crate::params::Tensor;
 use crate::scheduler::{Pace, TickLimits, tick};
-use std::sync::PoisonError;
 use std::sync::mpsc::Sender;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// What handles ask of the worker, done between ticks.
@@ -22,13 +22,8 @@ pub(super) enum Command {
     Write { slot: usize, rows: Vec<Tensor>, steps: u64, reply: Sender<Result<()>> },
 }
 
-/// A stream of a tick.
-struct Member {
-    slot: usize,
-    steps: usize,
-    /// The row that it begins from.
-    from: u32,
-}
+/// Streams of a tick, those with the most steps first: slots and steps.
+type Members = Vec<(usize, usize)>;
 
 pub(super) struct Worker<'a> {
     pub shared: &'a Shared,
@@ -73,22 +68,24 @@ impl Worker<'_> {
             table = shared.work.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
         let begin = Instant::now();
-        let members = self.choose(&mut table)?;
+        let (members, event) = self.gather(&mut table)?;
         drop(table);
-        let event = self.gather(&members)?;
-        self.engine.run(event, |y| deliver(shared, &members, y))?;
+        let signature = &shared.signature;
+        self.engine
+            .run(event, |y| deliver(&mut shared.lock(), &members, (y, signature.output), shared.options.outputs))?;
         let mut table = shared.lock();
         table.stats.recoveries = self.engine.recoveries;
         let seconds = begin.elapsed().as_secs_f64();
-        let (steps, rows) = (members[0].steps, members.iter().map(|m| m.steps).sum());
+        let (steps, rows) = (members[0].1, members.iter().map(|m| m.1).sum());
         self.pace.learn(steps, rows, seconds);
         (table.stats.ticks, table.stats.seconds) = (table.stats.ticks + 1, table.stats.seconds + seconds);
         Ok(true)
     }
 
-    /// Chooses the next tick's streams and steps, those with the most first, and takes them off what waits.
-    fn choose(&mut self, table: &mut Table) -> Result<Vec<Member>> {
-        let outputs = self.shared.options.outputs;
+    /// Takes the next tick's steps out of their queues.
+    fn gather(&mut self, table: &mut MutexGuard<'_, Table>) -> Result<(Members, Event)> {
+        let table = &mut **table;
+        let (width, outputs) = (self.shared.signature.width(), self.shared.options.outputs);
         let Table { queue, entries, stats, .. } = table;
         let mut waiting = Vec::with_capacity(queue.len().min(self.limits.sequences));
         for &slot in queue.iter().take(self.limits.sequences) {
@@ -96,44 +93,33 @@ impl Worker<'_> {
             waiting.push(entry.waiting.min(outputs - entry.ready));
         }
         let chosen = tick(&waiting, &self.limits, &self.pace);
-        let mut members = Vec::with_capacity(chosen.len());
-        for (slot, steps) in queue.drain(..chosen.len()).zip(chosen) {
-            let entry = in_slot(entries, slot)?;
-            let from = if entry.has_state { slot as u32 } else { self.engine.zero() };
-            members.push(Member { slot, steps, from });
-            entry.waiting -= steps;
-            entry.running = steps;
-            entry.is_queued = false;
-            entry.has_state = true;
-            stats.waiting -= steps as u64;
-            // Whoever waits for room has some.
-            entry.wake();
-        }
-        members.sort_by_key(|m| std::cmp::Reverse(m.steps)); // stable
-        Ok(members)
-    }
-
-    /// A tick of these, what they read step by step: at each step the rows of all that reach it.
-    fn gather(&mut self, members: &[Member]) -> Result<Event> {
-        let width = self.shared.signature.width();
-        let lengths: Vec<usize> = members.iter().map(|m| m.steps).collect();
-        let rows = lengths.iter().sum::<usize>();
-        let starts = starts(&lengths);
-        let mut x = self.engine.spare(rows * width);
-        for (place, member) in members.iter().enumerate() {
-            let mut data = self.shared.data(member.slot);
-            let own = data.input.first(member.steps * width);
-            for (row, start) in own.chunks_exact(width).zip(&starts) {
-                x[(start + place) * width..][..width].copy_from_slice(row);
-            }
-            data.input.drop_first(member.steps * width);
-        }
+        let mut members: Members = queue.drain(..chosen.len()).zip(chosen).collect();
+        members.sort_by_key(|m| std::cmp::Reverse(m.1)); // stable
+        let rows: usize = members.iter().map(|m| m.1).sum();
+        let input = |&(slot, steps): &(usize, usize)| Ok(in_slot(entries, slot)?.input.first(steps * width));
+        let inputs = members.iter().map(input).collect::<Result<Vec<_>>>()?;
+        let x = step_major(&inputs, width, self.engine.spare());
         let x = match self.shared.signature.input {
             Some(features) => Tensor::new(&[rows, features], bytemuck::cast_vec(x))?,
             None => Tensor::from_u32(&[rows], x)?,
         };
-        let slots = |of: fn(&Member) -> u32| Tensor::from_u32(&[members.len()], members.iter().map(of).collect());
-        Ok(Event::Tick { from: slots(|m| m.from)?, to: slots(|m| m.slot as u32)?, lengths, x })
+        let mut from = Vec::with_capacity(members.len());
+        for &(slot, steps) in &members {
+            let entry = in_slot_mut(entries, slot)?;
+            from.push(if entry.has_state { slot as u32 } else { self.engine.zero() });
+            entry.input.drop_first(steps * width);
+            entry.waiting -= steps;
+            entry.running = steps;
+            entry.is_queued = false;
+            entry.has_state = true;
+            // Whoever waits for room has some.
+            entry.wake();
+        }
+        stats.waiting -= rows as u64;
+        let to = members.iter().map(|m| m.0 as u32).collect();
+        let [from, to] = [from, to].map(|slots: Vec<u32>| Tensor::from_u32(&[members.len()], slots));
+        let lengths = members.iter().map(|m| m.1).collect();
+        Ok((members, Event::Tick { from: from?, to: to?, lengths, x }))
     }
 
     fn command(&mut self, command: Command) {
@@ -182,30 +168,17 @@ impl Worker<'_> {
     }
 }
 
-/// The first row of each step, where each has those of all sequences that reach it; `lengths` never increase.
-fn starts(lengths: &[usize]) -> Vec<usize> {
-    let reach = (0..lengths.first().copied().unwrap_or(0)).map(|t| lengths.partition_point(|&n| n > t));
-    let start = |next: &mut usize, rows: usize| {
-        *next += rows;
-        Some(*next - rows)
-    };
-    reach.scan(0, start).collect()
-}
-
-/// Hands the outputs y `[rows, width]` of a tick out.
-fn deliver(shared: &Shared, members: &[Member], y: &[f32]) {
-    let (width, outputs) = (shared.signature.output, shared.options.outputs);
-    let lengths: Vec<usize> = members.iter().map(|m| m.steps).collect();
-    let starts = starts(&lengths);
-    for (place, &Member { slot, steps, .. }) in members.iter().enumerate() {
-        let mut data = shared.data(slot);
-        starts[..steps].iter().for_each(|start| data.output.push(&y[(start + place) * width..][..width]));
-    }
+/// Hands the outputs y `[rows, width]` of a tick out, to streams that may hold so many.
+fn deliver(table: &mut Table, members: &Members, (y, width): (&[f32], usize), outputs: usize) {
     let now = Instant::now();
-    let mut table = shared.lock();
-    let table = &mut *table;
-    for &Member { slot, steps, .. } in members {
+    let reach: Vec<usize> = (0..members[0].1).map(|t| members.partition_point(|m| m.1 > t)).collect();
+    for (place, &(slot, steps)) in members.iter().enumerate() {
         if let Some(entry) = table.entries[slot].as_mut() {
+            let mut offset = 0;
+            for rows in &reach[..steps] {
+                entry.output.push(&y[(offset + place) * width..][..width]);
+                offset += rows;
+            }
             entry.ready += steps;
             entry.running = 0;
             entry.done += steps as u64;
@@ -223,8 +196,23 @@ fn deliver(shared: &Shared, members: &[Member], y: &[f32]) {
     }
 }
 
-fn in_slot(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {
+fn in_slot(entries: &[Option<Entry>], slot: usize) -> Result<&Entry> {
+    entries[slot].as_ref().ok_or_else(|| Error::internal("streams: a slot is empty"))
+}
+
+fn in_slot_mut(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {
     entries[slot].as_mut().ok_or_else(|| Error::internal("streams: a slot is empty"))
+}
+
+/// The rows of inputs, of which none is longer than the one before, step by step: at each step those of all that reach it.
+fn step_major(mut inputs: &[&[u32]], width: usize, mut x: Vec<u32>) -> Vec<u32> {
+    let mut end = 0;
+    while !inputs.is_empty() {
+        inputs.iter().for_each(|rows| x.extend_from_slice(&rows[end..end + width]));
+        end += width;
+        inputs = &inputs[..inputs.partition_point(|rows| rows.len() > end)];
+    }
+    x
 }
 
 /// Wakes everyone who waits when the worker ends, however it does.

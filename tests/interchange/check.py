@@ -223,6 +223,16 @@ def keras_models():
     merges = [m([encoded, x_fixed]) for m in (kl.Add(), kl.Multiply(), kl.Average(), kl.Maximum(), kl.Minimum())]
     yield "merges", model(x_fixed, kl.LSTM(3)(kl.Concatenate()(merges)))
     apart = kl.Bidirectional(kl.LSTM(4, **steps), merge_mode=None)(a)
+    encoder = line([tokens(), masked(), kl.LSTM(5, **steps), both(4)])
+    yield "model called twice", model([source, target], kl.Dense(1)(kl.Subtract()([encoder(source), encoder(target)])))
+    h, rows = x(name="h"), kl.Input((3,), name="inner_rows")
+    inner = model([h, rows], [kl.LSTM(4, **steps)(h), kl.Dense(2)(rows)])
+    outer = inner([kl.LSTM(4, **steps)(a), own_rows := kl.Input((3,), name="own_rows")])
+    yield "model of several inputs in a model", model([a, own_rows], [kl.LSTM(3)(outer[0]), outer[1]])
+    deep = line([line([tokens(), masked()]), line([line([kl.LSTM(4, **steps)]), kl.LSTM(3)]), kl.Dense(2)])
+    yield "models in models", deep
+    seen = masked()(source)
+    yield "attention to tokens", model(source, kl.GlobalAveragePooling1D()(kl.Attention()([seen, seen])))
     yield "directions apart", model(a, [kl.Dense(3)(apart[0]), kl.LSTM(2)(apart[1])])
 
 
@@ -298,8 +308,8 @@ def check_saved(model, folder):
         model.save(folder / f"model.{kind}")
         for step, *pair in check_keras(folder / f"model.{kind}", given, wanted, folder):
             yield f".{kind} {step}", *pair
-    # What is wrapped has its weights elsewhere than what comes back, which is not wrapped.
-    if not any(isinstance(layer, kl.TimeDistributed) for layer in model.layers):
+    # What is wrapped, or in a model of its own, has its weights elsewhere than what comes back, which is not.
+    if not any(isinstance(layer, (kl.TimeDistributed, keras.Model)) for layer in model.layers):
         zeroed(model).load_weights(folder / "again.weights.h5")
         yield from same("weights in the same model", predicted(model, given), wanted)
 
@@ -677,6 +687,12 @@ def check_refusals(folder):
     for name, value in {"multiply": x * 2.0, "add": x + 1.0, "maximum": keras.ops.maximum(x, 0.0)}.items():
         keras.Model(x, kl.LSTM(3)(value)).save(folder / "number.keras")
         yield refused(folder / "number.keras", folder / "no.onnx", name)
+    back = keras.Sequential([x, kl.Masking(), kl.LSTM(3, return_sequences=True, go_backwards=True), kl.LSTM(2, name="above")])
+    back.save(folder / "back.keras")
+    yield refused(folder / "back.keras", folder / "no.onnx", "above")
+    left = kl.Masking()(x)
+    keras.Model(x, kl.LSTM(3)(kl.Multiply(name="of_masked")([left, left]))).save(folder / "product.keras")
+    yield refused(folder / "product.keras", folder / "no.onnx", "of_masked")
     keras.Model(x, kl.Dense(3)(keras.ops.average(x, axis=1))).save(folder / "number.keras")
     yield refused(folder / "number.keras", folder / "no.onnx", "average")
 

@@ -11,11 +11,14 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The archive with the layers of the models inside its model in their place; as it is where there are none.
+/// The archive with the layers of the models inside its model in their place, and with the masks that Keras 3 finds as it
+/// runs; as it is where there are neither.
 pub(super) fn flatten(mut archive: KerasArchive) -> Result<KerasArchive> {
     let class = |value: &Value| value.get("class_name").and_then(Value::as_str).is_some_and(is_model);
+    let masks = archive.keras_version.starts_with("3.");
+    let counts = |layer: &Value| class(layer) || masks && makes_mask(layer);
     let layers = archive.config.get("config").and_then(|c| c.get("layers")).and_then(Value::as_array);
-    if !class(&archive.config) || !layers.is_some_and(|layers| layers.iter().any(class)) {
+    if !class(&archive.config) || !layers.is_some_and(|layers| layers.iter().any(counts)) {
         return Ok(archive);
     }
     let (config, names) = flattened(&archive)?;
@@ -23,6 +26,12 @@ pub(super) fn flatten(mut archive: KerasArchive) -> Result<KerasArchive> {
     archive.config = json!({ "class_name": "Functional", "config": config, "compile_config": compiled });
     archive.names = names;
     Ok(archive)
+}
+
+/// Whether a layer leaves out steps by their values.
+fn makes_mask(layer: &Value) -> bool {
+    let setting = layer.get("config").and_then(|config| config.get("mask_zero"));
+    layer.get("class_name").and_then(Value::as_str) == Some("Masking") || setting == Some(&Value::Bool(true))
 }
 
 /// The configuration of the whole, and the name of each layer by the group that has its weights.
