@@ -229,7 +229,7 @@ def keras_models():
     inner = model([h, rows], [kl.LSTM(4, **steps)(h), kl.Dense(2)(rows)])
     outer = inner([kl.LSTM(4, **steps)(a), own_rows := kl.Input((3,), name="own_rows")])
     yield "model of several inputs in a model", model([a, own_rows], [kl.LSTM(3)(outer[0]), outer[1]])
-    deep = line([line([tokens(), masked()]), line([line([kl.LSTM(4, **steps)]), kl.LSTM(3)]), kl.Dense(2)])
+    deep = line([tokens(), line([masked()]), line([line([kl.LSTM(4, **steps)]), kl.LSTM(3)]), kl.Dense(2)])
     yield "models in models", deep
     seen = masked()(source)
     yield "attention to tokens", model(source, kl.GlobalAveragePooling1D()(kl.Attention()([seen, seen])))
@@ -691,8 +691,8 @@ def check_refusals(folder):
     back.save(folder / "back.keras")
     yield refused(folder / "back.keras", folder / "no.onnx", "above")
     left = kl.Masking()(x)
-    keras.Model(x, kl.LSTM(3)(kl.Multiply(name="of_masked")([left, left]))).save(folder / "product.keras")
-    yield refused(folder / "product.keras", folder / "no.onnx", "of_masked")
+    keras.Model(x, kl.LSTM(3)(kl.Multiply()([left, left]))).save(folder / "product.keras")
+    yield refused(folder / "product.keras", folder / "no.onnx", "logical_or")
     keras.Model(x, kl.Dense(3)(keras.ops.average(x, axis=1))).save(folder / "number.keras")
     yield refused(folder / "number.keras", folder / "no.onnx", "average")
 
