@@ -114,6 +114,27 @@ def keras_front_ends():
     keras_model("largest", keras.Model(word, kl.Dense(3)(largest)), {"a": tokens})
 
 
+def keras_models_inside():
+    tokens = RANDOM.integers(1, 20, (3, 9)).astype("i4")
+    tokens[0, 5:], tokens[1, :2], tokens[2, 3] = 0, 0, 0
+    x, row = RANDOM.normal(size=(3, 7, 4)).astype("f4"), RANDOM.normal(size=(3, 3)).astype("f4")
+    line, sequences = keras.Sequential, {"return_sequences": True}
+    word, more = kl.Input((9,), dtype="int32", name="a"), kl.Input((9,), dtype="int32", name="b")
+
+    front = line([kl.Input((9,), dtype="int32"), kl.Embedding(20, 5, mask_zero=True)])
+    encoder = line([kl.Input((9,), dtype="int32"), front, kl.LSTM(4, **sequences), kl.Bidirectional(kl.LSTM(3))])
+    siamese = kl.Dense(1, activation="sigmoid")(kl.Subtract()([encoder(word), encoder(more)]))
+    keras_model("siamese", keras.Model([word, more], siamese), {"a": tokens, "b": tokens[::-1].copy()})
+    h, r = kl.Input((7, 4), name="h"), kl.Input((3,), name="r")
+    inner = keras.Model([h, r], [kl.LSTM(3, **sequences)(h), kl.Dense(2)(r)], name="inner")
+    a, b = kl.Input((7, 4), name="a"), kl.Input((3,), name="b")
+    read = inner([kl.LSTM(4, **sequences)(a), b])
+    keras_model("inside", keras.Model([a, b], [kl.LSTM(2, name="y")(read[0]), read[1]]), {"a": x, "b": row}, ("y", "inner"))
+    seen = kl.Embedding(20, 5, mask_zero=True)(word)
+    pooled = kl.GlobalAveragePooling1D()(kl.Attention()([seen, seen]))
+    keras_model("attended", keras.Model(word, pooled), {"a": tokens})
+
+
 def language_model(name, vocab, embed, hidden, layers, prefixes, tied=False, bias=True):
     modules = [
         nn.Embedding(vocab, embed),
@@ -157,4 +178,5 @@ if __name__ == "__main__":
     language_model("deep", 15, 4, 5, 3, ("wte", "rnn", "head"), bias=False)
     language_model("square", 8, 8, 8, 1, ("a", "b", "c"), bias=False)
     keras_front_ends()
+    keras_models_inside()
     (HERE / "cases.json").write_text(json.dumps({"cases": CASES}, indent=1) + "\n")

@@ -29,7 +29,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 TOLERANCE = 1e-5
 RANDOM = np.random.default_rng(1)
 # The order in which models of tests/data give several outputs; others have one.
-ORDER = ["y", "turned", "mean", "h", "c", "h_reverse", "c_reverse"]
+ORDER = ["y", "turned", "mean", "h", "c", "h_reverse", "c_reverse", "inner"]
 
 
 def mnemon(*arguments):
