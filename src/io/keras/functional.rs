@@ -4,7 +4,7 @@
 //! alone finds its masks by itself.
 
 use super::describe::{Place, number};
-use super::model::snake_case;
+use super::names::snake_case;
 use super::order::Called;
 use crate::error::{Error, Result};
 use crate::nn::{Axes, Fill, Input, Layer, MergeKind, Network, Node, PoolingKind, Port, Signal};

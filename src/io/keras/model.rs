@@ -6,12 +6,13 @@ use super::entry::{
     Entry, IN_ORDER, Masks, Reference, entry, is_mask, keras_order, masks, masks_of, reads, references, tensors,
 };
 use super::legacy::read_legacy;
+use super::names::{node_name, numbered};
 use super::nested::flatten;
 use super::training::{Training, training};
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
 use crate::io::Imported;
-use crate::nn::{Fill, Growing, Input, Layer, Node, PoolingKind, Port};
+use crate::nn::{Fill, Growing, Input, Layer, PoolingKind, Port};
 use crate::params::Tensor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +66,7 @@ pub(super) struct Reader<'a> {
     implicit: bool,
     /// Whether calls of attention are told of masks as others are, which Keras does not do.
     is_told_all: bool,
-    network: Growing,
+    pub(super) network: Growing,
     parameters: BTreeMap<String, Tensor>,
     sources: BTreeMap<String, String>,
     used: BTreeSet<String>,
@@ -79,7 +80,7 @@ pub(super) struct Reader<'a> {
 type Placed<'a> = BTreeMap<(&'a str, usize), Vec<Port>>;
 
 /// The layers whose call has a mask, if what they read has one.
-fn takes_mask(layer: &Layer) -> bool {
+pub(super) fn takes_mask(layer: &Layer) -> bool {
     matches!(layer, Layer::Lstm(_)) || matches!(layer, Layer::Pooling(p) if p.kind == PoolingKind::Average)
 }
 
@@ -162,57 +163,6 @@ impl<'a> Reader<'a> {
         }
         self.drop_unread_masks()?;
         self.outputs(&[("y".to_string(), at.clone())]);
-        Ok(())
-    }
-
-    /// Takes away the masks of tokens that no layer reads, because those that do not pass them on have no use for them:
-    /// Keras lets these see all steps.
-    fn drop_unread_masks(&mut self) -> Result<()> {
-        self.network.change(|network| {
-            Self::drop_masks(&mut network.nodes);
-            Ok(())
-        })
-    }
-
-    fn drop_masks(nodes: &mut [Node]) {
-        for at in 0..nodes.len() {
-            if !matches!(&nodes[at].layer, Layer::Embedding(l) if l.mask_zero) {
-                continue;
-            }
-            let mut carries = vec![false; nodes.len()];
-            carries[at] = true;
-            let (mut read, mut dropped) = (false, false);
-            for next in at + 1..nodes.len() {
-                let carried = |port: &Port| matches!(*port, Port::Node(from, _) if carries[from]);
-                if !nodes[next].inputs.iter().any(carried) {
-                    continue;
-                }
-                match &nodes[next].layer {
-                    layer if takes_mask(layer) || matches!(layer, Layer::Attention(_)) => read = true,
-                    Layer::Dense(_) | Layer::Dropout(_) | Layer::Activation(_) => carries[next] = true,
-                    Layer::LayerNormalization(_) | Layer::Merge(_) => carries[next] = true,
-                    _ => dropped = true,
-                }
-            }
-            match &mut nodes[at].layer {
-                Layer::Embedding(l) if dropped && !read => l.mask_zero = false,
-                _ => {}
-            }
-        }
-    }
-
-    /// Refuses a layer that reads steps that a mask leaves out beside others: what Keras makes of the two is not known
-    /// here.
-    fn check_implicit_masks(&self) -> Result<()> {
-        let fills = self.network.fills()?;
-        for node in self.network.nodes.iter().filter(|n| takes_mask(&n.layer) || matches!(n.layer, Layer::Attention(_)))
-        {
-            let mixed = |port: &Port| matches!(*port, Port::Node(at, _) if fills[at] == Fill::Mixed);
-            if node.inputs.iter().any(mixed) {
-                let error = format!("keras: {}: masks of several layers that are joined are not supported", node.name);
-                return Err(Error::unsupported(error));
-            }
-        }
         Ok(())
     }
 
@@ -443,19 +393,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What Keras calls the group of the next layer of a class, of which `classes` counts those before.
-pub(super) fn numbered(classes: &mut BTreeMap<String, usize>, class: &str) -> String {
-    let snake = snake_case(class);
-    let count = classes.entry(snake.clone()).or_insert(0);
-    *count += 1;
-    if *count == 1 { snake } else { format!("{snake}_{}", *count - 1) }
-}
-
-/// A layer's name as one of a network, which knows no dots.
-pub(super) fn node_name(name: &str) -> String {
-    name.replace('.', "_")
-}
-
 fn input_shape<'a>(entry: &Entry<'a>) -> Result<&'a Value> {
     let flag = |key: &str| entry.config.get(key) == &Value::Bool(true);
     if flag("sparse") || flag("ragged") {
@@ -477,39 +414,5 @@ fn input(shape: &Value, embeds: bool, name: &str) -> Result<Input> {
         (false, &[_, _, Some(features)]) => Ok(Input::Features(features)),
         (false, &[_, Some(features)]) => Ok(Input::Rows(features)),
         _ => Err(Error::unsupported(format!("keras: {name}: an input of shape {shape} is not supported"))),
-    }
-}
-
-/// `LayerNormalization` as `layer_normalization`, `LSTM` as `lstm`: by Keras's rule.
-pub(super) fn snake_case(class: &str) -> String {
-    let characters: Vec<char> = class.chars().collect();
-    let mut snake = String::new();
-    for (at, &c) in characters.iter().enumerate() {
-        let after_small = at > 0 && (characters[at - 1].is_lowercase() || characters[at - 1].is_ascii_digit());
-        let before_small = at > 0 && characters.get(at + 1).is_some_and(|n| n.is_lowercase());
-        if c.is_uppercase() && at > 0 && (after_small && !characters[at - 1].is_ascii_digit() || before_small) {
-            snake.push('_');
-        }
-        snake.extend(c.to_lowercase());
-    }
-    snake
-}
-
-#[cfg(test)]
-mod tests {
-    use super::snake_case;
-
-    #[test]
-    fn groups_are_called_as_keras_does() {
-        for (class, group) in [
-            ("LSTM", "lstm"),
-            ("LayerNormalization", "layer_normalization"),
-            ("TimeDistributed", "time_distributed"),
-            ("GlobalMaxPooling1D", "global_max_pooling1d"),
-            ("LSTMCell", "lstm_cell"),
-            ("Dense", "dense"),
-        ] {
-            assert_eq!(snake_case(class), group);
-        }
     }
 }

@@ -3,7 +3,7 @@
 use super::archive::KerasTensor;
 use super::describe::object;
 use super::functional::{Model, Operation, model};
-use super::model::snake_case;
+use super::names::snake_case;
 use super::order::order;
 use super::variables::{Variable, variables};
 use crate::error::{Error, Result};
