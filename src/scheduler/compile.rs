@@ -1,6 +1,6 @@
 //! Compiling: a graph's live operations in order, what shares storage, and the stages that hold little enough.
 
-use super::batch::Capacity;
+use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::cut::{Draft, cut};
 use super::footprint::amount;
 use super::fuse::fuse;
@@ -272,9 +272,10 @@ impl<'a> Compiler<'a> {
         if measures.offload && self.target.executor != Executor::Gpu {
             return Err(Error::unsupported("memory: only a device with memory of its own can offload to the host's"));
         }
-        if measures.segments.is_some_and(|(_, steps)| steps == 0) || measures.sequences == Some(0) {
+        let whole_chunks = |(_, steps): (_, usize)| steps > 0 && steps.is_multiple_of(GRADIENT_CHUNK);
+        if !measures.segments.is_none_or(whole_chunks) || measures.sequences == Some(0) {
             return Err(Error::argument(format!(
-                "memory: expected segments of at least 1 step and 1 sequence, got {measures:?}"
+                "memory: expected segments of a multiple of {GRADIENT_CHUNK} steps and at least 1 sequence, got {measures:?}"
             )));
         }
         let kernels = options.kernels.clone().unwrap_or_default();

@@ -4,7 +4,7 @@
 //! part to the first, their gradients. What a later stage needs of an earlier one is either stored whole or computed
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
-use super::batch::{Capacity, GRADIENT_CHUNK};
+use super::batch::Capacity;
 use super::compile::{always, writes_rows};
 use super::measures::Keep;
 use super::program::{ProgramValue, Step, Storage, root};
@@ -96,11 +96,6 @@ impl Plan {
             let mut own = step.inputs.iter().flatten().map(|&v| at[v]).max().unwrap_or(0);
             let on_rows = all().any(|&v| row(v));
             if on_rows {
-                // What is added up over timesteps is so in whole chunks, or has other bits.
-                let sums = step.outputs.iter().flatten().any(|&v| !row(v) && !on_batch(&values[v].shape));
-                if sums && cut.cuts_time() && !cut.steps.is_multiple_of(GRADIENT_CHUNK) {
-                    return None;
-                }
                 // A table with a row a sequence or step is read by numbers that count all of them.
                 let table = step.inputs.first().copied().flatten().filter(|_| matches!(step.op, Op::Embedding));
                 if (cut.cuts_time() && !cuts_time(&step.op))

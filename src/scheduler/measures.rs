@@ -69,12 +69,8 @@ impl std::fmt::Display for Measures {
     }
 }
 
-/// Steps of parts where nothing is added up from step to step.
-const FINE: [usize; 4] = [32, 16, 8, 4];
-
 /// Measures by how much they cost: those that keep the bits of gradients first, gates again, segments again, weights that wait;
-/// then micro-batches, with all of these; and on a device with memory of its own the host's. A recurrence takes less time for
-/// many sequences of few steps than for few of many, so parts get shorter before they get narrower.
+/// then micro-batches, with all of these; and on a device with memory of its own the host's.
 pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
     let longest = capacity.axes.first().map_or(0, |a| a.0);
     // Near √T, where what is kept for all segments and what one holds are about as much; then less.
@@ -85,10 +81,8 @@ pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
         steps.push((last / 2).next_multiple_of(GRADIENT_CHUNK));
     }
     steps.retain(|&k| k < longest);
-    let cut = |keep, steps| Measures { segments: Some((keep, steps)), ..Measures::default() };
-    let fine = FINE.into_iter().filter(|&k| k < longest);
-    let short: Vec<Measures> = steps.iter().copied().chain(fine).map(|k| cut(Keep::Nothing, k)).collect();
-    let again: Vec<Measures> = steps.iter().map(|&k| cut(Keep::Outputs, k)).chain(short.clone()).collect();
+    let segments = |keep| steps.iter().map(move |&k| Measures { segments: Some((keep, k)), ..Measures::default() });
+    let again: Vec<Measures> = [Keep::Outputs, Keep::Nothing].into_iter().flat_map(segments).collect();
     let streamed = |m: &Measures| Measures { stream: true, ..*m };
     let whole = Measures::default();
     let mut all = again.clone();
@@ -97,7 +91,7 @@ pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
     while sequences > 1 {
         sequences = sequences.div_ceil(2);
         let parts: Vec<Measures> = std::iter::once(whole)
-            .chain(short.iter().copied())
+            .chain(segments(Keep::Nothing))
             .map(|m| Measures { sequences: Some(sequences), ..m })
             .collect();
         all.extend(parts.iter().copied().chain(parts.iter().map(streamed)));

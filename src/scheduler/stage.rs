@@ -16,8 +16,7 @@ use std::ops::Range;
 pub struct Cut {
     /// The time axis whose rows are cut.
     pub axis: u8,
-    /// Timesteps of a part: a multiple of [`super::batch::GRADIENT_CHUNK`], or `usize::MAX` for all. Any number where nothing is
-    /// added up over timesteps.
+    /// Timesteps of a part: a multiple of [`super::batch::GRADIENT_CHUNK`], or `usize::MAX` for all.
     pub steps: usize,
     /// Sequences of a part, as the axis packs them; `usize::MAX` for all.
     pub sequences: usize,
