@@ -34,8 +34,8 @@ struct Slots {
 }
 
 impl Slots {
-    /// Of a layer or model with this configuration, of which these are all.
-    fn of(mut self, config: Object<'_>, old: bool) -> Self {
+    /// All that a layer or model with this configuration has.
+    fn under(mut self, config: Object<'_>, old: bool) -> Self {
         // To Keras 2 nothing is trained in what is not; to Keras 3 each weight by itself is or is not.
         if old && !is_trained(config) {
             self.trained.append(&mut self.fixed);
@@ -102,7 +102,7 @@ fn slots(models: &Models<'_>, member: &Member<'_>, old: bool, count: &mut usize)
                 all.trained.extend(trained);
                 all.fixed.extend(fixed);
             }
-            Ok(all.of(member.entry.config, old))
+            Ok(all.under(member.entry.config, old))
         }
     }
 }
@@ -128,7 +128,7 @@ fn of_layer(entry: &Entry<'_>, place: &str, group: &str, old: bool, count: &mut 
         *count += 1;
         if is_trained(inner) { all.trained.push(slot) } else { all.fixed.push(slot) }
     }
-    Ok(all.of(config, old))
+    Ok(all.under(config, old))
 }
 
 /// Refuses the list of weights of a layer called `name` of the whole that is longer or shorter than what it is for, or
@@ -147,10 +147,9 @@ pub(super) fn check(name: &str, slots: &[Slot], listed: &[String]) -> Result<()>
             !has(&|part| part.starts_with(own.1)) && has(&|part| DIRECTIONS.iter().any(|d| part.starts_with(d.1)))
         });
         if of_another || other_way {
-            let expected = format!("`{}` of `{}`", slot.path, slot.layer);
-            return Err(Error::unsupported(format!(
-                "keras: {name}: expected {expected} in its list of weights, got `{weight}`: it does not tell which are trained"
-            )));
+            let expected = format!("`{}` of `{}` in its list of weights", slot.path, slot.layer);
+            let error = format!("keras: {name}: expected {expected}, got `{weight}`");
+            return Err(Error::unsupported(format!("{error}: the file does not tell which are trained")));
         }
     }
     Ok(())

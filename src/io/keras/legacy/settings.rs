@@ -16,7 +16,7 @@ pub(super) fn name_models(whole: &mut Value, names: &[String]) {
         return;
     };
     for (layer, name) in layers.iter_mut().zip(names) {
-        if layer.get("config").is_some_and(Value::is_array) {
+        if layer.get("config").is_some_and(Value::is_array) && layer.get("name").is_none() {
             layer["name"] = name.as_str().into();
         }
     }
@@ -93,7 +93,8 @@ fn settings(layer: &mut Value) {
     }
 }
 
-/// Turns the calls of a layer, whose tensors are `[layer, call, output, arguments]`, into arguments with tensors in them.
+/// Turns the calls of a layer, which read tensors `[layer, call, output, arguments]`, into arguments with tensors in
+/// them.
 fn calls(layer: &mut Value, reads: &mut usize) -> Result<()> {
     let config = layer.get("config");
     let name = config.and_then(|c| c.get("name")).and_then(Value::as_str).unwrap_or("a layer").to_string();

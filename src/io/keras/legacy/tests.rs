@@ -6,6 +6,7 @@ use crate::io::keras::Training;
 use crate::optim::{Adagrad, Adam, Clipping, Convention, Nadam, RmsProp, Rule};
 use crate::params::Tensor;
 use hdf5_pure::{AttrValue, FileBuilder, FinishedGroup, GroupBuilder};
+use serde_json::json;
 use std::path::PathBuf;
 
 /// A file with a dense layer, in whose configuration `change` is made; its list of weights is in two parts.
@@ -43,35 +44,43 @@ fn dense(version: &str, change: impl FnOnce(&mut Value)) -> FileBuilder {
     file
 }
 
-/// Datasets by their paths in a group: `[3, 2]` or two values from a first one on, or a count of three steps.
-fn filled(mut group: GroupBuilder, datasets: &[(&str, Option<f32>)]) -> FinishedGroup {
-    let mut inner: BTreeMap<&str, Vec<(&str, Option<f32>)>> = BTreeMap::new();
-    for &(path, first) in datasets {
-        match (path.split_once('/'), first) {
-            (Some((name, rest)), _) => inner.entry(name).or_default().push((rest, first)),
-            (None, None) => {
-                group.create_dataset(path).with_i64_data(&[3]).with_shape(&[]);
-            }
-            (None, Some(first)) if first >= BIAS => {
-                group.create_dataset(path).with_f32_data(&[first, first + 1.0]).with_shape(&[2]);
-            }
-            (None, Some(first)) => {
-                let values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0].map(|x| first + x);
-                group.create_dataset(path).with_f32_data(&values).with_shape(&[3, 2]);
-            }
+/// Datasets by their paths in a group, each as `put` makes it.
+pub(super) fn filled<T: Copy>(
+    mut group: GroupBuilder,
+    datasets: &[(&str, T)],
+    put: &dyn Fn(&mut GroupBuilder, &str, T),
+) -> FinishedGroup {
+    let mut inner: BTreeMap<&str, Vec<(&str, T)>> = BTreeMap::new();
+    for &(path, what) in datasets {
+        match path.split_once('/') {
+            Some((name, rest)) => inner.entry(name).or_default().push((rest, what)),
+            None => put(&mut group, path, what),
         }
     }
     for (name, datasets) in inner {
-        let finished = filled(group.create_group(name), &datasets);
+        let finished = filled(group.create_group(name), &datasets, put);
         group.add_group(finished);
     }
     group.finish()
 }
 
+/// A dataset of an optimiser: `[3, 2]` or two values from a first one on, or a count of three steps.
+fn keep(group: &mut GroupBuilder, name: &str, first: Option<f32>) {
+    let dataset = group.create_dataset(name);
+    match first {
+        None => dataset.with_i64_data(&[3]).with_shape(&[]),
+        Some(first) if first >= BIAS => dataset.with_f32_data(&[first, first + 1.0]).with_shape(&[2]),
+        Some(first) => {
+            let values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0].map(|x| first + x);
+            dataset.with_f32_data(&values).with_shape(&[3, 2])
+        }
+    };
+}
+
 /// Values from this one on are of the bias, those before of the kernel.
 const BIAS: f32 = 100.0;
 
-/// What is read of the training of [`dense`] by an optimiser, its class and settings, that keeps [these](filled).
+/// What is read of the training of [`dense`] by an optimiser, its class and settings, that keeps [these](keep).
 fn trained(
     name: &str,
     version: &str,
@@ -82,7 +91,7 @@ fn trained(
     let optimizer = json!({ "class_name": class, "config": config });
     let training = json!({ "loss": "mse", "metrics": ["mae"], "optimizer_config": optimizer });
     file.set_attr("training_config", AttrValue::VarLenString(training.to_string()));
-    let group = filled(file.create_group(OPTIMIZER), kept);
+    let group = filled(file.create_group(OPTIMIZER), kept, &keep);
     file.add_group(group);
     crate::io::read_model(&written(name, file), None).unwrap().training
 }
@@ -187,7 +196,10 @@ fn settings_of_optimisers_of_keras_2_are_those_that_compute_the_same() {
     let read = |version: &str, class: &str, config: Value| {
         trained("settings", version, (class, config), &[]).unwrap().optimizer
     };
-    let rmsprop = |momentum: f32| json!({ "learning_rate": 0.5, "rho": 0.75, "momentum": momentum, "epsilon": 0.25, "centered": false });
+    let rmsprop = |momentum: f32| {
+        let config = json!({ "learning_rate": 0.5, "rho": 0.75, "epsilon": 0.25, "centered": false });
+        with(config, "momentum", momentum)
+    };
     let older = |momentum: f32| with(rmsprop(momentum), "decay", 0.0);
     for (class, config, momentum, convention) in [
         ("RMSprop", older(0.0), 0.0, Convention::PyTorch),

@@ -33,8 +33,8 @@ pub(super) fn older_optimizer(optimizer: &mut Value, version: &str) {
     }
 }
 
-/// What an optimiser of Keras 2 keeps, as a `.keras` file has it. `called` are the names of the weights of each group of
-/// the archive, in which no model lies in another.
+/// What an optimiser of Keras 2 keeps, as a `.keras` file has it. `called` are the names of the weights of each group
+/// of the archive, in which no model lies in another.
 pub(super) fn older_training(
     file: &Contents,
     archive: &KerasArchive,
