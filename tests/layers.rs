@@ -7,13 +7,13 @@ use mnemon::config::Mask;
 use mnemon::device::Device;
 use mnemon::graph::Graph;
 use mnemon::nn::{
-    Activation, Constraint, Conv1D, Dense, Dropout, Embedding, Flatten, GraphOptions, Initializer, Input, Layer, Lstm,
-    Network, Padding, Permute, Pooling, Pooling1D, Regularizer, Reshape, Rules, Sequential,
+    Activation, Constraint, Conv1D, Dense, Dropout, Embedding, Flatten, Flip, GraphOptions, Initializer, Input, Layer,
+    Lstm, Merge, MergeKind, Network, Padding, Permute, Pooling, Pooling1D, Regularizer, Reshape, Rules, Sequential,
 };
 use mnemon::optim::{Adam, Sgd};
 use mnemon::params::Tensor;
 use mnemon::scheduler::{Batch, Capacity};
-use mnemon::train::{Fit, Loss};
+use mnemon::train::{Fit, Loss, Model, Named};
 use ndarray::{Array, Array2, Array3};
 
 fn data(samples: usize, steps: usize, features: usize) -> Array3<f32> {
@@ -43,6 +43,48 @@ fn regularisers_pull_and_are_part_of_the_loss() {
         assert!(w.iter().all(|w| (w - wanted).abs() < 1e-6), "{device:?} {w:?}");
         let loss = model.evaluate(&x, &y).unwrap();
         assert!((loss - 6.0 * (0.25 * wanted + 0.125 * wanted * wanted)).abs() < 1e-6, "{device:?} {loss}");
+    }
+}
+
+/// What is flipped is read from its end, each sequence from its own; flipped again it is what it was.
+#[test]
+fn flipped_sequences_are_read_from_their_ends() {
+    for device in devices() {
+        let mut network = Network::default();
+        let x = network.input("x", Input::Features(2));
+        let flipped = network.add(Flip {}, &[x]).unwrap()[0];
+        let forth = network.add(Lstm::new(3).return_sequences(true), &[flipped]).unwrap()[0];
+        let back = network.add(Flip {}, &[forth]).unwrap()[0];
+        let backwards = network.add(Lstm::new(3).return_sequences(true).go_backwards(true), &[x]).unwrap()[0];
+        for (name, port) in [("forth", forth), ("back", back), ("backwards", backwards), ("flipped", flipped)] {
+            network.output(name, port);
+        }
+        // The same for both layers.
+        let values = |shape: &[usize]| (0..shape.iter().product()).map(|at: usize| (at as f32 * 0.7).sin()).collect();
+        let specs = network.parameters().unwrap();
+        let parameters = specs.iter().map(|s| (s.name.clone(), Tensor::new(&s.shape, values(&s.shape)).unwrap()));
+        let mut model = Model::new(&device, &network, &parameters.collect()).unwrap();
+        let lengths = [4, 1, 3];
+        let x = data(3, 4, 2);
+        let given = Named::from([
+            ("x".to_string(), Tensor::from_array(x.view().into_dyn())),
+            ("lengths".to_string(), Tensor::from_u32(&[3], lengths.to_vec()).unwrap()),
+        ]);
+        let got = model.run(&given).unwrap();
+        assert_eq!(got["forth"], got["backwards"], "{device:?}");
+        let array = |name: &str| got[name].to_array().unwrap();
+        let (forth, back, flipped) = (array("forth"), array("back"), array("flipped"));
+        for (b, &length) in lengths.iter().enumerate() {
+            for t in 0..length as usize {
+                let last = length as usize - 1 - t;
+                assert!((0..3).all(|f| forth[[b, t, f]] == back[[b, last, f]]), "{device:?} {b} {t}");
+                assert!((0..2).all(|f| flipped[[b, t, f]] == x[[b, last, f]]), "{device:?} {b} {t}");
+            }
+        }
+        // Values of both orders meet nowhere.
+        let [forth, back] = [0, 1].map(|at| network.outputs[at].1);
+        let error = network.add(Merge::new(MergeKind::Add), &[back, forth]).unwrap_err();
+        assert!(error.to_string().contains("expected inputs alike"), "{error}");
     }
 }
 
