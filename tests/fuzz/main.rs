@@ -9,6 +9,7 @@ mod mutate;
 mod wire;
 
 use meter::Meter;
+use mnemon::error::ErrorKind;
 use mnemon::io::pytorch::Config;
 use mutate::{Form, Rng, mutated};
 use std::collections::BTreeMap;
@@ -102,7 +103,14 @@ fn fuzz(reader: &Reader, corpus: &[Vec<u8>]) {
         );
         most = most.max(taken.bytes as f64 / allowed as f64);
         slowest = slowest.max(taken.time);
-        let outcome = taken.outcome.map_or_else(|e| format!("{:?}", e.kind()), |()| "read".to_string());
+        let outcome = taken.outcome.map_or_else(
+            |e| match e.kind() {
+                // No file is to blame for it.
+                ErrorKind::Internal => format!("Internal: {e}"),
+                kind => format!("{kind:?}"),
+            },
+            |()| "read".to_string(),
+        );
         *outcomes.entry(outcome).or_default() += 1;
     }
     eprintln!(
