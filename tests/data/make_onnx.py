@@ -182,6 +182,16 @@ def lengths():
     export("compared.dy_dyn", lambda m, x: m.lstm(F.one_hot(x, 20).float())[0], {"x": tokens}, lstm=lstm(20, 4))
 
 
+def steps():
+    def step(m, x, h, c):
+        y, (h, c) = m.lstm(m.table(x.unsqueeze(1)), (h, c))
+        return m.linear(y.squeeze(1)), h, c
+
+    # Tokens in one dimension are no lengths.
+    given = {"x": torch.randint(1, 20, (3,)), "in1": torch.randn(1, 3, 4), "in2": torch.randn(1, 3, 4)}
+    export("one_step.dy", step, given, table=nn.Embedding(20, 5), lstm=lstm(5, 4), linear=nn.Linear(4, 9))
+
+
 def attention():
     x = {"x": torch.randn(3, 6, 5)}
 
@@ -268,3 +278,4 @@ if __name__ == "__main__":
     attention()
     series()
     lengths()
+    steps()

@@ -50,8 +50,19 @@ impl<'m> Facts<'m> {
             }
         }
         // What says which step of a sequence is taken, or is compared with the numbers of steps, says how long it is.
-        let rows = graph.input.iter().filter(|i| is_row(i) && !vocabularies.contains_key(i.name.as_str()));
-        let rows: HashSet<&str> = rows.map(|i| i.name.as_str()).collect();
+        let mut rows: HashSet<&str> = graph.input.iter().filter(|i| is_row(i)).map(|i| i.name.as_str()).collect();
+        // Tokens are none, whatever is around them.
+        for node in &graph.node {
+            let tokens = match node.op_type.as_str() {
+                "Gather" if node.input.first().is_some_and(|n| tables.contains_key(n.as_str())) => node.input.get(1),
+                "OneHot" => node.input.first(),
+                _ => None,
+            };
+            let tokens = tokens.map(|name| roots(&makers, name)).unwrap_or_default();
+            tokens.iter().for_each(|name| {
+                rows.remove(name);
+            });
+        }
         for node in &graph.node {
             let read: &[usize] = match node.op_type.as_str() {
                 "GatherElements" | "GatherND" | "Gather" => &[1],
