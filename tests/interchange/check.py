@@ -548,7 +548,24 @@ def own_networks():
     n.output("row", n.add("along", h, x))
     for score, causal in [("dot", True), ("additive", False)]:
         n.output(score, n.add("attention", forth, forth, score=score, scale=False, causal=causal))
+    windows = [("max", 3, 1, 1, "valid"), ("average", 2, 2, 1, "causal"), ("average", 3, 1, 2, "same"), ("max", 2, 1, 1, "same")]
+    windows += [("average", 2, 3, 1, {"explicit": {"before": 1, "after": 1}})]
+    for at, (kind, taps, stride, dilation, padding) in enumerate(windows):
+        window = {"taps": taps, "stride": stride, "dilation": dilation, "padding": padding}
+        for part in [n.add("pooling1d", forth, kind=kind, window=window), n.add("conv1d", forth, filters=3, window=window)]:
+            n.output(f"windows {at} {part[0]['node'][0]}", n.add("pooling", part, kind="average"))
+    for before, after, stride in [(1, 1, 1), (-1, 2, 2), (0, -2, 1)]:
+        part = n.add("cropping1d", forth, before=before, after=after, stride=stride)
+        n.output(f"part {before} {after}", n.add("pooling", part, kind="sum"))
     yield "lengths, more", n, {"x": RANDOM.normal(size=(3, 6, 4)).astype("f4"), "n": np.array([6, 1, 4], "i4")}
+
+    n = Network(a={"features": 4}, b={"features": 4}, n="lengths")
+    a, b = n.add("lstm", n["a"]), n.add("lstm", n["b"])
+    n.output("shorter", n.add("along", a, n["b"]))
+    n.output("longer", n.add("along", b, n["a"]))
+    n.output("ended", n.add("pooling", n.add("along", n.add("along", b, n["n"]), n["a"]), kind="sum"))
+    given = {x: RANDOM.normal(size=(3, t, 4)).astype("f4") for x, t in [("a", 7), ("b", 5)]}
+    yield "steps of two sequences", n, given | {"n": np.array([2, 5, 1], "i4")}
 
     for name, mixture in MIXTURES.items():
         n = Network(tokens="tokens")

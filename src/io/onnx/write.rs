@@ -188,11 +188,7 @@ impl Writer<'_> {
             (value.signal, &value.lengths, &value.mask)
         {
             let inside = self.within(&value.name, lengths);
-            let last = self.whole(&[-1]);
-            let inside = self.op("Unsqueeze", &[&inside, &last], Vec::new());
-            let inside = self.op("Cast", &[&inside], vec![int("to", i64::from(dtype::BOOL))]);
-            let zero = self.number(0.0);
-            return Ok(self.op("Where", &[&inside, &value.name, &zero], Vec::new()));
+            return Ok(self.or(&value.name, &inside, 0.0));
         }
         if !value.signal.mirrored() {
             return Ok(value.name.clone());
@@ -257,18 +253,9 @@ impl Writer<'_> {
                 let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
                 self.op("LayerNormalization", &names, vec![int("axis", -1), float("epsilon", layer.epsilon)])
             }
-            Layer::Conv1D(layer) => {
-                ragged("windows over")?;
-                self.convolved(&node.name, layer, &x)?
-            }
-            Layer::Pooling1D(layer) => {
-                ragged("windows over")?;
-                self.pooled(layer, &x, first.signal.features().unwrap_or(0))?
-            }
-            Layer::Cropping1D(layer) => {
-                ragged("some steps of")?;
-                self.cropped(layer, &x)
-            }
+            Layer::Conv1D(layer) => return Ok(vec![self.convolved(&node.name, layer, first, signals[0])?]),
+            Layer::Pooling1D(layer) => return Ok(vec![self.pooled(layer, first, signals[0])?]),
+            Layer::Cropping1D(layer) => return Ok(vec![self.cropped(layer, first, signals[0])?]),
             Layer::Pooling(layer) => self.pooling(layer.kind, first)?,
             Layer::RepeatVector(layer) => {
                 let axis = self.whole(&[1]);

@@ -4,26 +4,9 @@ use super::builder::{Writer, int, ints};
 use super::schema::dtype;
 use super::write::Value;
 use crate::error::{Error, Result};
-use crate::nn::{Cropping1D, PoolingKind, Signal};
+use crate::nn::{PoolingKind, Signal};
 
 impl Writer<'_> {
-    /// Some of the steps of a sequence, or zeros around them.
-    pub fn cropped(&mut self, layer: &Cropping1D, x: &str) -> String {
-        let around = [0, layer.before.min(0), 0, 0, layer.after.min(0), 0].map(|n| i64::from(-n));
-        let mut y = x.to_string();
-        if around.iter().any(|&n| n != 0) {
-            let pads = self.whole(&around);
-            y = self.op("Pad", &[&y, &pads], Vec::new());
-        }
-        if (layer.before.max(0), layer.after.max(0), layer.stride) != (0, 0, 1) {
-            let end = if layer.after > 0 { i64::from(-layer.after) } else { i64::MAX };
-            let (first, end, axis) = (self.whole(&[layer.before.max(0).into()]), self.whole(&[end]), self.whole(&[1]));
-            let stride = self.whole(&[layer.stride as i64]);
-            y = self.op("Slice", &[&y, &first, &end, &axis, &stride], Vec::new());
-        }
-        y
-    }
-
     /// One row of all steps of each sequence, of those kept where some are not.
     pub fn pooling(&mut self, kind: PoolingKind, x: &Value) -> Result<String> {
         let Some(mask) = self.kept(x) else {
@@ -38,7 +21,7 @@ impl Writer<'_> {
         };
         if kind == PoolingKind::Max {
             // As Keras has it, over masked steps too.
-            let seen = if x.mask.is_some() { x.name.clone() } else { self.or_least(&x.name, &mask) };
+            let seen = if x.mask.is_some() { x.name.clone() } else { self.or(&x.name, &mask, f32::MIN) };
             return Ok(self.op("ReduceMax", &[&seen], vec![ints("axes", &[1]), int("keepdims", 0)]));
         }
         let (axis, last) = (self.whole(&[1]), self.whole(&[2]));
@@ -63,19 +46,12 @@ impl Writer<'_> {
         }
     }
 
-    /// x `[B, T, F]` at the steps that are kept, and what nothing is less than at others.
-    fn or_least(&mut self, x: &str, kept: &str) -> String {
-        let (last, least) = (self.whole(&[2]), self.number(f32::MIN));
+    /// x `[B, T, F]` at the steps that are kept, and `fill` at others, whatever x is there.
+    pub fn or(&mut self, x: &str, kept: &str, fill: f32) -> String {
+        let (last, fill) = (self.whole(&[2]), self.number(fill));
         let column = self.op("Unsqueeze", &[kept, &last], Vec::new());
         let column = self.op("Cast", &[&column], vec![int("to", i64::from(dtype::BOOL))]);
-        self.op("Where", &[&column, x, &least], Vec::new())
-    }
-
-    /// x `[B, T, F]` at the steps that are kept, and zero at others.
-    fn or_zero(&mut self, x: &str, kept: &str) -> String {
-        let last = self.whole(&[2]);
-        let column = self.op("Unsqueeze", &[kept, &last], Vec::new());
-        self.op("Mul", &[x, &column], Vec::new())
+        self.op("Where", &[&column, x, &fill], Vec::new())
     }
 
     /// One step `[B, F]` of each sequence, from its end where `at` is below zero; zero where there is none.
@@ -112,9 +88,9 @@ impl Writer<'_> {
     /// A softmax over the steps of each sequence.
     pub fn time_softmax(&mut self, x: &Value) -> String {
         let Some(kept) = self.kept(x) else { return self.op("Softmax", &[&x.name], vec![int("axis", 1)]) };
-        let seen = self.or_least(&x.name, &kept);
+        let seen = self.or(&x.name, &kept, f32::MIN);
         let shares = self.op("Softmax", &[&seen], vec![int("axis", 1)]);
-        self.or_zero(&shares, &kept)
+        self.or(&shares, &kept, 0.0)
     }
 
     /// The steps of each sequence from its last to its first: `[B, T, F]`, zero past its end.
@@ -133,7 +109,7 @@ impl Writer<'_> {
         let places = self.op("Max", &[&places, &zero], Vec::new());
         let places = self.op("Cast", &[&places], vec![int("to", i64::from(dtype::INT64))]);
         let turned = self.taken(&x.name, &places);
-        self.or_zero(&turned, &inside)
+        self.or(&turned, &inside, 0.0)
     }
 
     /// 1 at the steps of x `[B, T, F]` that are within lengths `[B]`, else 0: `[B, T]`.
@@ -172,10 +148,29 @@ impl Writer<'_> {
             // Back to all steps, zero past each sequence's end.
             (Some(lengths), None) => {
                 let inside = self.within(&x.name, lengths);
-                Ok(vec![value(self.or_zero(&x.name, &inside), None)])
+                Ok(vec![value(self.or(&x.name, &inside, 0.0), None)])
             }
             (None, None) if x.signal.axis() == like.signal.axis() => Ok(vec![value(x.name.clone(), None)]),
-            _ => Err(Error::unsupported("steps of one sequence at those of another")),
+            // As many as the other has, zeros where there are none.
+            _ => {
+                let own = match &x.lengths {
+                    Some(lengths) => {
+                        let inside = self.within(&x.name, lengths);
+                        self.or(&x.name, &inside, 0.0)
+                    }
+                    None => x.name.clone(),
+                };
+                let [zero, one, two, three] = [0, 1, 2, 3].map(|n| self.whole(&[n]));
+                let shapes = [&own, &like.name].map(|name| self.op("Shape", &[name], Vec::new()));
+                let batch = self.op("Slice", &[&shapes[0], &zero, &one], Vec::new());
+                let steps = self.op("Slice", &[&shapes[1], &one, &two], Vec::new());
+                let features = self.op("Slice", &[&shapes[0], &two, &three], Vec::new());
+                let shape = self.op("Concat", &[&batch, &steps, &features], vec![int("axis", 0)]);
+                let zeros = self.op("ConstantOfShape", &[&shape], Vec::new());
+                let long = self.op("Concat", &[&own, &zeros], vec![int("axis", 1)]);
+                let name = self.op("Slice", &[&long, &zero, &steps, &one], Vec::new());
+                Ok(vec![value(name, like.lengths.clone())])
+            }
         }
     }
 
@@ -245,7 +240,7 @@ impl Writer<'_> {
         };
         let mut y = self.op("MatMul", &[&weights, &value.name], Vec::new());
         if let Some(mask) = &query.mask {
-            y = self.or_zero(&y, mask);
+            y = self.or(&y, mask, 0.0);
         }
         Ok(vec![Value { name: y, signal, mask: query.mask.clone(), lengths: query.lengths.clone() }])
     }
