@@ -160,7 +160,10 @@ impl<'m, 'a> Run<'m, 'a> {
                 calls.push(Placed { reads, masks: taken, causal: call.causal });
                 Ok(Made::Layer(layer, calls.len() - 1, given, masking::is_apart(&member.entry)))
             }
-            Part::Input | Part::Mask => Err(Error::internal("keras: a call of an input")),
+            Part::Input => {
+                Err(Error::data(format!("keras: {name}: expected an input, which reads nothing, got a call of it")))
+            }
+            Part::Mask => Err(Error::internal("keras: a mask as a layer")),
         }
     }
 
