@@ -5,6 +5,8 @@ pub mod model;
 pub mod onnx;
 pub mod pytorch;
 pub mod safetensors;
+#[cfg(test)]
+mod samples;
 
 pub use model::{FileKind, Imported, MEMORY, fitted_memory, read_model, read_model_for, read_model_with_weights};
 pub use onnx::Edges;

@@ -138,22 +138,10 @@ mod tests {
     use super::*;
     use crate::config::{Bias, Direction};
     use crate::error::ErrorKind;
+    use crate::io::samples::parameters;
     use crate::io::{Imported, read_model};
     use crate::nn::{Attention, Conv1D, Dense, Embedding, Input, LayerNormalization, Lstm, Pooling};
     use std::path::PathBuf;
-
-    /// Each value another one.
-    fn parameters(network: &Network) -> BTreeMap<String, Tensor> {
-        let mut next = 0.0;
-        let mut tensor = |shape: &[usize]| {
-            let values = (0..shape.iter().product()).map(|_| {
-                next += 0.25;
-                next
-            });
-            Tensor::new(shape, values.collect()).unwrap()
-        };
-        network.parameters().unwrap().into_iter().map(|spec| (spec.name, tensor(&spec.shape))).collect()
-    }
 
     fn place(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("mnemon-write-legacy-{}", std::process::id()));

@@ -154,7 +154,7 @@ pub(super) fn elementwise(lower: &mut Lower<'_>, op: &str, function: Function, o
     if let Some(value) = of_spread(lower, op, operands)? {
         return Ok(value);
     }
-    if let Some(value) = one_hot(lower, op, operands)? {
+    if let Some(value) = constants::compared(lower, op, operands)? {
         return Ok(value);
     }
     if let Some(value) = of_tokens(lower, op, operands)? {
@@ -207,20 +207,6 @@ fn of_spread(lower: &Lower<'_>, op: &str, operands: &[&Val]) -> Result<Option<Va
         }
     }
     Ok(Some(Val::Spread { base: Rc::new(on_host(lower, op, &bases)?), dims: dims.clone() }))
-}
-
-/// Whether tokens are each of several numbers, along a last dimension of their own.
-fn one_hot(lower: &mut Lower<'_>, op: &str, operands: &[&Val]) -> Result<Option<Val>> {
-    let ("Equal", [a, b]) = (op, operands) else { return Ok(None) };
-    let ((Val::Lifted(tokens), Val::Host(host)) | (Val::Host(host), Val::Lifted(tokens))) = (*a, *b) else {
-        return Ok(None);
-    };
-    let open = tokens.dims.last().is_some_and(Vec::is_empty) && host.shape.len() <= tokens.dims.len();
-    let count = host.shape.last().copied().unwrap_or(1);
-    if tokens.kind != Kind::Tokens || !open || count < 2 || count != host.data.len() {
-        return Ok(None);
-    }
-    constants::equal(lower, tokens, &host.numbers()?).map(Some)
 }
 
 /// Of tokens and constants alone, by the token.
@@ -307,7 +293,7 @@ fn formula(lower: &mut Lower<'_>, function: Function, operands: &[&Val]) -> Resu
         }
     }
     let operands: Vec<&Val> = settled.iter().collect();
-    let order = |value: &Lifted| value.atoms().into_iter().find(|a| matches!(a, Atom::Batch | Atom::Sorted(_)));
+    let order = |value: &Lifted| value.atoms().into_iter().find(|a| a.is_sequences());
     let mut orders = values.iter().flatten().filter_map(order);
     if orders.next().is_some_and(|first| orders.any(|other| other != first)) {
         return Err(Error::unsupported("values of sequences in two orders at once"));

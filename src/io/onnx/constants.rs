@@ -75,8 +75,22 @@ pub(super) fn along_steps(lower: &mut Lower<'_>, host: &Rc<Host>, dims: &[Axis],
     Ok(lower.along(&made, like)?.with_dims(own).into())
 }
 
+/// Whether tokens are each of several numbers, along a last dimension of their own.
+pub(super) fn compared(lower: &mut Lower<'_>, op: &str, operands: &[&Val]) -> Result<Option<Val>> {
+    let ("Equal", [a, b]) = (op, operands) else { return Ok(None) };
+    let ((Val::Lifted(tokens), Val::Host(host)) | (Val::Host(host), Val::Lifted(tokens))) = (*a, *b) else {
+        return Ok(None);
+    };
+    let open = tokens.dims.last().is_some_and(Vec::is_empty) && host.shape.len() <= tokens.dims.len();
+    let count = host.shape.last().copied().unwrap_or(1);
+    if tokens.kind != Kind::Tokens || !open || count < 2 || count != host.data.len() {
+        return Ok(None);
+    }
+    equal(lower, tokens, &host.numbers()?).map(Some)
+}
+
 /// Whether tokens are each of `numbers`, along their last dimension.
-pub(super) fn equal(lower: &mut Lower<'_>, tokens: &Lifted, numbers: &[i64]) -> Result<Val> {
+fn equal(lower: &mut Lower<'_>, tokens: &Lifted, numbers: &[i64]) -> Result<Val> {
     // A token beyond the largest of them is none.
     let rows = numbers.iter().filter_map(|&n| usize::try_from(n).ok()).max().map_or(1, |n| n.saturating_add(1));
     let len = rows.checked_mul(numbers.len()).ok_or_else(|| Error::shape(format!("{rows} tokens")))?;

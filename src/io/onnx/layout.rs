@@ -23,6 +23,13 @@ pub enum Atom {
     },
 }
 
+impl Atom {
+    /// Whether it runs over sequences, in whichever order.
+    pub(super) fn is_sequences(self) -> bool {
+        matches!(self, Self::Batch | Self::Sorted(_))
+    }
+}
+
 /// An axis: its factors, outermost first; none where its size is 1.
 pub(super) type Axis = Vec<Atom>;
 
@@ -127,6 +134,11 @@ impl Sizes {
     /// A factor as an axis; none where its size is 1.
     pub fn as_axis(&self, atom: Atom) -> Axis {
         if self.atom(atom) == Int::ONE { Vec::new() } else { vec![atom] }
+    }
+
+    /// Whether an axis runs over all sequences, in whichever order.
+    pub fn are_sequences(&self, axis: &Axis) -> bool {
+        *axis == self.as_axis(Atom::Batch) || matches!(axis[..], [Atom::Sorted(_)])
     }
 
     /// The same factors under axes of other sizes; `None` is what is left.

@@ -21,6 +21,7 @@ mod lower;
 mod moves;
 mod node;
 mod numbers;
+mod order;
 mod own;
 mod pieces;
 mod products;

@@ -9,7 +9,7 @@ use super::node::Node;
 use super::numbers::{self, Numbers};
 use super::schema::dtype;
 use super::value::Val;
-use super::{pieces, spread};
+use super::{order, pieces, spread};
 use crate::error::{Error, Result};
 use crate::nn::{Activate, Activation, Port};
 use std::rc::Rc;
@@ -52,8 +52,8 @@ pub(super) fn operator(lower: &mut Lower<'_>, node: &Node<'_>) -> Result<Option<
             spread::expand(lower, &value.reshape(vec![1; dims.len()])?.into(), dims).and_then(one)
         }
         "Range" => range(node),
-        "TopK" => numbers::top_k(lower, node),
-        "ScatterElements" => numbers::scatter(lower, node),
+        "TopK" => order::top_k(lower, node),
+        "ScatterElements" => order::scatter(lower, node),
         "GatherElements" => numbers::gather_elements(lower, node),
         "GatherND" => numbers::gather_nd(lower, node),
         "Transpose" => transpose(lower, node),

@@ -1,6 +1,6 @@
 //! Whole numbers that differ from sequence to sequence or from step to step: what a file computes from the lengths of
-//! sequences, and what that stands for. A step of each sequence by its number, which steps are within its length, and
-//! the order of the sequences by their lengths.
+//! sequences, and what that stands for. A step of each sequence by its number, and which
+//! steps are within its length.
 
 use super::host::{Data, Host, axis_of};
 use super::int::Int;
@@ -17,28 +17,13 @@ use std::rc::Rc;
 #[derive(Debug, Clone)]
 pub(super) struct Numbers {
     /// The lengths, one for each place along `batch`.
-    lengths: Option<Lifted>,
+    pub lengths: Option<Lifted>,
     batch: usize,
-    plus: Int,
-    each: Vec<Int>,
+    pub plus: Int,
+    pub each: Vec<Int>,
     pub dims: Vec<Int>,
     /// Whether each stands beside the number of its sequence, as one of two along the last dimension.
     pairs: bool,
-}
-
-/// The order of sequences by the lengths of an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Order {
-    input: u8,
-    /// Where each sequence is in it, rather than which comes next.
-    inverse: bool,
-}
-
-impl Order {
-    /// The axis of sequences in this order.
-    fn sorted(self) -> Atom {
-        Atom::Sorted(self.input)
-    }
 }
 
 /// What is said of numbers that are used otherwise.
@@ -56,7 +41,7 @@ impl Numbers {
     }
 
     /// A value as such numbers, if it is.
-    fn of(lower: &Lower<'_>, value: &Val) -> Result<Option<Self>> {
+    pub fn of(lower: &Lower<'_>, value: &Val) -> Result<Option<Self>> {
         Ok(match value {
             Val::Numbers(numbers) => Some((**numbers).clone()),
             Val::Lifted(x) if x.kind == Kind::Lengths => {
@@ -328,16 +313,12 @@ fn taken(lower: &mut Lower<'_>, x: &Lifted, numbers: &Numbers, rest: Vec<Axis>) 
     if plus >= 0 {
         return Err(Error::unsupported("a step of each sequence by a number that is not its length less some"));
     }
-    if !rest.concat().iter().filter(|a| is_sequences(a)).eq(sequences(&lengths).iter()) {
+    if !rest.concat().iter().filter(|a| a.is_sequences()).eq(sequences(&lengths).iter()) {
         return Err(Error::unsupported("steps by the lengths of sequences in another order"));
     }
     let ended = lower.add(Along {}, &[x.port, lengths.port])?[0];
     let row = lower.add(Step { at: plus }, &[ended])?[0];
     lower.lift(row, x.kind, rest)
-}
-
-fn is_sequences(atom: &Atom) -> bool {
-    matches!(atom, Atom::Batch | Atom::Sorted(_))
 }
 
 /// Of each sequence the step that its number says, under the axes of x.
@@ -356,7 +337,7 @@ pub(super) fn gather_elements(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs
     if !whole || numbers.of_sequences().is_none() || !matches!(x.dims[axis][..], [Atom::Steps(_)]) {
         return Err(Error::unsupported("elements other than one whole step of each sequence"));
     }
-    if numbers.dims[numbers.batch] != Int::ONE && !x.dims[numbers.batch].iter().all(is_sequences) {
+    if numbers.dims[numbers.batch] != Int::ONE && !x.dims[numbers.batch].iter().all(|a| a.is_sequences()) {
         return Err(misused());
     }
     let mut rest = x.dims.clone();
@@ -371,7 +352,7 @@ pub(super) fn gather_nd(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
     let x = lower.lifted(node.input(0)?)?;
     let [first, second, rest @ ..] = &x.dims[..] else { return Err(refused()) };
     let fits = numbers.pairs && numbers.dims.len() == 2 && node.int("batch_dims")?.unwrap_or(0) == 0;
-    if !fits || !first.iter().all(is_sequences) || !matches!(second[..], [Atom::Steps(_)]) {
+    if !fits || !first.iter().all(|a| a.is_sequences()) || !matches!(second[..], [Atom::Steps(_)]) {
         return Err(refused());
     }
     let rest = [std::slice::from_ref(first), rest].concat();
@@ -382,23 +363,13 @@ pub(super) fn gather_nd(lower: &mut Lower<'_>, node: &Node<'_>) -> Outputs {
 pub(super) fn gather(lower: &mut Lower<'_>, x: &Val, which: &Val, axis: usize) -> Result<Val> {
     let x = lower.lifted(x)?;
     match which {
-        Val::Order(order) => {
-            let (from, to) = (Atom::Batch, order.sorted());
-            let (from, to) = if order.inverse { (to, from) } else { (from, to) };
-            // One sequence is in any order.
-            let mut dims = x.dims.clone();
-            if x.dims[axis] == lower.sizes.as_axis(from) {
-                dims[axis] = lower.sizes.as_axis(to);
-                return Ok(x.with_dims(dims).into());
-            }
-            Err(Error::unsupported("an order of sequences along what is in another"))
-        }
+        Val::Order(order) => order.taken(lower, &x, axis),
         Val::Numbers(numbers) => {
             let [sequence @ .., Atom::Steps(steps)] = &x.dims[axis][..] else { return Err(misused()) };
             let size = lower.sizes.atom(Atom::Steps(*steps));
             let counts = numbers.dims.len() == 1
                 && (numbers.each[0] == size || sequence.is_empty() && numbers.each[0] == Int::Known(0));
-            if axis != 0 || !counts || !sequence.iter().all(is_sequences) {
+            if axis != 0 || !counts || !sequence.iter().all(|a| a.is_sequences()) {
                 return Err(misused());
             }
             let mut rest = x.dims.clone();
@@ -426,46 +397,6 @@ pub(super) fn concat(lower: &Lower<'_>, parts: &[&Val], axis: usize) -> Result<O
     }
     let dims = vec![second.dims[0].clone(), Int::Known(2)];
     Ok(Some(Val::Numbers(Rc::new(Numbers { dims, pairs: true, ..second }))))
-}
-
-/// Sequences by their lengths, the longest first.
-pub(super) fn top_k(lower: &Lower<'_>, node: &Node<'_>) -> Outputs {
-    let refused = || Error::unsupported("other than all lengths of sequences, the largest first");
-    let Val::Lifted(x) = node.input(0)? else { return Err(refused()) };
-    let count = match node.version {
-        ..10 => node.int("k")?.map(Int::Known),
-        _ => node.input(1)?.host()?.whole()?.first().cloned(),
-    };
-    let axis = axis_of(node.int("axis")?.unwrap_or(-1), x.dims.len())?;
-    let falling = node.int("largest")?.unwrap_or(1) == 1 && node.int("sorted")?.unwrap_or(1) == 1;
-    let Port::Input(at) = x.port else { return Err(refused()) };
-    let own = x.dims[..] == [lower.sizes.as_axis(Atom::Batch)];
-    let (Ok(input), true) = (u8::try_from(at), x.kind == Kind::Lengths && own && axis == 0 && falling) else {
-        return Err(refused());
-    };
-    if count.as_ref() != Some(&lower.sizes.batch) {
-        return Err(refused());
-    }
-    let order = Order { input, inverse: false };
-    let sorted = x.with_dims(vec![lower.sizes.as_axis(order.sorted())]);
-    Ok(vec![Some(sorted.into()), Some(Val::Order(order))])
-}
-
-/// Where each sequence is in an order, as the numbers of sequences that are written to its places.
-pub(super) fn scatter(lower: &Lower<'_>, node: &Node<'_>) -> Outputs {
-    let refused = || Error::unsupported("other than the places of sequences in an order");
-    let Val::Order(order @ Order { inverse: false, .. }) = node.input(1)? else { return Err(refused()) };
-    let size = node.input(0)?.dims(&lower.sizes)?;
-    let axis = node.int("axis")?.unwrap_or(0);
-    let plain = node.text("reduction")?.unwrap_or("none") == "none" && matches!(axis, 0 | -1);
-    let numbers = Numbers::of(lower, node.input(2)?)?.ok_or_else(refused)?;
-    let batch = [lower.sizes.batch.clone()];
-    let counts = numbers.lengths.is_none() && numbers.plus == Int::Known(0) && numbers.dims == batch;
-    let one_by_one = lower.sizes.batch == Int::ONE || numbers.each == [Int::ONE];
-    if !plain || size != batch || !counts || !one_by_one {
-        return Err(refused());
-    }
-    one(Val::Order(Order { inverse: true, ..*order }))
 }
 
 #[cfg(test)]

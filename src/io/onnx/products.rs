@@ -270,9 +270,7 @@ fn channels_first(lower: &mut Lower<'_>, value: &Val) -> Result<Lifted> {
     let x = lower.lifted(value)?;
     match &x.dims[..] {
         [batch, features, steps]
-            if (*batch == lower.sizes.as_axis(Atom::Batch) || matches!(batch[..], [Atom::Sorted(_)]))
-                && x.is_features(features)
-                && matches!(steps[..], [Atom::Steps(_)]) =>
+            if lower.sizes.are_sequences(batch) && x.is_features(features) && matches!(steps[..], [Atom::Steps(_)]) =>
         {
             Ok(x)
         }

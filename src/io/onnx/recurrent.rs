@@ -248,8 +248,7 @@ fn sequence(lower: &mut Lower<'_>, x: &Lifted, steps: usize, batch: usize, input
     if x.features != input {
         return Err(Error::shape(format!("X has {} features, W takes {input}", x.features)));
     }
-    let sequences = lower.sizes.as_axis(Atom::Batch);
-    if x.dims[batch] != sequences && !matches!(x.dims[batch][..], [Atom::Sorted(_)]) {
+    if !lower.sizes.are_sequences(&x.dims[batch]) {
         return wrong("one of its dimensions is not that of the model's sequences");
     }
     match (&x.dims[steps][..], x.axis) {

@@ -4,7 +4,8 @@ use super::attention::Scores;
 use super::host::Host;
 use super::int::Int;
 use super::layout::{Axis, Lifted, Sizes};
-use super::numbers::{Numbers, Order};
+use super::numbers::Numbers;
+use super::order::Order;
 use crate::error::{Error, Result};
 use std::rc::Rc;
 

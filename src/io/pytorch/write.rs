@@ -128,21 +128,9 @@ fn check_lstm(lstm: &Lstm) -> Result<()> {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
+    use crate::io::samples::parameters;
     use crate::io::{pytorch, write_tensors};
     use crate::nn::{Attention, Conv1D, Dropout, Embedding, Input, LayerNormalization};
-
-    /// Each value another one.
-    fn parameters(network: &Network) -> BTreeMap<String, Tensor> {
-        let mut next = 0.0;
-        let mut tensor = |shape: &[usize]| {
-            let values = (0..shape.iter().product()).map(|_| {
-                next += 0.25;
-                next
-            });
-            Tensor::new(shape, values.collect()).unwrap()
-        };
-        network.parameters().unwrap().into_iter().map(|spec| (spec.name, tensor(&spec.shape))).collect()
-    }
 
     fn names(network: &Network) -> Vec<String> {
         state_dict(network, &parameters(network)).unwrap().into_keys().collect()
