@@ -514,11 +514,15 @@ fn what_cannot_run_in_parts_is_refused() {
     }
     assert!(plan(Measures::default()).is_ok());
     assert_eq!(plan(segments(Keep::Nothing, 64)).unwrap_err().kind(), ErrorKind::Unsupported);
-    for wrong in [
-        segments(Keep::Nothing, 0),
-        segments(Keep::Outputs, 100),
-        Measures { sequences: Some(0), ..Measures::default() },
-    ] {
+    let mut sums = Graph::new();
+    let x = sums.input("x", [N, 3.into()], DType::F32).unwrap();
+    let squares = sums.sum_of_squares(&[x]).unwrap();
+    sums.output("squares", squares).unwrap();
+    assert!(compile(&sums, cpu.target(), &options(segments(Keep::Outputs, 64))).is_ok());
+    let error = compile(&sums, cpu.target(), &options(segments(Keep::Outputs, 100))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("a multiple of 64 steps"), "{error}");
+    for wrong in [segments(Keep::Nothing, 0), Measures { sequences: Some(0), ..Measures::default() }] {
         assert_eq!(plan(wrong).unwrap_err().kind(), ErrorKind::Argument, "{wrong:?}");
     }
     let offloads = Measures { offload: true, ..segments(Keep::Nothing, 64) };

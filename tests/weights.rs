@@ -3,6 +3,7 @@
 mod common;
 
 use common::devices;
+use mnemon::config::{Bias, Cell};
 use mnemon::device::{Device, Session};
 use mnemon::error::ErrorKind;
 use mnemon::graph::builder::LstmWeights;
@@ -12,7 +13,7 @@ use mnemon::nn::{Dense, GraphOptions, Input, Lstm, Network};
 use mnemon::optim::Adam;
 use mnemon::params::random::Random;
 use mnemon::params::{DType, ParameterSpec, Tensor};
-use mnemon::scheduler::{Batch, Capacity, CompileOptions, Keep, Measures};
+use mnemon::scheduler::{Action, Batch, Capacity, CompileOptions, Keep, Measures};
 use mnemon::train::{self, Fit, Loss, Model, Named};
 use std::path::{Path, PathBuf};
 
@@ -253,6 +254,54 @@ fn weights_wait_under_every_other_measure() {
             // The norm is added up in another order on a GPU.
             assert!((waiting.0[1] - squares).abs() <= 1e-5 * squares, "{device:?}: {measures}");
             assert!(waiting.2 < resident / 20 && waiting.3 > resident, "{device:?}: {measures}");
+        }
+    }
+}
+
+/// What sums no rows may run in parts of any number of steps; where the host's memory is the device's, weights are packed on
+/// their way, whatever the layer has, and are no other numbers for it.
+#[test]
+fn layers_of_every_kind_run_in_parts_of_a_few_steps() {
+    let mut network = Network::default();
+    let x = network.input("x", Input::Features(FEATURES));
+    let peepholes = Cell { peepholes: true, ..Cell::default() };
+    let normed = Cell { layer_norm: Some(1e-5), ..Cell::default() };
+    let layers = [
+        Lstm::new(130),
+        Lstm::new(150).projection(Some(131)),
+        Lstm::new(141).cell(peepholes),
+        Lstm::new(6000).projection(Some(3)).cell(peepholes),
+        Lstm::new(140).cell(normed).bias(Bias::Two),
+        Lstm::new(133).return_sequences(false),
+    ];
+    let mut h = vec![x];
+    for (at, layer) in layers.into_iter().enumerate() {
+        let sequences = at < 5;
+        h = network.add(layer.return_sequences(sequences), &h).unwrap();
+    }
+    let y = network.add(Dense::new(127), &h).unwrap();
+    network.output("y", y[0]);
+    let (named, batch) = (parameters(&network), Batch::ragged(&[23, 9, 0, 30, 3]).unwrap());
+    let (graph, x) = (graph(&network), packed_input(&batch));
+    let run = |device: &Device, measures: Measures| {
+        let mut session = session(device, &named);
+        let options = CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
+        let mut executable = session.load_with(&graph, &options).unwrap();
+        session.run(&mut executable, &batch, &[("x", &x)]).unwrap();
+        let actions = executable.program().stages.iter().flat_map(|s| &s.body);
+        let brought = actions.filter(|a| matches!(a, Action::Bring(..))).count();
+        (session.output(&executable, "y").unwrap(), brought)
+    };
+    for device in two_devices() {
+        let (wanted, _) = run(&device, Measures::default());
+        assert!(wanted.f32s().unwrap().iter().any(|v| *v != 0.0));
+        for segments in [None, Some((Keep::Nothing, 8)), Some((Keep::Nothing, 5))] {
+            for sequences in [None, Some(2)] {
+                let (y, brought) = run(&device, Measures { segments, sequences, stream: true, ..Measures::default() });
+                assert_eq!(y, wanted, "{device:?}: {segments:?}, {sequences:?}");
+                let unified = device.target().unified && device.label() != "cpu";
+                assert_eq!(brought > 8, unified, "{device:?}: {brought}");
+            }
         }
     }
 }

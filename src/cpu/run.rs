@@ -94,7 +94,9 @@ impl Run<'_> {
         for (action, tape) in stage.body.iter().zip(tapes) {
             match action {
                 Action::Move(m) => self.transfer(m, part)?,
-                Action::Pack(..) => return Err(Error::internal("cpu: weights are packed where they are read")),
+                Action::Pack(..) | Action::Bring(..) => {
+                    return Err(Error::internal("cpu: weights are packed where they are read"));
+                }
                 Action::Step(step) => {
                     let begin = self.watch.as_ref().map(|watch| watch.now());
                     let mut own = step.number;

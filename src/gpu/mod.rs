@@ -12,6 +12,7 @@ mod executor;
 mod kernels;
 mod meeting;
 mod offload;
+mod packing;
 mod pipeline;
 mod prepared;
 mod profile;

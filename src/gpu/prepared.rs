@@ -4,6 +4,7 @@ use super::away::Away;
 use super::buffer::Buffer;
 use super::kernels::{self, Runner};
 use super::offload::Offloaded;
+use super::packing::Packing;
 use super::upload::Indices;
 use super::values::{Preparer, Values};
 use crate::error::Result;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 pub struct Prepared {
     pub(super) program: Arc<Program>,
     pub(super) values: Values,
-    /// For each stage its actions; moves need no preparation, nor what an earlier step runs with it.
-    pub(super) stages: Vec<Vec<Option<PreparedStep>>>,
+    /// For each stage its actions.
+    pub(super) stages: Vec<Vec<Ready>>,
     pub(super) run_scalars: Buffer,
     pub(super) table: Buffer,
     pub(super) uploaded_table: RefCell<Vec<u32>>,
@@ -26,6 +27,16 @@ pub struct Prepared {
     pub(super) offloaded: Offloaded,
     pub(super) away: RefCell<Away>,
     pub(super) last: Option<Batch>,
+}
+
+/// An action made ready.
+pub(super) enum Ready {
+    /// A move needs no preparation, nor what an earlier step runs with it.
+    Nothing,
+    /// What the device runs.
+    Step(PreparedStep),
+    /// What the host packs.
+    Packing(Packing),
 }
 
 pub(super) struct PreparedStep {
@@ -41,18 +52,22 @@ pub(super) struct Pack {
 }
 
 /// The launchers of a stage's steps; neighbours that one launcher can run together are with the first of them.
-pub(super) fn prepare_stage(preparer: &mut Preparer<'_>, stage: &Stage) -> Result<Vec<Option<PreparedStep>>> {
+pub(super) fn prepare_stage(preparer: &mut Preparer<'_>, stage: &Stage) -> Result<Vec<Ready>> {
     let mut ready = Vec::new();
     while let Some(action) = stage.body.get(ready.len()) {
         let step = match action {
             Action::Step(step) => step,
             Action::Move(_) => {
-                ready.push(None);
+                ready.push(Ready::Nothing);
                 continue;
             }
             Action::Pack(step, number) => {
                 let runner = kernels::prepare_pack(preparer, step, *number).map_err(|e| e.within(step.op.name()))?;
-                ready.push(Some(PreparedStep { packs: Vec::new(), runner }));
+                ready.push(Ready::Step(PreparedStep { packs: Vec::new(), runner }));
+                continue;
+            }
+            Action::Bring(step, number) => {
+                ready.push(Ready::Packing(Packing::of(preparer.values, step, *number)?));
                 continue;
             }
         };
@@ -64,8 +79,8 @@ pub(super) fn prepare_stage(preparer: &mut Preparer<'_>, stage: &Stage) -> Resul
             _ => kernels::prepare_together(preparer, &rest[..count])
                 .map(|runner| PreparedStep { packs: Vec::new(), runner }),
         };
-        ready.push(Some(prepared.map_err(|e| e.within(step.op.name()))?));
-        ready.extend((1..count).map(|_| None));
+        ready.push(Ready::Step(prepared.map_err(|e| e.within(step.op.name()))?));
+        ready.extend((1..count).map(|_| Ready::Nothing));
     }
     Ok(ready)
 }

@@ -1,7 +1,8 @@
 //! Recording the parts of a run: what the host writes, what steps dispatch, what is moved.
 
 use super::away::Homes;
-use super::prepared::{Prepared, PreparedStep};
+use super::packing::Packing;
+use super::prepared::{Prepared, PreparedStep, Ready};
 use super::record::{Recorder, View};
 use super::upload::take_rows;
 use super::values::Run;
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::params::Tensor;
 use crate::scheduler::{Action, Move, Part, Side, Stage, Step};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 /// Where a run goes on once the device has done what it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,9 +66,15 @@ impl<'a> Recording<'a, '_> {
                     pause = self.send(*value, *home, first)?;
                 }
                 (Action::Move(m), _) => self.transfer(m)?,
-                (Action::Step(step), Some(ready)) => self.step(step, ready)?,
-                (Action::Pack(step, _), Some(ready)) => self.step(step, ready)?,
-                (Action::Step(_) | Action::Pack(..), None) => {} // an earlier step ran it
+                (Action::Step(step), Ready::Step(ready)) => self.step(step, ready)?,
+                (Action::Pack(step, _), Ready::Step(ready)) => self.step(step, ready)?,
+                (Action::Bring(step, number), Ready::Packing(packing)) => {
+                    pause = self.bring_packed(packing, step.workspace[*number], first)?;
+                }
+                (Action::Step(_), Ready::Nothing) => {} // an earlier step ran it
+                (Action::Step(_) | Action::Pack(..) | Action::Bring(..), _) => {
+                    return Err(Error::internal("an action is not ready"));
+                }
             }
             if let Some((bytes, submission)) = pause {
                 let place = Place { action: number, bytes, ..begin };
@@ -82,7 +90,6 @@ impl<'a> Recording<'a, '_> {
     /// Brings `home` to the place of `value`, from byte `first` on; where as much is on its way as may be, or it is not there yet,
     /// how far it came and what has to be done before it goes on.
     fn bring(&mut self, home: usize, value: usize, first: u64) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
-        let (context, program) = (self.out.context(), &self.prepared.program);
         let away = self.prepared.away.borrow();
         if self.out.is_dry() {
             return Ok(None);
@@ -90,10 +97,47 @@ impl<'a> Recording<'a, '_> {
         if let Some(submission) = away.awaited(home) {
             return Ok(Some((first, submission)));
         }
-        let bytes = away.bytes(program, home, self.homes)?;
+        let bytes = away.bytes(&self.prepared.program, home, self.homes)?;
+        self.write(value, [first, bytes.len() as u64], |queue, view, part| {
+            queue.write_buffer(&view.buffer, view.offset, &bytes[part]);
+        })
+    }
+
+    /// Brings what the host packs to the place of `value`, as [`Self::bring`] brings a value.
+    fn bring_packed(
+        &mut self,
+        packing: &Packing,
+        value: usize,
+        first: u64,
+    ) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
+        let (away, program) = (self.prepared.away.borrow(), &self.prepared.program);
+        if self.out.is_dry() {
+            return Ok(None);
+        }
+        if let Some(submission) = packing.sources().filter_map(|home| away.awaited(home)).last() {
+            return Ok(Some((first, submission)));
+        }
+        let sources = packing.sources().map(|home| away.bytes(program, home, self.homes));
+        let sources: Vec<&[f32]> = sources.map(|bytes| Ok(bytemuck::cast_slice(bytes?))).collect::<Result<_>>()?;
+        let mut packed = Vec::new();
+        self.write(value, [first, program.bytes(&program.values[value])], |queue, view, part| {
+            packed.resize(part.len() / 4, 0.0);
+            packing.fill(&sources, part.start / 4, &mut packed);
+            queue.write_buffer(&view.buffer, view.offset, bytemuck::cast_slice(&packed));
+        })
+    }
+
+    /// Writes bytes `first` to `end` of `value` part by part, until as much is on its way as may be.
+    fn write(
+        &mut self,
+        value: usize,
+        [first, end]: [u64; 2],
+        mut part: impl FnMut(&wgpu::Queue, View, Range<usize>),
+    ) -> Result<Option<(u64, wgpu::SubmissionIndex)>> {
+        let context = self.out.context();
         let view = self.prepared.values.view(value, 0)?;
         self.out.submit()?;
-        let ((chunk, most), end) = (program.on_the_way(), bytes.len() as u64);
+        let (chunk, most) = self.prepared.program.on_the_way();
         for at in (first..end).step_by(chunk as usize) {
             let next = chunk.min(end - at);
             if self.brought.iter().map(|b| b.0).sum::<u64>() + next > most
@@ -101,7 +145,8 @@ impl<'a> Recording<'a, '_> {
             {
                 return Ok(Some((at, oldest)));
             }
-            context.queue.write_buffer(&view.buffer, view.offset + at, &bytes[at as usize..(at + next) as usize]);
+            let to = View { buffer: view.buffer.clone(), offset: view.offset + at, bytes: next };
+            part(&context.queue, to, at as usize..(at + next) as usize);
             self.brought.push_back((next, context.queue.submit([])));
         }
         Ok(None)

@@ -272,10 +272,9 @@ impl<'a> Compiler<'a> {
         if measures.offload && self.target.executor != Executor::Gpu {
             return Err(Error::unsupported("memory: only a device with memory of its own can offload to the host's"));
         }
-        let whole_chunks = |(_, steps): (_, usize)| steps > 0 && steps.is_multiple_of(GRADIENT_CHUNK);
-        if !measures.segments.is_none_or(whole_chunks) || measures.sequences == Some(0) {
+        if measures.segments.is_some_and(|(_, steps)| steps == 0) || measures.sequences == Some(0) {
             return Err(Error::argument(format!(
-                "memory: expected segments of a multiple of {GRADIENT_CHUNK} steps and at least 1 sequence, got {measures:?}"
+                "memory: expected segments of at least 1 step and 1 sequence, got {measures:?}"
             )));
         }
         let kernels = options.kernels.clone().unwrap_or_default();
@@ -320,7 +319,12 @@ impl<'a> Compiler<'a> {
                 (draft.values.clone(), vec![Stage { body, ..Stage::default() }])
             }
             Some((parts, keep)) => cut(&draft, parts, (keep, measures.offload), self.capacity)
-                .ok_or_else(|| Error::unsupported("memory: the program has operations that cannot run in parts"))?,
+                .ok_or_else(|| {
+                    Error::unsupported(format!(
+                        "memory: the program has operations that cannot run in parts, or sums over rows, for which parts need a \
+                         multiple of {GRADIENT_CHUNK} steps"
+                    ))
+                })?,
         };
         let mut plan =
             Laid { target: self.target, capacity: self.capacity, values, stages, brought: Brought::default() };
@@ -329,7 +333,7 @@ impl<'a> Compiler<'a> {
             plan.brought = stream::bring(&mut plan.values, &mut plan.stages);
         }
         plan.workspaces();
-        stream::expand(&mut plan.stages, &plan.brought);
+        stream::expand(&mut plan.stages, &plan.brought, &self.target);
         plan.lifetimes(&draft);
         // The host's processor reads inputs where they are, unless they are read after the run too.
         let end = |v: &usize| draft.ends.iter().any(|&e| root(&plan.values, e) == *v);

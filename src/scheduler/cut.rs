@@ -4,7 +4,7 @@
 //! part to the first, their gradients. What a later stage needs of an earlier one is either stored whole or computed
 //! again, part by part, from what is stored; recurrences begin again at the states they had where the part begins.
 
-use super::batch::Capacity;
+use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::compile::{always, writes_rows};
 use super::measures::Keep;
 use super::program::{ProgramValue, Step, Storage, root};
@@ -85,6 +85,8 @@ impl Plan {
         if values.iter().any(|v| other(v) || kept(v)) || !values.iter().any(|v| v.shape.axis().is_some()) {
             return None;
         }
+        // Sums over rows go on from part to part in whole chunks.
+        let whole_chunks = !cut.cuts_time() || cut.steps.is_multiple_of(GRADIENT_CHUNK);
         let mut producer: Vec<Option<usize>> = vec![None; values.len()];
         let mut backward = Vec::new();
         let (mut stage, mut after) = (Vec::new(), Vec::new());
@@ -105,6 +107,10 @@ impl Plan {
                 }
                 // Each part would begin with the table as it was.
                 if writes_rows(&step.op) {
+                    return None;
+                }
+                let fixed = |v: &usize| !row(*v) && !on_batch(&values[*v].shape);
+                if !whole_chunks && step.outputs.iter().flatten().any(fixed) {
                     return None;
                 }
                 // Part by part, what is no rows would be added again and again.

@@ -141,6 +141,11 @@ impl Program {
             Action::Pack(step, workspace) => {
                 format!("pack {} for {}", name(step.workspace[*workspace]), step.op.name())
             }
+            Action::Bring(step, workspace) => {
+                let from: Vec<&str> = step.sources(*workspace).map(name).collect();
+                let from = from.join(", ");
+                format!("pack {} on its way from {from}, away from the device", name(step.workspace[*workspace]))
+            }
             Action::Step(step) => {
                 let list = |all: &[Option<usize>]| {
                     let names: Vec<&str> = all.iter().flatten().map(|&v| name(v)).collect();

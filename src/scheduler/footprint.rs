@@ -75,6 +75,7 @@ impl Program {
                 match action {
                     Action::Move(Move { from: Side::Home(v), .. }) => all[0] += parts * self.bytes(&self.values[*v]),
                     Action::Move(Move { to: Side::Home(v), .. }) => all[1] += parts * self.bytes(&self.values[*v]),
+                    Action::Bring(step, at) => all[0] += parts * self.bytes(&self.values[step.workspace[*at]]),
                     _ => {}
                 }
             }

@@ -3,6 +3,9 @@
 use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::stage::Cut;
 
+/// Steps of parts that are no whole chunk of a sum over rows.
+const FEW: [usize; 3] = [32, 16, 8];
+
 /// What a cut program stores whole for the stages that come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -80,6 +83,8 @@ pub(super) fn all(capacity: &Capacity, unified: bool) -> Vec<Measures> {
     {
         steps.push((last / 2).next_multiple_of(GRADIENT_CHUNK));
     }
+    // Where nothing is summed over rows: the fewer steps, the more often weights that wait are brought.
+    steps.extend(FEW);
     steps.retain(|&k| k < longest);
     let segments = |keep| steps.iter().map(move |&k| Measures { segments: Some((keep, k)), ..Measures::default() });
     let again: Vec<Measures> = [Keep::Outputs, Keep::Nothing].into_iter().flat_map(segments).collect();

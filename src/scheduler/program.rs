@@ -95,6 +95,11 @@ impl Step {
     pub fn reads(&self) -> impl Iterator<Item = usize> + '_ {
         self.inputs.iter().enumerate().filter(|(at, _)| !self.gone.contains(at)).filter_map(|(_, v)| *v)
     }
+
+    /// Values that a workspace is packed from.
+    pub fn sources(&self, workspace: usize) -> impl Iterator<Item = usize> + '_ {
+        self.packs[workspace].iter().filter_map(|&at| self.inputs[at])
+    }
 }
 
 /// A scalar that a run gives.

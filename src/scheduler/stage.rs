@@ -16,7 +16,7 @@ use std::ops::Range;
 pub struct Cut {
     /// The time axis whose rows are cut.
     pub axis: u8,
-    /// Timesteps of a part: a multiple of [`super::batch::GRADIENT_CHUNK`], or `usize::MAX` for all.
+    /// Timesteps of a part, a multiple of [`super::batch::GRADIENT_CHUNK`] where rows are summed; `usize::MAX` for all.
     pub steps: usize,
     /// Sequences of a part, as the axis packs them; `usize::MAX` for all.
     pub sequences: usize,
@@ -97,6 +97,9 @@ pub enum Action {
     Move(Move),
     /// Makes this workspace of a step that comes later from values that are gone by then.
     Pack(Box<Step>, usize),
+    /// Brings this workspace of a step that comes later: the host makes it from what waits away from the device, the step's
+    /// inputs here, on its way.
+    Bring(Box<Step>, usize),
 }
 
 impl Action {
@@ -105,7 +108,8 @@ impl Action {
         match self {
             Self::Step(step) => step.reads().collect(),
             Self::Move(m) => m.from.value().into_iter().collect(),
-            Self::Pack(step, workspace) => step.packs[*workspace].iter().filter_map(|&at| step.inputs[at]).collect(),
+            Self::Pack(step, workspace) => step.sources(*workspace).collect(),
+            Self::Bring(..) => Vec::new(),
         }
     }
 
@@ -114,7 +118,7 @@ impl Action {
         match self {
             Self::Step(step) => step.outputs.iter().flatten().chain(&step.workspace).copied().collect(),
             Self::Move(m) => m.to.value().into_iter().collect(),
-            Self::Pack(step, workspace) => vec![step.workspace[*workspace]],
+            Self::Pack(step, workspace) | Self::Bring(step, workspace) => vec![step.workspace[*workspace]],
         }
     }
 }
@@ -139,7 +143,7 @@ impl Stage {
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.body.iter().filter_map(|action| match action {
             Action::Step(step) => Some(step),
-            Action::Move(_) | Action::Pack(..) => None,
+            Action::Move(_) | Action::Pack(..) | Action::Bring(..) => None,
         })
     }
 

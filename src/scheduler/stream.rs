@@ -6,8 +6,10 @@
 
 use super::compile::{changes_in_place, writes_rows};
 use super::cut::Draft;
+use super::precision::Precision;
 use super::program::{ProgramValue, Step, Storage, root};
 use super::stage::{Action, Move, Side, Stage};
+use super::strategy::Target;
 use crate::graph::{Op, Over, ReduceKind, Shape};
 use crate::params::DType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -125,7 +127,10 @@ pub(super) fn bring(values: &mut Vec<ProgramValue>, stages: &mut [Stage]) -> Bro
 }
 
 /// Has what each step reads brought before it, and packed where it reads it packed; and what it writes sent away after it.
-pub(super) fn expand(stages: &mut [Stage], brought: &Brought) {
+/// Where host and device share memory, the host packs on the way: it copies the weight in any case, and only the packed form
+/// takes room on the device. A device with memory of its own packs faster than a host could feed it.
+pub(super) fn expand(stages: &mut [Stage], brought: &Brought, target: &Target) {
+    let by_host = target.unified && target.precision == Precision::F32;
     if brought.places.is_empty() {
         return;
     }
@@ -142,6 +147,14 @@ pub(super) fn expand(stages: &mut [Stage], brought: &Brought) {
                 let values = |at: &usize| step.inputs[*at].filter(|v| brought.places.contains_key(v));
                 let from: Vec<usize> = sources.iter().filter_map(values).collect();
                 if from.is_empty() {
+                    continue;
+                }
+                if by_host && from.len() == step.sources(number).count() {
+                    let mut homes = step.clone();
+                    homes.inputs.iter_mut().flatten().for_each(|v| *v = brought.places.get(v).copied().unwrap_or(*v));
+                    stage.body.push(Action::Bring(Box::new(homes), number));
+                    step.gone.extend(sources);
+                    step.packs[number].clear();
                     continue;
                 }
                 stage.body.extend(from.into_iter().filter(|v| here.insert(*v)).map(comes));

@@ -369,7 +369,7 @@ impl Runner for Nothing {
     }
 }
 
-fn input(step: &Step, at: usize) -> Result<usize> {
+pub(super) fn input(step: &Step, at: usize) -> Result<usize> {
     step.inputs.get(at).copied().flatten().ok_or_else(|| Error::internal(format!("input {at} is missing")))
 }
 
