@@ -57,8 +57,10 @@ impl Program {
                 _ => writeln!(text, "moves     none: what waits is read where it is"),
             };
         }
-        let bits = if self.measures.keeps_bits() { "" } else { " (the bits of gradients change)" };
-        let _ = writeln!(text, "measures  {}{bits}", self.measures);
+        let again = self.stages.iter().filter(|stage| stage.cut.is_some()).count() > 1;
+        let sums = self.stage_steps().any(|step| step.accumulates);
+        let bits = if self.measures.keeps_bits() || !sums { "" } else { " (the bits of gradients change)" };
+        let _ = writeln!(text, "measures  {}{bits}", self.measures.text(again, sums));
         text
     }
 

@@ -46,8 +46,16 @@ impl Measures {
 
 impl std::fmt::Display for Measures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text(true, true))
+    }
+}
+
+impl Measures {
+    /// In words; `again` says whether anything is computed twice, `sums` whether anything is summed over parts.
+    pub(super) fn text(&self, again: bool, sums: bool) -> String {
         let mut parts = Vec::new();
         match self.segments {
+            Some((_, steps)) if !again => parts.push(format!("parts of {steps} steps, one after the other")),
             Some((Keep::Outputs, steps)) => parts.push(format!("gates are computed again every {steps} steps")),
             Some((Keep::Nothing, steps)) => {
                 parts.push(format!("states are kept every {steps} steps, all else is computed again"));
@@ -55,8 +63,8 @@ impl std::fmt::Display for Measures {
             None => {}
         }
         if let Some(sequences) = self.sequences {
-            parts
-                .push(format!("micro-batches of {sequences} sequences, whose gradients are added up in another order"));
+            let sums = if sums { ", whose gradients are added up in another order" } else { "" };
+            parts.push(format!("micro-batches of {sequences} sequences{sums}"));
         }
         if self.offload {
             parts.push("states wait in the host's memory".to_string());
@@ -68,7 +76,7 @@ impl std::fmt::Display for Measures {
         if parts.is_empty() {
             parts.push("everything is held at once".to_string());
         }
-        f.write_str(&parts.join("; "))
+        parts.join("; ")
     }
 }
 
