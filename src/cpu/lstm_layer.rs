@@ -18,6 +18,8 @@ use std::ops::Range;
 
 /// Floats between rows of a left operand beyond what they hold, so that they do not all fall into the same sets of the cache.
 pub(super) const SKEW: usize = 16;
+/// Most sequences whose states and sums of gates stay in a processor's second cache from step to step.
+const TILE: usize = 128;
 /// Multiply-adds of a step that are worth a meeting.
 const MEETING_COST: usize = 50_000;
 /// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.
@@ -41,7 +43,7 @@ pub(super) fn shares(axis: &Axis, lengths: &[usize], cost: usize) -> Vec<Range<u
 }
 
 /// Calls `work` for each thread's sequences and panels, of which there are so many: `shares` of sequences with all panels, or all
-/// sequences with a share of the panels each.
+/// sequences with a share of the panels each. A thread runs [`TILE`] sequences to their end before the next.
 pub(super) fn spread(
     layer: &Layer<'_>,
     shares: &[Range<usize>],
@@ -54,10 +56,23 @@ pub(super) fn spread(
     if members <= panels && (shares.len() < members || is_large) && step > MEETING_COST {
         let meeting = Meeting::new(members);
         let share = |n: usize| n * panels / members;
-        meeting.gather(|n| work(0..layer.lengths.len(), share(n)..share(n + 1), &meeting));
+        meeting.gather(|n| {
+            for tile in tiles(&(0..layer.lengths.len())) {
+                work(tile, share(n)..share(n + 1), &meeting);
+            }
+        });
     } else {
-        threads::each(shares.iter(), |sequences| work(sequences.clone(), 0..panels, &Meeting::new(1)));
+        threads::each(shares.iter(), |sequences| {
+            tiles(sequences).for_each(|tile| work(tile, 0..panels, &Meeting::new(1)));
+        });
     }
+}
+
+/// As few parts of `sequences` as hold at most [`TILE`] each, of about the same size; one that is empty where there is none.
+fn tiles(sequences: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (first, len) = (sequences.start, sequences.len());
+    let count = len.div_ceil(TILE).max(1);
+    (0..count).map(move |n| first + n * len / count..first + (n + 1) * len / count)
 }
 
 /// The length of each packed sequence. Sequence b takes part in the steps whose rows exceed b; lengths descend.

@@ -87,11 +87,17 @@ fn an_lstm_over_ragged_sequences_matches_plain_loops_on_any_number_of_threads() 
     }
 }
 
-/// Two sequences of more rows than a chunk, whose threads share the units where there are more than two: the same bits, forward
-/// and of every gradient.
+/// Two sequences of more rows than a chunk, whose threads share the units where there are more than two, and more sequences than
+/// a tile, whose threads share the units as the weights are many: the same bits, forward and of every gradient.
 #[test]
 fn threads_that_share_units_change_no_bit_of_a_gradient() {
-    let (input, hidden) = (5, 150);
+    check_threads(150, &[250, 190]);
+    let many: Vec<usize> = (0..300).map(|b| b * 7 % 4).collect();
+    check_threads(230, &many);
+}
+
+fn check_threads(hidden: usize, lengths: &[usize]) {
+    let input = 5;
     let mut graph = Graph::new();
     let x = graph.input("x", [N, input.into()], DType::F32).unwrap();
     let w = graph.persistent("w", [GATES * hidden, input]).unwrap();
@@ -105,7 +111,7 @@ fn threads_that_share_units_change_no_bit_of_a_gradient() {
         graph.output(name, gradient).unwrap();
     }
     graph.output("y", out.y).unwrap();
-    let batch = Batch::ragged(&[250, 190]).unwrap();
+    let batch = Batch::ragged(lengths).unwrap();
     let x = numbers(&[batch.axis(0).unwrap().rows(), input], 99);
     let run = |threads| {
         let (mut cpu, mut prepared) = prepare(&graph, &batch, threads);
