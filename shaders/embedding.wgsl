@@ -1,10 +1,11 @@
-// Rows of a table [V, D] by tokens [R]. One thread a value of a piece, grid = R · D / 256.
+// Rows of a table [V, D], or of a slab of one, by tokens [R]; zeros for tokens of other slabs. One thread a value of a piece, grid = R · D / 256.
 // #import grid
 
 struct Params {
-    len: u32,        // R·D of this piece
-    columns: u32,    // D
-    table_rows: u32, // V; a token beyond reads the last row, but tokens are checked before they come here
+    len: u32,         // R·D of this piece
+    columns: u32,     // D
+    table_first: u32, // the first row of the slab
+    table_rows: u32,  // rows of the slab, or V
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -22,6 +23,10 @@ fn main(
     if (i >= params.len) {
         return;
     }
-    let token = min(tokens[i / params.columns], params.table_rows - 1u);
-    y[i] = entries[token * params.columns + i % params.columns];
+    let row = tokens[i / params.columns] - params.table_first; // far beyond the last where it is before the first
+    var entry = 0.0;
+    if (row < params.table_rows) {
+        entry = entries[row * params.columns + i % params.columns];
+    }
+    y[i] = entry;
 }

@@ -1,10 +1,11 @@
-// The gradient of an embedding's table: for each entry, the sum of dy over the rows that read it, in the order of
+// The gradient of an embedding's table, or of a slab of it: for each entry, the sum of dy over the rows that read it, in the order of
 // `sorted` (chunks of 64 timesteps last first). One thread a value of the table, grid = V · D / 256.
 // #import grid
 
 struct Params {
     len: u32,        // V·D
     columns: u32,    // D
+    table_first: u32, // the first row of the slab of the table
     row_start: u32,  // the piece of dy holds rows row_start .. row_end of all
     row_end: u32,
     accumulate: u32, // whether the table holds the sum of other pieces
@@ -26,7 +27,7 @@ fn main(
     if (i >= params.len) {
         return;
     }
-    let token = i / params.columns;
+    let token = params.table_first + i / params.columns;
     let column = i % params.columns;
     var sum = 0.0;
     if (params.accumulate != 0u) {

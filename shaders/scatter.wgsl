@@ -3,9 +3,10 @@
 // #import grid
 
 struct Params {
-    len: u32,        // R·D of this piece
-    columns: u32,    // D
-    table_rows: u32, // V; a row beyond writes nothing, but rows are checked before they come here
+    len: u32,         // R·D of this piece
+    columns: u32,     // D
+    table_first: u32, // the first row of the slab of the table
+    table_rows: u32,  // rows of the slab, or V; rows of other slabs write nothing
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,7 +24,7 @@ fn main(
     if (i >= params.len) {
         return;
     }
-    let row = rows[i / params.columns];
+    let row = rows[i / params.columns] - params.table_first; // far beyond the last where it is before the first
     if (row < params.table_rows) {
         entries[row * params.columns + i % params.columns] = x[i];
     }

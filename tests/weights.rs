@@ -13,7 +13,7 @@ use mnemon::nn::{Dense, GraphOptions, Input, Lstm, Network};
 use mnemon::optim::Adam;
 use mnemon::params::random::Random;
 use mnemon::params::{DType, ParameterSpec, Tensor};
-use mnemon::scheduler::{Action, Batch, Capacity, CompileOptions, Keep, Measures};
+use mnemon::scheduler::{Action, Batch, Capacity, CompileOptions, Keep, Measures, Target, compile};
 use mnemon::train::{self, Fit, Loss, Model, Named};
 use std::path::{Path, PathBuf};
 
@@ -303,5 +303,131 @@ fn layers_of_every_kind_run_in_parts_of_a_few_steps() {
                 assert_eq!(brought > 8, unified, "{device:?}: {brought}");
             }
         }
+    }
+}
+
+/// Bytes of a binding of a device that matrices of this test are too large for.
+const BINDING: u64 = 128 * 1024;
+
+/// `device`, as one whose kernels see no more than [`BINDING`] of a value.
+fn narrow(device: &Device) -> Target {
+    let mut target = device.target();
+    target.limits.binding = BINDING;
+    target
+}
+
+/// A language model's table of tokens, which is also its last layer, and the momentum of its training are too large for a
+/// binding: they are cut, whether they are on the device or come to it, and nothing is different but the order of sums.
+#[test]
+fn matrices_larger_than_a_binding_are_cut() {
+    const WORDS: usize = 480;
+    const WIDE: usize = 130;
+    let batch = Batch::ragged(&[9, 4, 0, 13, 9]).unwrap();
+    let rows = batch.axis(0).unwrap().rows();
+    let mut g = Graph::new();
+    let tokens = g.input("tokens", [N], DType::U32).unwrap();
+    let target = g.input("target", [N], DType::U32).unwrap();
+    let mut named = Named::new();
+    let mut kept = |g: &mut Graph, name: &str, shape: &[usize]| {
+        named.insert(name.to_string(), values(shape, 70 + named.len() as u64));
+        g.persistent(name, shape).unwrap()
+    };
+    let table = kept(&mut g, "table", &[WORDS, WIDE]);
+    let momentum = kept(&mut g, "momentum", &[WORDS, WIDE]);
+    let seen = kept(&mut g, "seen", &[WORDS, WIDE]);
+    let (middle, bias) = (kept(&mut g, "middle", &[WIDE, WIDE]), kept(&mut g, "bias", &[WORDS]));
+    let read = g.embedding(table, tokens).unwrap();
+    let h = g.linear(read, middle, None).unwrap();
+    let h = g.tanh(h).unwrap();
+    let logits = g.linear(h, table, Some(bias)).unwrap();
+    g.output("logits", logits).unwrap();
+    let loss = g.cross_entropy(logits, target, None).unwrap();
+    g.output("loss", loss.mean).unwrap();
+    let gradients = g.gradients(loss.mean, &[table, middle]).unwrap();
+    let squares = g.sum_of_squares(&gradients).unwrap();
+    g.output("squares", squares).unwrap();
+    let moved = Expr::Const(0.9) * Expr::Input(0) + Expr::Input(1) / Expr::Input(2).sqrt();
+    let moved = g.elementwise(moved, &[momentum, gradients[0], squares]).unwrap();
+    let new = g.elementwise(Expr::Input(0) - Expr::Input(1), &[table, moved]).unwrap();
+    g.update(momentum, moved).unwrap();
+    g.update(table, new).unwrap();
+    // Rows of another table become what was read, for each token once.
+    let seen_rows = g.input("rows", [N], DType::U32).unwrap();
+    let written = g.scatter(seen, seen_rows, h).unwrap();
+    g.update(seen, written).unwrap();
+    let words = |step: usize| -> Vec<u32> { (0..rows).map(|n| (n * step % WORDS) as u32).collect() };
+    let given = [("tokens", words(131)), ("target", words(97)), ("rows", words(11))];
+    let given = given.map(|(name, words)| (name, Tensor::from_u32(&[rows], words).unwrap()));
+    let inputs: Vec<(&str, &Tensor)> = given.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let run = |device: &Device, target: Target, measures: Option<Measures>| {
+        let options = CompileOptions { measures, ..CompileOptions::new(&Capacity::exactly(&batch)) };
+        let program = compile(&g, target, &options).unwrap();
+        let slabs = program.values.iter().filter(|v| v.name == "table").count();
+        let mut session = session(device, &named);
+        let mut executable = session.load_program(program).unwrap();
+        for _ in 0..2 {
+            session.run(&mut executable, &batch, &inputs).unwrap();
+        }
+        let outputs = ["logits", "loss", "squares"].map(|name| session.output(&executable, name).unwrap());
+        let after: Vec<Tensor> = named.keys().map(|name| session.get(name).unwrap()).collect();
+        (outputs.into_iter().chain(after).collect::<Vec<_>>(), slabs, executable.program().memory().offloaded)
+    };
+    let cpu = Device::cpu_with_threads(2).unwrap();
+    let (wanted, whole, _) = run(&cpu, cpu.target(), None);
+    assert_eq!(whole, 1);
+    for device in common::gpus() {
+        let (here, slabs, _) = run(&device, narrow(&device), None);
+        assert_eq!(slabs, 3, "{device:?}");
+        for (got, wanted) in here.iter().zip(&wanted) {
+            let [got, wanted] =
+                [got, wanted].map(|t| t.f32s().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+            // Sums of a few hundred products in another order.
+            let error = common::error(&got, &wanted).unwrap();
+            assert!(error < 1e-5, "{device:?}: {error}");
+        }
+        let streamed = Measures { stream: true, ..Measures::default() };
+        let (brought, slabs, away) = run(&device, narrow(&device), Some(streamed));
+        // All slabs of three tables.
+        assert!(slabs == 3 && away >= 3 * 4 * (WORDS * WIDE) as u64, "{device:?}: {away}");
+        // The norm is added up in another order.
+        let squares = [&brought, &here].map(|outputs| outputs[2].f32s().unwrap()[0]);
+        assert!((squares[0] - squares[1]).abs() <= 1e-5 * squares[1], "{device:?}: {squares:?}");
+        assert_eq!(brought[0], here[0], "{device:?}");
+    }
+}
+
+/// What cannot be cut says so, and what it would take.
+#[test]
+fn what_cannot_be_cut_is_refused() {
+    let batch = Batch::dense(2, 2).unwrap();
+    let options = CompileOptions::new(&Capacity::exactly(&batch));
+    for device in common::gpus() {
+        let refused = |g: &Graph, wanted: &str| {
+            let error = compile(g, narrow(&device), &options).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+            assert!(error.to_string().contains(wanted), "{error}");
+        };
+        let mut g = Graph::new();
+        let x = g.input("x", [N, 8.into()], DType::F32).unwrap();
+        let [ih, hh] = [("ih", 8), ("hh", 100)].map(|(name, columns)| g.persistent(name, [400, columns]).unwrap());
+        let y = g.lstm_layer(x, None, &LstmOp::plain(), &[LstmWeights::new(ih, hh)]).unwrap().y;
+        g.output("y", y).unwrap();
+        refused(
+            &g,
+            "`hh`: its values take 160000 bytes, the device allows 131072 in one binding, and lstm cannot take it",
+        );
+        let mut g = Graph::new();
+        let x = g.input("x", [N, 100.into()], DType::F32).unwrap();
+        let w = g.persistent("w", [400, 100]).unwrap();
+        let y = g.linear(x, w, None).unwrap();
+        let loss = g.sum_of_squares(&[y]).unwrap();
+        let dw = g.gradients(loss, &[w]).unwrap()[0];
+        g.output("dw", dw).unwrap();
+        refused(&g, "a run cannot be given it, nor give it");
+        let mut g = Graph::new();
+        let w = g.persistent("w", [4, 20_000]).unwrap();
+        let loss = g.sum_of_squares(&[w]).unwrap();
+        g.output("loss", loss).unwrap();
+        refused(&g, "64 of its rows do not fit");
     }
 }

@@ -76,10 +76,15 @@ impl Away {
 
     /// The bytes of value `at` of `program`.
     pub fn bytes<'a>(&'a self, program: &Program, at: usize, homes: &'a dyn Homes) -> Result<&'a [u8]> {
-        let name = &program.values[at].name;
-        let tensor = self.own.get(&at).or_else(|| homes.home(name));
-        let tensor = tensor.ok_or_else(|| Error::internal(format!("`{name}` waits nowhere")))?;
-        bytes_of(tensor).map_err(|e| e.within(name))
+        let value = &program.values[at];
+        let name = &value.name;
+        if let Some(own) = self.own.get(&at) {
+            return bytes_of(own).map_err(|e| e.within(name));
+        }
+        let tensor = homes.home(name).ok_or_else(|| Error::internal(format!("`{name}` waits nowhere")))?;
+        let bytes = bytes_of(tensor).map_err(|e| e.within(name))?;
+        let first = value.first_byte();
+        Ok(&bytes[first..first + program.bytes(value) as usize])
     }
 
     /// The submission by whose end all of `value` that was sent has arrived; nothing where none is under way.
@@ -115,10 +120,13 @@ impl Away {
                 ARRIVED => {}
                 _ => return Err(Error::device("device: what was sent to the host's memory cannot be read")),
             }
-            let name = &program.values[sent.value].name;
-            let home = self.own.get_mut(&sent.value).or_else(|| homes.home_mut(name));
-            let home = home.ok_or_else(|| Error::internal(format!("`{name}` waits nowhere")))?;
-            let to: &mut [u8] = bytemuck::cast_slice_mut(home.f32s_mut()?);
+            let value = &program.values[sent.value];
+            let (home, before) = match self.own.get_mut(&sent.value) {
+                Some(own) => (Some(own), 0),
+                None => (homes.home_mut(&value.name), value.first_byte()),
+            };
+            let home = home.ok_or_else(|| Error::internal(format!("`{}` waits nowhere", value.name)))?;
+            let to: &mut [u8] = &mut bytemuck::cast_slice_mut(home.f32s_mut()?)[before..];
             let view = sent.buffer.get_mapped_range(0..sent.bytes);
             let view = view.map_err(|e| Error::device(format!("device: reading failed: {e}")))?;
             to[sent.first as usize..(sent.first + sent.bytes) as usize].copy_from_slice(&view);

@@ -79,10 +79,10 @@ impl Gpu {
     pub fn declare(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
         let bytes = 4 * shape.iter().product::<usize>() as u64;
         let limits = self.context.target().limits;
-        if bytes > limits.binding.min(limits.buffer) {
+        if bytes > limits.buffer {
             return Err(Error::budget(format!(
-                "session: `{name}` takes {bytes} bytes, the device allows {} in one binding",
-                limits.binding.min(limits.buffer)
+                "session: `{name}` takes {bytes} bytes, the device allows {} in one buffer",
+                limits.buffer
             )));
         }
         let buffer = self.context.buffers.storage(name, bytes)?;
@@ -177,7 +177,11 @@ impl Gpu {
             if value.storage == Storage::Persistent && !value.offloaded {
                 let missing = || Error::argument(format!("session: there is no value `{}`", value.name));
                 let p = self.persistent.get(&value.name).ok_or_else(missing)?;
-                persistent.insert(at, (p.buffer.clone(), p.buffer.size()));
+                let (offset, bytes) = match value.slab {
+                    Some(_) => (value.first_byte() as u64, program.bytes(value)),
+                    None => (0, p.buffer.size()),
+                };
+                persistent.insert(at, View { buffer: p.buffer.clone(), offset, bytes });
             } else if let (Some(axis), Some(place)) = (row_axis(&value.shape), program.placement.places.get(&at))
                 && place.pieces.len() > 1
             {

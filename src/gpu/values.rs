@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub(super) struct Values {
     pub program: Arc<Program>,
     pub(super) arenas: Vec<Buffer>,
-    pub(super) persistent: BTreeMap<usize, (Buffer, u64)>,
+    pub(super) persistent: BTreeMap<usize, View>,
     pub(super) axis_rows: BTreeMap<u8, usize>,
 }
 
@@ -55,15 +55,16 @@ impl Values {
     /// The part of `value` that `piece` holds.
     pub fn view(&self, value: usize, piece: usize) -> Result<View> {
         let root = self.program.root(value);
-        if let Some((buffer, bytes)) = self.persistent.get(&root) {
+        if let Some(whole) = self.persistent.get(&root) {
             let axis = row_axis(self.shape(root));
             let rows = self.piece_rows(axis);
             if rows == usize::MAX {
-                return Ok(View { buffer: buffer.clone(), offset: 0, bytes: *bytes });
+                return Ok(whole.clone());
             }
             let piece_bytes = 4 * rows as u64 * self.row_len(root)? as u64;
             let offset = piece as u64 * piece_bytes;
-            return Ok(View { buffer: buffer.clone(), offset, bytes: piece_bytes.min(bytes - offset) });
+            let bytes = piece_bytes.min(whole.bytes - offset);
+            return Ok(View { offset: whole.offset + offset, bytes, ..whole.clone() });
         }
         let place = self.program.placement.places.get(&root);
         let place = place.ok_or_else(|| Error::internal(format!("value {root} has no place")))?;

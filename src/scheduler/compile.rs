@@ -10,6 +10,7 @@ use super::memory;
 use super::products::ProductShape;
 use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource, Step, Storage, root};
 use super::recurrence::{Family, Kernels, Layer};
+use super::slabs::Slabs;
 use super::stage::{Action, Stage};
 use super::strategy::{Executor, Target};
 use super::stream::{self, Brought};
@@ -24,6 +25,7 @@ use std::collections::BTreeSet;
 pub fn compile(graph: &Graph, target: Target, options: &CompileOptions) -> Result<Program> {
     let mut compiler = Compiler::new(graph, target, options);
     compiler.live()?;
+    compiler.slabs()?;
     compiler.fuse();
     compiler.alias()?;
     let none = BTreeSet::new();
@@ -98,6 +100,7 @@ impl<'a> Compiler<'a> {
             last: 0,
             cut: None,
             offloaded: false,
+            slab: None,
         });
         let at = self.values.len() - 1;
         self.at[value.index()] = Some(at);
@@ -152,6 +155,16 @@ impl<'a> Compiler<'a> {
             self.copies.push((p, v));
         }
         Ok(())
+    }
+
+    /// Cuts matrices that are too large for a binding.
+    fn slabs(&mut self) -> Result<()> {
+        let kept = self.graph.values().iter().zip(&self.at).filter(|(v, _)| v.kind == Kind::Input);
+        let kept = kept.filter_map(|(_, at)| *at);
+        let outputs = self.graph.outputs().iter().filter_map(|o| self.at[o.1.index()]);
+        let kept: Vec<usize> = kept.chain(outputs).collect();
+        let Self { values, steps, copies, updated, .. } = self;
+        Slabs { values, steps, copies, updated, kept: &kept }.cut(&self.target.limits)
     }
 
     /// Lets elementwise steps run with those that they feed; the reference computes what was written.
@@ -296,8 +309,9 @@ impl<'a> Compiler<'a> {
     ) -> Result<Program> {
         let mut draft = self.draft();
         if measures.stream {
-            let away = self.candidates(options).into_iter().filter(|v| !resident.contains(v));
-            away.for_each(|v| draft.values[v].offloaded = true);
+            let away: Vec<usize> = self.candidates(options).into_iter().filter(|v| !resident.contains(v)).collect();
+            away.into_iter().for_each(|v| draft.values[v].offloaded = true);
+            stream::together(&mut draft.values);
             if self.target.executor == Executor::Gpu {
                 stream::split_sums(&mut draft);
             }
@@ -460,7 +474,10 @@ fn scalars(steps: &[Step]) -> Vec<ScalarSource> {
 fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
     let mut all = Vec::new();
     for step in steps {
-        let rows = |at: usize| step.inputs[at].and_then(|t| values[t].shape.rows().cloned());
+        let rows = |at: usize| {
+            let table = &values[step.inputs[at]?];
+            table.slab.map_or_else(|| table.shape.rows().cloned(), |slab| Some(Dim::Fixed(slab.of)))
+        };
         let (position, below, except) = match &step.op {
             Op::Embedding | Op::Scatter => (1, rows(0), None),
             Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
@@ -478,7 +495,11 @@ fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
         };
         if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {
             let distinct = writes_rows(&step.op);
-            all.push(Bound { value, below, except, distinct, reader: step.op.name() });
+            let bound = Bound { value, below, except, distinct, reader: step.op.name() };
+            // Every slab of a table has the same.
+            if !all.contains(&bound) {
+                all.push(bound);
+            }
         }
     }
     all

@@ -127,7 +127,7 @@ impl Program {
     }
 
     fn action(&self, action: &Action) -> String {
-        let name = |v: usize| self.values[v].name.as_str();
+        let name = |v: usize| self.values[v].label();
         match action {
             Action::Move(m) => {
                 let side = |side: Side| match side {
@@ -144,13 +144,13 @@ impl Program {
                 format!("pack {} for {}", name(step.workspace[*workspace]), step.op.name())
             }
             Action::Bring(step, workspace) => {
-                let from: Vec<&str> = step.sources(*workspace).map(name).collect();
+                let from: Vec<String> = step.sources(*workspace).map(name).collect();
                 let from = from.join(", ");
                 format!("pack {} on its way from {from}, away from the device", name(step.workspace[*workspace]))
             }
             Action::Step(step) => {
                 let list = |all: &[Option<usize>]| {
-                    let names: Vec<&str> = all.iter().flatten().map(|&v| name(v)).collect();
+                    let names: Vec<String> = all.iter().flatten().map(|&v| name(v)).collect();
                     names.join(", ")
                 };
                 let sums = if step.accumulates { " (sums go on from part to part)" } else { "" };
@@ -194,7 +194,7 @@ impl Program {
             };
             let kind = format!("{:?}", value.dtype).to_lowercase();
             let bytes = amount(self.bytes(value));
-            let _ = writeln!(text, "  {bytes:>10}  {} {kind} {}: {place}", value.name, value.shape);
+            let _ = writeln!(text, "  {bytes:>10}  {} {kind} {}: {place}", value.label(), value.shape);
         }
         for (at, bytes) in self.placement.arenas.iter().enumerate() {
             let _ = writeln!(text, "  {:>10}  arena {at}", amount(*bytes));

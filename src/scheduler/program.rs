@@ -45,13 +45,40 @@ pub struct ProgramValue {
     pub cut: Option<Cut>,
     /// Whether it waits in the host's memory, away from the device.
     pub offloaded: bool,
+    /// Which rows it has of a matrix that is too large for one binding; a session keeps the whole under its name.
+    pub slab: Option<Slab>,
+}
+
+/// Some rows of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slab {
+    /// The first.
+    pub first: usize,
+    /// Rows of the matrix.
+    pub of: usize,
 }
 
 impl ProgramValue {
     /// Floats with storage of their own, which nothing touches yet.
     pub(super) fn own(name: String, shape: Shape) -> Self {
         let (dtype, layout, storage) = (DType::F32, Layout::Rows, Storage::Own);
-        Self { name, shape, dtype, layout, storage, first: usize::MAX, last: 0, cut: None, offloaded: false }
+        let (first, last) = (usize::MAX, 0);
+        Self { name, shape, dtype, layout, storage, first, last, cut: None, offloaded: false, slab: None }
+    }
+
+    /// Its name, and which rows it has of a matrix that is cut.
+    pub fn label(&self) -> String {
+        self.slab.map_or_else(|| self.name.clone(), |slab| format!("{}, from row {} on", self.name, slab.first))
+    }
+
+    /// The first of its rows in the matrix that it is a slab of.
+    pub fn first_row(&self) -> usize {
+        self.slab.map_or(0, |slab| slab.first)
+    }
+
+    /// Where its bytes begin in what a session keeps under its name.
+    pub fn first_byte(&self) -> usize {
+        4 * self.first_row() * self.shape.row_len().unwrap_or(0)
     }
 
     /// The sizes of the largest batch that it holds values of, where the program's is `whole`.

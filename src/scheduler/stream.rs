@@ -37,10 +37,23 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)]) -> Vec<usize>
             && v.dtype == DType::F32
             && v.shape.fixed_len().is_some_and(|len| len >= LEAST)
     };
-    let mut all: Vec<usize> = (0..values.len()).filter(|v| !barred.contains(v) && fits(&values[*v])).collect();
+    // A session has all slabs of a value in one place.
+    let kept = |v: usize| values[v].slab.is_some() && values[v].storage == Storage::Persistent;
+    let barred_names: BTreeSet<&str> = barred.iter().filter(|v| kept(**v)).map(|v| values[*v].name.as_str()).collect();
+    let alone = |v: usize| !kept(v) || !barred_names.contains(values[v].name.as_str());
+    let free = |v: &usize| !barred.contains(v) && alone(*v) && fits(&values[*v]);
+    let mut all: Vec<usize> = (0..values.len()).filter(free).collect();
     let uses = |v: &usize| draft.steps.iter().filter(|s| s.inputs.contains(&Some(*v))).count();
     all.sort_by_cached_key(|v| (uses(v), std::cmp::Reverse(values[*v].shape.fixed_len()), *v));
     all
+}
+
+/// Has all slabs of what a session keeps wait where one of them does.
+pub(super) fn together(values: &mut [ProgramValue]) {
+    let kept = |v: &&mut ProgramValue| v.slab.is_some() && v.storage == Storage::Persistent;
+    let waits: BTreeSet<String> =
+        values.iter_mut().filter(|v| kept(v) && v.offloaded).map(|v| v.name.clone()).collect();
+    values.iter_mut().filter(kept).for_each(|v| v.offloaded = waits.contains(&v.name));
 }
 
 /// Sums over several values that wait become a sum of each, as soon as it is there, and of these: none has to wait for another.
@@ -97,7 +110,8 @@ pub(super) fn bring(values: &mut Vec<ProgramValue>, stages: &mut [Stage]) -> Bro
         let mut place = |values: &mut Vec<ProgramValue>, home: usize| {
             *here.entry(home).or_insert_with(|| {
                 let name = format!("{} (here)", values[home].name);
-                values.push(ProgramValue::own(name, values[home].shape.clone()));
+                let slab = values[home].slab;
+                values.push(ProgramValue { slab, ..ProgramValue::own(name, values[home].shape.clone()) });
                 all.places.insert(values.len() - 1, home);
                 values.len() - 1
             })

@@ -85,7 +85,8 @@ impl Session {
         let program = Arc::new(program);
         let mut relies = Vec::new();
         for (at, value) in program.values.iter().enumerate().filter(|(_, v)| v.storage == Storage::Persistent) {
-            let sizes = program.capacity.resolve(&value.shape)?;
+            let mut sizes = program.capacity.resolve(&value.shape)?;
+            sizes.iter_mut().zip(value.slab).for_each(|(rows, slab)| *rows = slab.of);
             let fixed = value.shape.fixed_len().is_some();
             match self.registry.find(&value.name) {
                 None if fixed => {

@@ -8,7 +8,7 @@ use crate::gpu::values::{Preparer, Run};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::row_axis;
 
-params!(Params { len: u32, columns: u32, table_rows: u32 });
+params!(Params { len: u32, columns: u32, table_first: u32, table_rows: u32 });
 
 pub(super) static KERNEL: Kernel = kernel!("embedding", "main", Params, [Params, Read, Read, Write]);
 
@@ -38,9 +38,10 @@ impl Embedding {
 impl Runner for Embedding {
     fn record<'a>(&'a self, run: &Run<'_>, out: &mut Recorder<'a>) -> Result<()> {
         let table_rows = word(run.rows(self.entries)?);
+        let table_first = word(run.values.program.values[self.entries].first_row());
         for (p, start, end) in run.pieces(self.axis, run.rows(self.tokens)?) {
             let len = (end - start) * self.columns;
-            let params = Params { len: word(len), columns: word(self.columns), table_rows };
+            let params = Params { len: word(len), columns: word(self.columns), table_first, table_rows };
             out.dispatch(&self.pieces[p], &params, len.div_ceil(256));
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::gpu::values::{Preparer, Run};
 use crate::scheduler::Step;
 use crate::scheduler::strategy::row_axis;
 
-params!(Params { len: u32, columns: u32, row_start: u32, row_end: u32, accumulate: u32 });
+params!(Params { len: u32, columns: u32, table_first: u32, row_start: u32, row_end: u32, accumulate: u32 });
 
 pub(super) static KERNEL: Kernel = kernel!("embedding_backward", "main", Params, [Params, Read, Read, Read, Write]);
 
@@ -19,6 +19,7 @@ pub(super) struct EmbeddingBackward {
     dy: usize,
     len: usize,
     columns: usize,
+    table_first: usize,
     result: View,
 }
 
@@ -40,7 +41,8 @@ impl EmbeddingBackward {
         }
         let columns = values.row_len(dtable)?;
         let len = values.fixed(dtable, 0)? * columns;
-        Ok(Self { pieces, axis, dy, len, columns, result: values.view(dtable, 0)? })
+        let table_first = values.program.values[dtable].first_row();
+        Ok(Self { pieces, axis, dy, len, columns, table_first, result: values.view(dtable, 0)? })
     }
 }
 
@@ -54,6 +56,7 @@ impl Runner for EmbeddingBackward {
             let params = Params {
                 len: word(self.len),
                 columns: word(self.columns),
+                table_first: word(self.table_first),
                 row_start: word(start),
                 row_end: word(end),
                 accumulate: u32::from(end < rows || run.continues),
