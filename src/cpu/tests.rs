@@ -94,6 +94,9 @@ fn threads_that_share_units_change_no_bit_of_a_gradient() {
     check_threads(150, &[250, 190]);
     let many: Vec<usize> = (0..300).map(|b| b * 7 % 4).collect();
     check_threads(230, &many);
+    // So few of these that two threads share the units, and so many that they share the sequences.
+    check_threads(230, &[3; 40]);
+    check_threads(230, &[3; 80]);
 }
 
 fn check_threads(hidden: usize, lengths: &[usize]) {

@@ -32,7 +32,8 @@ pub(super) fn each<T: Send>(tasks: impl Iterator<Item = T>, work: impl Fn(T) + S
     let tasks: Vec<T> = tasks.collect();
     match tasks.len() {
         0 | 1 => tasks.into_iter().for_each(work),
-        _ => tasks.into_par_iter().for_each(work),
+        // Each alone, so that a thread that is done takes what others have not begun.
+        _ => tasks.into_par_iter().with_max_len(1).for_each(work),
     }
 }
 
