@@ -221,8 +221,12 @@ impl Member<'_> {
         for (sums, p) in sums.chunks_exact_mut(*most * GATES * lanes).zip(self.panels.clone()) {
             let (first, sums) = (p * lanes, &mut sums[..rows * GATES * lanes]);
             let used = lanes.min(hidden - first);
-            let bias = [0, 1, 2, 3].map(|gate| load(simd, &bias[gate * hidden + first..][..used]));
-            S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0.iter_mut().for_each(|row| *row = bias);
+            // No closure here: one that is not inlined has no vector instructions.
+            let mut of_gates = [simd.splat_f32s(0.0); GATES];
+            for (gate, to) in of_gates.iter_mut().enumerate() {
+                *to = load(simd, &bias[gate * hidden + first..][..used]);
+            }
+            S::as_mut_simd_f32s(sums).0.as_chunks_mut::<GATES>().0.iter_mut().for_each(|row| *row = of_gates);
             panels.add(simd, (x, stride), p, sums);
         }
     }

@@ -30,6 +30,7 @@ pub(super) struct Packed {
     inner: usize,
     columns: usize,
     width: usize,
+    panels: usize,
     /// Length of each block of K but the last.
     depth: usize,
 }
@@ -119,7 +120,7 @@ impl Packed {
         }
         // In blocks as even as they can be.
         let depth = inner.div_ceil(inner.div_ceil(BLOCK_K).max(1)).max(1);
-        (self.inner, self.columns, self.width, self.depth) = (inner, columns, width, depth);
+        (self.inner, self.columns, self.width, self.panels, self.depth) = (inner, columns, width, panels, depth);
         let blocks = self.blocks();
         let mut rest = &mut self.data[..len];
         for (k, depth) in blocks {
@@ -151,8 +152,9 @@ impl Packed {
     }
 
     /// The panels of the block of K that begins at `k`.
+    #[inline(always)]
     pub(super) fn block(&self, k: usize, depth: usize) -> &[f32] {
-        let stride = self.columns.div_ceil(self.width) * self.width;
+        let stride = self.panels * self.width;
         &self.data[k * stride..(k + depth) * stride]
     }
 }
