@@ -4,11 +4,12 @@ use super::batch::{Capacity, GRADIENT_CHUNK};
 use super::cut::{Draft, cut};
 use super::footprint::amount;
 use super::fuse::fuse;
+use super::given;
 use super::lifetimes::Laid;
 use super::measures::{self, Measures};
 use super::memory;
 use super::products::ProductShape;
-use super::program::{Bound, CompileOptions, Program, ProgramValue, ScalarSource, Step, Storage, root};
+use super::program::{CompileOptions, Program, ProgramValue, Step, Storage, root};
 use super::recurrence::{Family, Kernels, Layer};
 use super::slabs::Slabs;
 use super::stage::{Action, Stage};
@@ -17,8 +18,7 @@ use super::stream::{self, Brought};
 use crate::config::Cell;
 use crate::error::{Error, Result};
 use crate::graph::lstm::{LstmOp, backward, forward};
-use crate::graph::memory::{EXACT, by_token, recall, remember};
-use crate::graph::{Broadcast, Dim, Expr, Graph, Kind, Op, Parameter, Value, broadcast};
+use crate::graph::{Broadcast, Graph, Kind, Op, Parameter, Value, broadcast};
 use std::collections::BTreeSet;
 
 /// Compiles the live part of `graph` for `target`.
@@ -378,8 +378,8 @@ impl<'a> Compiler<'a> {
             shares,
             inputs: named(Kind::Input).collect(),
             outputs,
-            scalars: scalars(&self.steps),
-            bounds: bounds(&self.steps, &self.values),
+            scalars: given::scalars(&self.steps),
+            bounds: given::bounds(&self.steps, &self.values),
             copies: ordered(&self.values, &self.copies, &self.target)?,
             updated: self.updated.clone(),
             capacity: options.capacity.clone(),
@@ -449,58 +449,4 @@ pub(super) fn always<T>(op: &Op, position: usize, inputs: &[Option<T>], executor
         Op::CrossEntropy { .. } | Op::Attention(_) | Op::RecallPlaces(_) => true,
         _ => false,
     }
-}
-
-fn scalars(steps: &[Step]) -> Vec<ScalarSource> {
-    let mut all = Vec::new();
-    for step in steps {
-        let Op::Elementwise { exprs } = &step.op else { continue };
-        for expr in exprs {
-            expr.visit(&mut |e| {
-                let source = match e {
-                    Expr::Scalar(name) => ScalarSource::Named(name.clone()),
-                    Expr::Size(symbol) => ScalarSource::Size(symbol.clone()),
-                    _ => return,
-                };
-                if !all.contains(&source) {
-                    all.push(source);
-                }
-            });
-        }
-    }
-    all
-}
-
-fn bounds(steps: &[Step], values: &[ProgramValue]) -> Vec<Bound> {
-    let mut all = Vec::new();
-    for step in steps {
-        let rows = |at: usize| {
-            let table = &values[step.inputs[at]?];
-            table.slab.map_or_else(|| table.shape.rows().cloned(), |slab| Some(Dim::Fixed(slab.of)))
-        };
-        let (position, below, except) = match &step.op {
-            Op::Embedding | Op::Scatter => (1, rows(0), None),
-            Op::CrossEntropy { ignore } => (1, step.inputs[0].and_then(|l| values[l].shape.0.get(1).cloned()), *ignore),
-            Op::Remember(_) => {
-                let (reader, exact) = (step.op.name(), step.inputs[remember::TOKENS]);
-                let bound = |value| Bound { value, below: EXACT, except: None, distinct: false, reader };
-                all.extend(exact.map(bound));
-                (remember::SLOTS, rows(remember::RING), None)
-            }
-            Op::Recall(_) | Op::RecallBackward { .. } | Op::RecallPlaces(_) => {
-                (recall::SLOTS, rows(recall::RING), None)
-            }
-            Op::RecallTokens { .. } => (by_token::SLOTS, rows(by_token::RING), None),
-            _ => continue,
-        };
-        if let (Some(value), Some(Dim::Fixed(below))) = (step.inputs[position], below) {
-            let distinct = writes_rows(&step.op);
-            let bound = Bound { value, below, except, distinct, reader: step.op.name() };
-            // Every slab of a table has the same.
-            if !all.contains(&bound) {
-                all.push(bound);
-            }
-        }
-    }
-    all
 }

@@ -1,6 +1,7 @@
 //! A program: operations in order, and how they run: in which stages, with which values where, for capacities and a target.
 
 use super::batch::{Axis, Batch, Capacity};
+use super::given::{Bound, ScalarSource};
 use super::measures::Measures;
 use super::memory::Placement;
 use super::precision::Precision;
@@ -9,8 +10,8 @@ use super::recurrence::{Kernels, Recurrence};
 use super::stage::{Cut, Stage};
 use super::strategy::{Executor, Limits, Target};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Expr, Layout, Op, Shape, Symbol};
-use crate::params::{DType, Tensor};
+use crate::graph::{Dim, Expr, Layout, Op, Shape};
+use crate::params::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a value's storage comes from.
@@ -126,50 +127,6 @@ impl Step {
     /// Values that a workspace is packed from.
     pub fn sources(&self, workspace: usize) -> impl Iterator<Item = usize> + '_ {
         self.packs[workspace].iter().filter_map(|&at| self.inputs[at])
-    }
-}
-
-/// A scalar that a run gives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ScalarSource {
-    /// Set on the batch by name.
-    Named(String),
-    /// A size of the batch.
-    Size(Symbol),
-}
-
-/// A bound that an input's integers must keep.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
-    /// The value.
-    pub value: usize,
-    /// Integers must be below this.
-    pub below: usize,
-    /// Except this one.
-    pub except: Option<u32>,
-    /// Whether none may come twice.
-    pub distinct: bool,
-    /// The operation that reads it.
-    pub reader: &'static str,
-}
-
-impl Bound {
-    /// Refuses an input, called `name`, that breaks it.
-    pub fn check(&self, name: &str, tensor: &Tensor) -> Result<()> {
-        let all = tensor.u32s()?;
-        let refused = |at: usize, expected: String| {
-            let reader = self.reader;
-            Err(Error::data(format!("{reader}: input `{name}` has {} at position {at}, expected {expected}", all[at])))
-        };
-        if let Some(at) = all.iter().position(|&v| v as usize >= self.below && Some(v) != self.except) {
-            return refused(at, format!("integers below {}", self.below));
-        }
-        let mut sorted = if self.distinct { all.to_vec() } else { Vec::new() };
-        sorted.sort_unstable();
-        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => refused(all.iter().position(|v| *v == pair[0]).unwrap_or(0), "it once".to_string()),
-            None => Ok(()),
-        }
     }
 }
 

@@ -76,8 +76,10 @@ impl Slabs<'_> {
         let mut all = BTreeMap::new();
         for (at, rows) in large {
             let whole = self.values[at].clone();
-            let slabs = (0..rows).step_by(rows_of[&rows]).map(|first| {
-                let here = rows_of[&rows].min(rows - first);
+            // As even as they can be.
+            let each = rows.div_ceil(rows.div_ceil(rows_of[&rows])).next_multiple_of(ALIGNED_ROWS);
+            let slabs = (0..rows).step_by(each).map(|first| {
+                let here = each.min(rows - first);
                 let shape = Shape(vec![Dim::Fixed(here), whole.shape.0[1].clone()]);
                 let slab = ProgramValue { shape, slab: Some(Slab { first, of: rows }), ..whole.clone() };
                 // Its first slab is in the place of the whole.

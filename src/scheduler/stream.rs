@@ -38,9 +38,9 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)]) -> Vec<usize>
             && v.shape.fixed_len().is_some_and(|len| len >= LEAST)
     };
     // A session has all slabs of a value in one place.
-    let kept = |v: usize| values[v].slab.is_some() && values[v].storage == Storage::Persistent;
-    let barred_names: BTreeSet<&str> = barred.iter().filter(|v| kept(**v)).map(|v| values[*v].name.as_str()).collect();
-    let alone = |v: usize| !kept(v) || !barred_names.contains(values[v].name.as_str());
+    let slabs = barred.iter().map(|&v| &values[v]).filter(|v| is_kept_slab(v));
+    let barred_names: BTreeSet<&str> = slabs.map(|v| v.name.as_str()).collect();
+    let alone = |v: usize| !is_kept_slab(&values[v]) || !barred_names.contains(values[v].name.as_str());
     let free = |v: &usize| !barred.contains(v) && alone(*v) && fits(&values[*v]);
     let mut all: Vec<usize> = (0..values.len()).filter(free).collect();
     let uses = |v: &usize| draft.steps.iter().filter(|s| s.inputs.contains(&Some(*v))).count();
@@ -50,10 +50,14 @@ pub(super) fn candidates(draft: &Draft, copies: &[(usize, usize)]) -> Vec<usize>
 
 /// Has all slabs of what a session keeps wait where one of them does.
 pub(super) fn together(values: &mut [ProgramValue]) {
-    let kept = |v: &&mut ProgramValue| v.slab.is_some() && v.storage == Storage::Persistent;
     let waits: BTreeSet<String> =
-        values.iter_mut().filter(|v| kept(v) && v.offloaded).map(|v| v.name.clone()).collect();
-    values.iter_mut().filter(kept).for_each(|v| v.offloaded = waits.contains(&v.name));
+        values.iter().filter(|v| is_kept_slab(v) && v.offloaded).map(|v| v.name.clone()).collect();
+    values.iter_mut().filter(|v| is_kept_slab(v)).for_each(|v| v.offloaded = waits.contains(&v.name));
+}
+
+/// Whether a session has it as some rows of a value.
+fn is_kept_slab(value: &ProgramValue) -> bool {
+    value.slab.is_some() && value.storage == Storage::Persistent
 }
 
 /// Sums over several values that wait become a sum of each, as soon as it is there, and of these: none has to wait for another.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{B, Dim, Graph, Value};
 use crate::nn::{GraphOptions, Network, Slots};
 use crate::params::{DType, Tensor};
-use crate::scheduler::program::Bound;
+use crate::scheduler::Bound;
 use crate::scheduler::{Batch, Capacity};
 use std::collections::BTreeMap;
 

@@ -5,7 +5,7 @@ use super::stats::Stats;
 use super::worker::Command;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::program::Bound;
+use crate::scheduler::Bound;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
