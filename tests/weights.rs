@@ -283,24 +283,32 @@ fn layers_of_every_kind_run_in_parts_of_a_few_steps() {
     network.output("y", y[0]);
     let (named, batch) = (parameters(&network), Batch::ragged(&[23, 9, 0, 30, 3]).unwrap());
     let (graph, x) = (graph(&network), packed_input(&batch));
-    let run = |device: &Device, measures: Measures| {
+    // Outputs, and how many workspaces the host packs, and the device.
+    let run = |device: &Device, target: Target, measures: Measures| {
         let mut session = session(device, &named);
         let options = CompileOptions { measures: Some(measures), ..CompileOptions::new(&Capacity::exactly(&batch)) };
-        let mut executable = session.load_with(&graph, &options).unwrap();
+        let mut executable = session.load_program(compile(&graph, target, &options).unwrap()).unwrap();
         session.run(&mut executable, &batch, &[("x", &x)]).unwrap();
-        let actions = executable.program().stages.iter().flat_map(|s| &s.body);
-        let brought = actions.filter(|a| matches!(a, Action::Bring(..))).count();
-        (session.output(&executable, "y").unwrap(), brought)
+        let actions: Vec<&Action> = executable.program().stages.iter().flat_map(|s| &s.body).collect();
+        let count = |is: fn(&Action) -> bool| actions.iter().filter(|a| is(a)).count();
+        let packs = [count(|a| matches!(a, Action::Bring(..))), count(|a| matches!(a, Action::Pack(..)))];
+        (session.output(&executable, "y").unwrap(), packs)
     };
     for device in two_devices() {
-        let (wanted, _) = run(&device, Measures::default());
+        let target = device.target();
+        let (wanted, _) = run(&device, target, Measures::default());
         assert!(wanted.f32s().unwrap().iter().any(|v| *v != 0.0));
         for segments in [None, Some((Keep::Nothing, 8)), Some((Keep::Nothing, 5))] {
             for sequences in [None, Some(2)] {
-                let (y, brought) = run(&device, Measures { segments, sequences, stream: true, ..Measures::default() });
-                assert_eq!(y, wanted, "{device:?}: {segments:?}, {sequences:?}");
-                let unified = device.target().unified && device.label() != "cpu";
-                assert_eq!(brought > 8, unified, "{device:?}: {brought}");
+                let measures = Measures { segments, sequences, stream: true, ..Measures::default() };
+                // As it is, and as if it had memory of its own.
+                for unified in [target.unified, false] {
+                    let (y, [by_host, by_device]) = run(&device, Target { unified, ..target }, measures);
+                    assert_eq!(y, wanted, "{device:?}: {measures}");
+                    let gpu = device.label() != "cpu";
+                    assert_eq!(by_host > 8, unified && gpu, "{device:?}: {by_host}");
+                    assert_eq!(by_device > 8, !unified && gpu, "{device:?}: {by_device}");
+                }
             }
         }
     }

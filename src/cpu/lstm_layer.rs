@@ -55,8 +55,8 @@ pub(super) fn spread(
     work: impl Fn(Range<usize>, Range<usize>, &Meeting) + Sync,
 ) {
     let members = threads::count();
-    let step = layer.lengths.len() * GATES * layer.hidden * layer.r;
     let weights = GATES * layer.hidden * layer.r;
+    let step = layer.lengths.len() * weights;
     let longest = layer.lengths.first().copied().unwrap_or(0).max(1);
     let active = layer.lengths.iter().sum::<usize>() / longest;
     let apart = weights <= SHARED_CACHE && active >= SHARED_ROWS * members;

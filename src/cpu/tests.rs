@@ -87,13 +87,17 @@ fn an_lstm_over_ragged_sequences_matches_plain_loops_on_any_number_of_threads() 
     }
 }
 
-/// Two sequences of more rows than a chunk, whose threads share the units where there are more than two, and more sequences than
-/// a tile, whose threads share the units as the weights are many: the same bits, forward and of every gradient.
+/// Two sequences of more rows than a chunk, whose threads share the units where there are more than two; more sequences than a
+/// tile, whose threads share them, or where few of them are active at a time the units, as the weights are many: the same bits,
+/// forward and of every gradient.
 #[test]
 fn threads_that_share_units_change_no_bit_of_a_gradient() {
     check_threads(150, &[250, 190]);
     let many: Vec<usize> = (0..300).map(|b| b * 7 % 4).collect();
     check_threads(230, &many);
+    let mut few = [1; 300];
+    few[7] = 30;
+    check_threads(230, &few);
     // So few of these that two threads share the units, and so many that they share the sequences.
     check_threads(230, &[3; 40]);
     check_threads(230, &[3; 80]);
