@@ -5,15 +5,14 @@ use super::engine::{Engine, Table as StateTable};
 use super::queue::{Shared, Signature, Table};
 use super::state::StreamState;
 use super::stats::Stats;
-use super::worker::{Command, Worker};
+use super::worker::{Command, WORKERS, Worker};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Network;
 use crate::params::{DType, Tensor};
-use crate::scheduler::Pace;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -24,7 +23,7 @@ pub struct Streams {
     shared: Arc<Shared>,
     tables: Arc<Vec<StateTable>>,
     device: String,
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 /// One stream. Closed when it is dropped.
@@ -53,11 +52,20 @@ impl Streams {
         let limits = options.limits();
         let table = Table::new(options.streams).into();
         let shared = Arc::new(Shared { table, work: Default::default(), signature, options });
-        let theirs = Arc::clone(&shared);
-        let work = move || Worker { shared: &theirs, engine, limits, pace: Pace::default() }.run();
-        let worker = std::thread::Builder::new().name("mnemon streams".to_string()).spawn(work);
-        let worker = worker.map_err(|e| Error::device(format!("streams: no thread: {e}")).caused_by(e))?;
-        Ok(Self { shared, tables, device, worker: Some(worker) })
+        let (zero, engine) = (engine.zero(), Arc::new(Mutex::new(engine)));
+        // Stops those that have begun where another cannot.
+        let mut all = Self { shared, tables, device, workers: Vec::new() };
+        for _ in 0..WORKERS {
+            let (shared, engine) = (Arc::clone(&all.shared), Arc::clone(&engine));
+            let work = move || {
+                let (x, y) = (Vec::new(), Vec::new());
+                Worker { shared: &shared, engine: &engine, limits, zero, x, y }.run();
+            };
+            let worker = std::thread::Builder::new().name("mnemon streams".to_string()).spawn(work);
+            let worker = worker.map_err(|e| Error::device(format!("streams: no thread: {e}")).caused_by(e))?;
+            all.workers.push(worker);
+        }
+        Ok(all)
     }
 
     /// Opens a stream that has read nothing. An error where as many are open as there may be.
@@ -139,10 +147,10 @@ impl Streams {
 
     fn join(&mut self) {
         self.shared.work.notify_all();
-        if let Some(worker) = self.worker.take()
-            && worker.join().is_err()
-        {
-            self.shared.lock().fail("the thread of the streams has panicked".to_string());
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                self.shared.fail("the thread of the streams has panicked".to_string());
+            }
         }
     }
 }
@@ -213,9 +221,8 @@ impl Stream {
         let last = entry.done + (entry.running + entry.waiting) as u64;
         entry.pushes.push_back((last, Instant::now()));
         table.stats.waiting += count as u64;
-        if table.enqueue(self.slot, options.outputs) {
-            self.shared.work.notify_one();
-        }
+        table.enqueue(self.slot, options.outputs);
+        self.shared.rouse(table);
         Ok(count)
     }
 
@@ -261,11 +268,9 @@ impl Stream {
         let width = self.shared.signature.output;
         let entry = table.entry(self.slot, self.id)?;
         let steps = std::mem::take(&mut entry.ready);
-        let values = entry.output.first(steps * width).to_vec();
-        entry.output.drop_first(steps * width);
-        if table.enqueue(self.slot, self.shared.options.outputs) {
-            self.shared.work.notify_one();
-        }
+        let values = std::mem::take(&mut entry.output);
+        table.enqueue(self.slot, self.shared.options.outputs);
+        self.shared.rouse(table);
         Tensor::new(&[steps, width], values)
     }
 
@@ -321,7 +326,7 @@ impl Drop for Stream {
         }
         table.release(slot);
         // Commands may have waited for it.
-        self.shared.work.notify_one();
+        self.shared.rouse(&table);
     }
 }
 
@@ -332,8 +337,8 @@ fn ask<T>(shared: &Shared, command: impl FnOnce(std::sync::mpsc::Sender<Result<T
         let mut table = shared.lock();
         table.check()?;
         table.commands.push(command(reply));
+        shared.rouse(&table);
     }
-    shared.work.notify_one();
     answer
         .recv()
         .unwrap_or_else(|_| Err(shared.lock().check().err().unwrap_or_else(|| Error::device("streams: stopped"))))

@@ -1,8 +1,8 @@
 //! Live streams: any number of sequences, each at its own point, that come, pause and go while one batch computes them.
 //!
 //! [`Streams`] holds a network on a device, and each stream's carried states in a slot there. Whoever has a [`Stream`] pushes
-//! steps of any number at any time from any thread, and receives an output for each. A thread of its own runs *ticks*: it
-//! gathers what is ready into one batch, runs it, and hands the outputs out. What a stream gives does not depend on what else
+//! steps of any number at any time from any thread, and receives an output for each. Threads of their own run *ticks*: they
+//! gather what is ready into one batch, run it, and hand the outputs out. What a stream gives does not depend on what else
 //! was in its batch, nor on how its steps were cut into ticks: they are the same bits.
 //!
 //! ```
@@ -26,6 +26,7 @@
 //! ```
 
 mod engine;
+mod exchange;
 mod handle;
 mod journal;
 mod queue;

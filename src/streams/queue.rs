@@ -5,30 +5,26 @@ use super::stats::Stats;
 use super::worker::Command;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::Bound;
+use crate::scheduler::{Bound, Pace};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-/// Rows in and out at the two ends. What was taken out is dropped from the front now and then.
-#[derive(Debug)]
-pub(super) struct Rows<V> {
-    values: Vec<V>,
+/// Values in and out at the two ends. What was taken out is dropped from the front now and then.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    values: Vec<u32>,
     begin: usize,
 }
 
-impl<V: Copy> Rows<V> {
-    pub fn new() -> Self {
-        Self { values: Vec::new(), begin: 0 }
-    }
-
-    pub fn push(&mut self, values: &[V]) {
+impl Waiting {
+    pub fn push(&mut self, values: &[u32]) {
         self.values.extend_from_slice(values);
     }
 
     /// The first `count` values, taken out by [`Self::drop_first`].
-    pub fn first(&self, count: usize) -> &[V] {
+    pub fn first(&self, count: usize) -> &[u32] {
         &self.values[self.begin..self.begin + count]
     }
 
@@ -49,9 +45,9 @@ impl<V: Copy> Rows<V> {
 pub(super) struct Entry {
     pub id: u64,
     /// What waits to run, the bits of floats or of integers.
-    pub input: Rows<u32>,
+    pub input: Waiting,
     /// What waits to be received.
-    pub output: Rows<f32>,
+    pub output: Vec<f32>,
     /// Steps that wait, steps of outputs that wait, steps that run, and steps that have run.
     pub waiting: usize,
     pub ready: usize,
@@ -78,6 +74,14 @@ pub(super) struct Table {
     /// Slots with steps to run and room for outputs, in the order in which they are served.
     pub queue: VecDeque<usize>,
     pub commands: Vec<Command>,
+    /// Ticks that were taken out of the queue and are not delivered yet.
+    pub running: usize,
+    /// Streams in the queue that are enough for a tick while another runs.
+    pub enough: usize,
+    /// Workers that wait for something to do.
+    pub idle: usize,
+    /// How long ticks take.
+    pub pace: Pace,
     pub ids: u64,
     /// What has stopped everything, if it has.
     pub failure: Option<String>,
@@ -139,6 +143,22 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes a worker that has something to do, if there is one.
+    pub fn rouse(&self, table: &Table) {
+        if table.idle > 0 && (table.may_begin() || table.next_command().is_some()) {
+            self.work.notify_one();
+        }
+    }
+
+    /// Stops everything: whoever waits is woken to see why.
+    pub fn fail(&self, why: String) {
+        let mut table = self.lock();
+        table.failure.get_or_insert(why);
+        table.commands.clear();
+        table.entries.iter_mut().flatten().for_each(Entry::wake);
+        self.work.notify_all();
+    }
+
     /// Waits for a change of the stream `id` in `slot`.
     pub fn wait<'a>(&self, mut table: MutexGuard<'a, Table>, slot: usize, id: u64) -> Result<MutexGuard<'a, Table>> {
         let entry = table.entry(slot, id)?;
@@ -160,6 +180,10 @@ impl Table {
             free: (0..streams).rev().collect(),
             queue: VecDeque::new(),
             commands: Vec::new(),
+            running: 0,
+            enough: usize::MAX,
+            idle: 0,
+            pace: Pace::default(),
             ids: 0,
             failure: None,
             drains: false,
@@ -178,8 +202,8 @@ impl Table {
         self.ids += 1;
         self.entries[slot] = Some(Entry {
             id: self.ids,
-            input: Rows::new(),
-            output: Rows::new(),
+            input: Waiting::default(),
+            output: Vec::new(),
             waiting: 0,
             ready: 0,
             running: 0,
@@ -211,16 +235,14 @@ impl Table {
         found.ok_or_else(|| Error::argument("stream: it is closed"))
     }
 
-    /// Queues `slot` if it has something to run and room for what comes of it. Tells whether it did.
-    pub fn enqueue(&mut self, slot: usize, outputs: usize) -> bool {
-        let Some(entry) = self.entries[slot].as_mut() else { return false };
-        let can = entry.waiting > 0 && entry.ready + entry.running < outputs;
-        if !can || entry.is_queued || entry.is_closed || entry.running > 0 {
-            return false;
+    /// Queues `slot` if it has something to run and room for what comes of it.
+    pub fn enqueue(&mut self, slot: usize, outputs: usize) {
+        let Some(entry) = self.entries[slot].as_mut() else { return };
+        let can = entry.waiting > 0 && entry.ready < outputs && entry.running == 0;
+        if can && !entry.is_queued && !entry.is_closed {
+            entry.is_queued = true;
+            self.queue.push_back(slot);
         }
-        entry.is_queued = true;
-        self.queue.push_back(slot);
-        true
     }
 
     /// Frees `slot` if its stream is closed and nothing of it runs.
@@ -232,13 +254,27 @@ impl Table {
         }
     }
 
-    /// Stops everything: whoever waits is woken to see why.
-    pub fn fail(&mut self, why: String) {
-        self.failure.get_or_insert(why);
-        self.commands.clear();
-        for entry in self.entries.iter_mut().flatten() {
-            entry.wake();
-        }
+    /// Whether a tick may be taken out of the queue: of whatever waits where none runs, and beside one that does where as many
+    /// wait as are worth it, since what comes meanwhile must wait for the next.
+    pub fn may_begin(&self) -> bool {
+        !self.queue.is_empty() && (self.running == 0 || self.queue.len() >= self.enough)
+    }
+
+    /// Whether nothing runs and nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        self.queue.is_empty() && self.commands.is_empty() && self.running == 0
+    }
+
+    /// The first command that can be done: whose stream has nothing left to run, or is gone.
+    pub fn next_command(&self) -> Option<usize> {
+        self.commands.iter().position(|command| {
+            let (slot, id) = match command {
+                Command::Save { slot, id, .. } | Command::Fork { slot, id, .. } => (*slot, *id),
+                Command::Write { .. } => return true,
+            };
+            let entry = self.entries[slot].as_ref().filter(|e| e.id == id);
+            entry.is_none_or(|e| e.is_closed || e.waiting == 0 && e.running == 0)
+        })
     }
 }
 

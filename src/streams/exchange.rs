@@ -1,0 +1,130 @@
+//! Steps from the queues of streams into a tick, and its outputs back, a few streams at a time, so that who pushes and receives
+//! meanwhile never waits long.
+
+use super::journal::Event;
+use super::queue::{Entry, Shared, Table};
+use crate::error::{Error, Result};
+use crate::params::Tensor;
+use crate::scheduler::{TickLimits, tick};
+use std::time::Instant;
+
+/// Streams whose values are copied while the lock is held.
+const AT_ONCE: usize = 32;
+
+/// The streams of a tick, those with the most steps first.
+pub(super) struct Members {
+    /// Slots and steps.
+    pub all: Vec<(usize, usize)>,
+    /// The first row of each step.
+    offsets: Vec<usize>,
+}
+
+impl Members {
+    fn new(mut all: Vec<(usize, usize)>) -> Self {
+        all.sort_by_key(|m| std::cmp::Reverse(m.1)); // stable
+        let mut offsets = vec![0];
+        for t in 0..all.first().map_or(0, |m| m.1) {
+            offsets.push(offsets[t] + all.partition_point(|m| m.1 > t));
+        }
+        Self { all, offsets }
+    }
+
+    /// Steps of all.
+    pub fn rows(&self) -> usize {
+        self.offsets[self.steps()]
+    }
+
+    /// The most steps of one.
+    pub fn steps(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Where the values of the stream at `place` are, `width` a step, step by step.
+    fn places(&self, place: usize, width: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        let row = move |&offset: &usize| (offset + place) * width..(offset + place + 1) * width;
+        self.offsets[..self.all[place].1].iter().map(row)
+    }
+
+    /// Calls `work` for each of them, a few at a time under the lock.
+    fn each(&self, shared: &Shared, mut work: impl FnMut(&mut Table, usize) -> Result<()>) -> Result<()> {
+        let mut places = 0..self.all.len();
+        while !places.is_empty() {
+            let mut table = shared.lock();
+            places.by_ref().take(AT_ONCE).try_for_each(|place| work(&mut table, place))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the next tick's streams out of the queue of `table`.
+pub(super) fn choose(table: &mut Table, limits: &TickLimits, outputs: usize) -> Result<Members> {
+    let Table { queue, entries, stats, pace, .. } = table;
+    let mut waiting = Vec::with_capacity(queue.len().min(limits.sequences));
+    for &slot in queue.iter().take(limits.sequences) {
+        let entry = in_slot(entries, slot)?;
+        waiting.push(entry.waiting.min(outputs - entry.ready));
+    }
+    let chosen = tick(&waiting, limits, pace);
+    let members = Members::new(queue.drain(..chosen.len()).zip(chosen).collect());
+    for &(slot, steps) in &members.all {
+        let entry = in_slot(entries, slot)?;
+        (entry.running, entry.waiting, entry.is_queued) = (steps, entry.waiting - steps, false);
+    }
+    stats.waiting -= members.rows() as u64;
+    Ok(members)
+}
+
+/// What the streams of a tick read, out of their queues; `x` gives it room. New ones begin from the row `zero`.
+pub(super) fn gather(shared: &Shared, members: &Members, mut x: Vec<u32>, zero: u32) -> Result<Event> {
+    let width = shared.signature.width();
+    x.resize(members.rows() * width, 0);
+    let mut from = Vec::with_capacity(members.all.len());
+    members.each(shared, |table, place| {
+        let (slot, steps) = members.all[place];
+        let entry = in_slot(&mut table.entries, slot)?;
+        let rows = entry.input.first(steps * width).chunks_exact(width);
+        members.places(place, width).zip(rows).for_each(|(to, row)| x[to].copy_from_slice(row));
+        entry.input.drop_first(steps * width);
+        from.push(if entry.has_state { slot as u32 } else { zero });
+        // Whoever waits for room has some.
+        entry.wake();
+        Ok(())
+    })?;
+    let x = match shared.signature.input {
+        Some(features) => Tensor::new(&[members.rows(), features], bytemuck::cast_vec(x))?,
+        None => Tensor::from_u32(&[members.rows()], x)?,
+    };
+    let to = members.all.iter().map(|m| m.0 as u32).collect();
+    let [from, to] = [from, to].map(|slots: Vec<u32>| Tensor::from_u32(&[members.all.len()], slots));
+    Ok(Event::Tick { from: from?, to: to?, lengths: members.all.iter().map(|m| m.1).collect(), x })
+}
+
+/// Hands the outputs y `[rows, width]` of a tick out.
+pub(super) fn deliver(shared: &Shared, members: &Members, y: &[f32]) -> Result<()> {
+    let (now, width, outputs) = (Instant::now(), shared.signature.output, shared.options.outputs);
+    members.each(shared, |table, place| {
+        let (slot, steps) = members.all[place];
+
+        if let Some(entry) = table.entries[slot].as_mut() {
+            entry.output.reserve(steps * width);
+            members.places(place, width).for_each(|row| entry.output.extend_from_slice(&y[row]));
+            entry.ready += steps;
+            entry.running = 0;
+            entry.has_state = true;
+            entry.done += steps as u64;
+            while let Some(&(_, pushed)) = entry.pushes.front().filter(|p| p.0 <= entry.done) {
+                entry.pushes.pop_front();
+                table.stats.note(now.duration_since(pushed));
+            }
+            table.stats.steps += steps as u64;
+            entry.wake();
+        }
+        table.release(slot);
+        table.enqueue(slot, outputs);
+        Ok(())
+    })
+}
+
+fn in_slot(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {
+    entries[slot].as_mut().ok_or_else(|| Error::internal("streams: a slot is empty"))
+}
