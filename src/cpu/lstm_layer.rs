@@ -24,6 +24,10 @@ const SHARED_CACHE: usize = 4 << 20;
 const SHARED_ROWS: usize = 32;
 /// Most sequences whose states and sums of gates stay in a processor's second cache from step to step.
 const TILE: usize = 128;
+/// Sequences of a thread up to which it has them all in one tile, and the fewest of a tile where it has more: a product of fewer
+/// rows is slower.
+const FEW: usize = 64;
+const LEAST: usize = 16;
 /// Multiply-adds of a step that are worth a meeting.
 const MEETING_COST: usize = 50_000;
 /// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.
@@ -70,7 +74,11 @@ pub(super) fn spread(
             }
         });
     } else {
-        threads::each(shares.iter().flat_map(tiles), |tile| work(tile, 0..panels, &Meeting::new(1)));
+        let all = 0..layer.lengths.len();
+        let is_many = all.len() > FEW * shares.len() && shares.len() > 1;
+        let tiles: Vec<_> =
+            if is_many { falling(all, shares.len()).collect() } else { shares.iter().flat_map(tiles).collect() };
+        threads::each(tiles.into_iter(), |tile| work(tile, 0..panels, &Meeting::new(1)));
     }
 }
 
@@ -79,6 +87,18 @@ fn tiles(sequences: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<>
     let (first, len) = (sequences.start, sequences.len());
     let count = len.div_ceil(TILE).max(1);
     (0..count).map(move |n| first + n * len / count..first + (n + 1) * len / count)
+}
+
+/// Parts of `sequences`, each smaller than those before: threads take one after the other, and one that the system holds up takes
+/// fewer.
+fn falling(sequences: Range<usize>, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut first = sequences.start;
+    std::iter::from_fn(move || {
+        let left = sequences.end - first;
+        let len = (left / (2 * threads)).clamp(LEAST, TILE).min(left);
+        first += len;
+        (len > 0).then_some(first - len..first)
+    })
 }
 
 /// The length of each packed sequence. Sequence b takes part in the steps whose rows exceed b; lengths descend.

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -32,8 +33,16 @@ pub(super) fn each<T: Send>(tasks: impl Iterator<Item = T>, work: impl Fn(T) + S
     let tasks: Vec<T> = tasks.collect();
     match tasks.len() {
         0 | 1 => tasks.into_iter().for_each(work),
-        // Each alone, so that a thread that is done takes what others have not begun.
-        _ => tasks.into_par_iter().with_max_len(1).for_each(work),
+        // In their order, so that a thread that is done takes what others have not begun.
+        n => {
+            let tasks = Mutex::new(tasks.into_iter());
+            let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+            (0..count().min(n)).into_par_iter().with_max_len(1).for_each(|_| {
+                while let Some(task) = next() {
+                    work(task);
+                }
+            });
+        }
     }
 }
 

@@ -237,8 +237,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Room for what a tick reads, empty.
-    pub fn spare(&mut self) -> Vec<u32> {
+    /// Room for what a tick reads, if there is any.
+    pub fn spare(&mut self) -> Option<Vec<u32>> {
         self.journal.spare()
     }
 

@@ -6,12 +6,14 @@ use super::queue::{Entry, Shared, Table};
 use crate::error::{Error, Result};
 use crate::params::Tensor;
 use crate::scheduler::{TickLimits, tick};
+use std::sync::MutexGuard;
 use std::time::Instant;
 
 /// Streams whose values are copied while the lock is held.
 const AT_ONCE: usize = 32;
 
 /// The streams of a tick, those with the most steps first.
+#[derive(Debug)]
 pub(super) struct Members {
     /// Slots and steps.
     pub all: Vec<(usize, usize)>,
@@ -56,26 +58,35 @@ impl Members {
     }
 }
 
-/// Takes the next tick's streams out of the queue of `table`.
-pub(super) fn choose(table: &mut Table, limits: &TickLimits, outputs: usize) -> Result<Members> {
-    let Table { queue, entries, stats, pace, .. } = table;
-    let mut waiting = Vec::with_capacity(queue.len().min(limits.sequences));
-    for &slot in queue.iter().take(limits.sequences) {
-        let entry = in_slot(entries, slot)?;
-        waiting.push(entry.waiting.min(outputs - entry.ready));
-    }
-    let chosen = tick(&waiting, limits, pace);
-    let members = Members::new(queue.drain(..chosen.len()).zip(chosen).collect());
-    for &(slot, steps) in &members.all {
-        let entry = in_slot(entries, slot)?;
-        (entry.running, entry.waiting, entry.is_queued) = (steps, entry.waiting - steps, false);
-    }
-    stats.waiting -= members.rows() as u64;
-    Ok(members)
+/// A tick that is ready to run.
+#[derive(Debug)]
+pub(super) struct Tick {
+    pub members: Members,
+    pub event: Event,
+    /// What was spent on it so far.
+    pub seconds: f64,
 }
 
-/// What the streams of a tick read, out of their queues; `x` gives it room. New ones begin from the row `zero`.
-pub(super) fn gather(shared: &Shared, members: &Members, mut x: Vec<u32>, zero: u32) -> Result<Event> {
+/// A tick that has run.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    pub members: Members,
+    /// `[rows, width]`
+    pub y: Vec<f32>,
+    /// What was spent on it so far.
+    pub seconds: f64,
+}
+
+/// Takes the next tick's steps out of the queue of `table`. New streams begin from the row `zero`.
+pub(super) fn gather(shared: &Shared, mut table: MutexGuard<'_, Table>, zero: u32) -> Result<Tick> {
+    let begin = Instant::now();
+    let members = choose(&mut table, &shared.limits, shared.options.outputs)?;
+    table.running += 1;
+    // As many as this takes are worth being gathered while it runs.
+    table.enough = if table.queue.is_empty() { usize::MAX } else { members.all.len() };
+    let mut x = table.room_in.pop().unwrap_or_default();
+    shared.rouse(&table);
+    drop(table);
     let width = shared.signature.width();
     x.resize(members.rows() * width, 0);
     let mut from = Vec::with_capacity(members.all.len());
@@ -96,15 +107,34 @@ pub(super) fn gather(shared: &Shared, members: &Members, mut x: Vec<u32>, zero: 
     };
     let to = members.all.iter().map(|m| m.0 as u32).collect();
     let [from, to] = [from, to].map(|slots: Vec<u32>| Tensor::from_u32(&[members.all.len()], slots));
-    Ok(Event::Tick { from: from?, to: to?, lengths: members.all.iter().map(|m| m.1).collect(), x })
+    let lengths = members.all.iter().map(|m| m.1).collect();
+    let event = Event::Tick { from: from?, to: to?, lengths, x };
+    Ok(Tick { members, event, seconds: begin.elapsed().as_secs_f64() })
 }
 
-/// Hands the outputs y `[rows, width]` of a tick out.
-pub(super) fn deliver(shared: &Shared, members: &Members, y: &[f32]) -> Result<()> {
+/// Takes the streams of the next tick out of the queue of `table`.
+fn choose(table: &mut Table, limits: &TickLimits, outputs: usize) -> Result<Members> {
+    let Table { queue, entries, stats, pace, .. } = table;
+    let mut waiting = Vec::with_capacity(queue.len().min(limits.sequences));
+    for &slot in queue.iter().take(limits.sequences) {
+        let entry = in_slot(entries, slot)?;
+        waiting.push(entry.waiting.min(outputs - entry.ready));
+    }
+    let chosen = tick(&waiting, limits, pace);
+    let members = Members::new(queue.drain(..chosen.len()).zip(chosen).collect());
+    for &(slot, steps) in &members.all {
+        let entry = in_slot(entries, slot)?;
+        (entry.running, entry.waiting, entry.is_queued) = (steps, entry.waiting - steps, false);
+    }
+    stats.waiting -= members.rows() as u64;
+    Ok(members)
+}
+
+/// Hands the outputs of a tick out.
+pub(super) fn deliver(shared: &Shared, Outputs { members, y, seconds }: Outputs) -> Result<()> {
     let (now, width, outputs) = (Instant::now(), shared.signature.output, shared.options.outputs);
     members.each(shared, |table, place| {
         let (slot, steps) = members.all[place];
-
         if let Some(entry) = table.entries[slot].as_mut() {
             entry.output.reserve(steps * width);
             members.places(place, width).for_each(|row| entry.output.extend_from_slice(&y[row]));
@@ -122,7 +152,15 @@ pub(super) fn deliver(shared: &Shared, members: &Members, y: &[f32]) -> Result<(
         table.release(slot);
         table.enqueue(slot, outputs);
         Ok(())
-    })
+    })?;
+    let mut table = shared.lock();
+    let seconds = seconds + now.elapsed().as_secs_f64();
+    table.running -= 1;
+    table.pace.learn(members.steps(), members.rows(), seconds);
+    (table.stats.ticks, table.stats.seconds) = (table.stats.ticks + 1, table.stats.seconds + seconds);
+    table.room_out.push(y);
+    shared.rouse(&table);
+    Ok(())
 }
 
 fn in_slot(entries: &mut [Option<Entry>], slot: usize) -> Result<&mut Entry> {

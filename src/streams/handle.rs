@@ -5,14 +5,14 @@ use super::engine::{Engine, Table as StateTable};
 use super::queue::{Shared, Signature, Table};
 use super::state::StreamState;
 use super::stats::Stats;
-use super::worker::{Command, WORKERS, Worker};
+use super::worker::{Command, Worker, help};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Network;
 use crate::params::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -49,23 +49,23 @@ impl Streams {
         let (input, output) = engine.features()?;
         let signature = Signature { input, output, bounds: engine.bounds(), pads };
         let (tables, device) = (Arc::new(engine.tables().to_vec()), engine.device().name());
-        let limits = options.limits();
+        let (limits, zero) = (options.limits(), engine.zero());
         let table = Table::new(options.streams).into();
-        let shared = Arc::new(Shared { table, work: Default::default(), signature, options });
-        let (zero, engine) = (engine.zero(), Arc::new(Mutex::new(engine)));
+        let (work, ahead) = Default::default();
+        let shared = Arc::new(Shared { table, work, ahead, signature, options, limits });
         // Stops those that have begun where another cannot.
         let mut all = Self { shared, tables, device, workers: Vec::new() };
-        for _ in 0..WORKERS {
-            let (shared, engine) = (Arc::clone(&all.shared), Arc::clone(&engine));
-            let work = move || {
-                let (x, y) = (Vec::new(), Vec::new());
-                Worker { shared: &shared, engine: &engine, limits, zero, x, y }.run();
-            };
-            let worker = std::thread::Builder::new().name("mnemon streams".to_string()).spawn(work);
-            let worker = worker.map_err(|e| Error::device(format!("streams: no thread: {e}")).caused_by(e))?;
-            all.workers.push(worker);
-        }
+        let shared = Arc::clone(&all.shared);
+        all.spawn(move || Worker { shared: &shared, engine }.run())?;
+        let shared = Arc::clone(&all.shared);
+        all.spawn(move || help(&shared, zero))?;
         Ok(all)
+    }
+
+    fn spawn(&mut self, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let worker = std::thread::Builder::new().name("mnemon streams".to_string()).spawn(work);
+        self.workers.push(worker.map_err(|e| Error::device(format!("streams: no thread: {e}")).caused_by(e))?);
+        Ok(())
     }
 
     /// Opens a stream that has read nothing. An error where as many are open as there may be.
@@ -146,7 +146,7 @@ impl Streams {
     }
 
     fn join(&mut self) {
-        self.shared.work.notify_all();
+        self.shared.stop();
         for worker in self.workers.drain(..) {
             if worker.join().is_err() {
                 self.shared.fail("the thread of the streams has panicked".to_string());

@@ -44,11 +44,9 @@ impl Journal {
         self.spare = inputs.collect();
     }
 
-    /// Room for the values of a tick, empty.
-    pub fn spare(&mut self) -> Vec<u32> {
-        let mut room = self.spare.pop().unwrap_or_default();
-        room.clear();
-        room
+    /// Room for the values of a tick, if there is any.
+    pub fn spare(&mut self) -> Option<Vec<u32>> {
+        self.spare.pop()
     }
 
     /// Adds what was done; tells whether it is time to begin anew.

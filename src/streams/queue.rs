@@ -1,11 +1,12 @@
 //! What waits: inputs and outputs of each stream, which streams are ready, and who is to be woken.
 
 use super::StreamOptions;
+use super::exchange::{Outputs, Tick};
 use super::stats::Stats;
 use super::worker::Command;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::{Bound, Pace};
+use crate::scheduler::{Bound, Pace, TickLimits};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -74,12 +75,20 @@ pub(super) struct Table {
     /// Slots with steps to run and room for outputs, in the order in which they are served.
     pub queue: VecDeque<usize>,
     pub commands: Vec<Command>,
-    /// Ticks that were taken out of the queue and are not delivered yet.
+    /// Ticks that were taken out of the queue and are not delivered yet, and whether one of them is on the device.
     pub running: usize,
+    pub is_running: bool,
     /// Streams in the queue that are enough for a tick while another runs.
     pub enough: usize,
-    /// Workers that wait for something to do.
-    pub idle: usize,
+    /// The tick that is to run next, and the one that has run and is to be delivered.
+    pub gathered: Option<Tick>,
+    pub finished: Option<Outputs>,
+    /// Whether the worker and its helper wait for something to do.
+    pub waits: bool,
+    pub helper_waits: bool,
+    /// Room for what ticks read and give.
+    pub room_in: Vec<Vec<u32>>,
+    pub room_out: Vec<Vec<f32>>,
     /// How long ticks take.
     pub pace: Pace,
     pub ids: u64,
@@ -132,10 +141,12 @@ impl Signature {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub table: Mutex<Table>,
-    /// Something to do.
+    /// Something to do for the worker, and for its helper.
     pub work: Condvar,
+    pub ahead: Condvar,
     pub signature: Signature,
     pub options: StreamOptions,
+    pub limits: TickLimits,
 }
 
 impl Shared {
@@ -143,10 +154,14 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes a worker that has something to do, if there is one.
+    /// Wakes those that have something to do.
     pub fn rouse(&self, table: &Table) {
-        if table.idle > 0 && (table.may_begin() || table.next_command().is_some()) {
+        let has_work = || table.has_tick() || table.next_command().is_some() || table.drains && table.is_done();
+        if table.waits && has_work() {
             self.work.notify_one();
+        }
+        if table.helper_waits && (table.finished.is_some() || table.is_ahead()) {
+            self.ahead.notify_one();
         }
     }
 
@@ -156,7 +171,13 @@ impl Shared {
         table.failure.get_or_insert(why);
         table.commands.clear();
         table.entries.iter_mut().flatten().for_each(Entry::wake);
+        self.stop();
+    }
+
+    /// Wakes both workers to see that they are to end.
+    pub fn stop(&self) {
         self.work.notify_all();
+        self.ahead.notify_all();
     }
 
     /// Waits for a change of the stream `id` in `slot`.
@@ -181,8 +202,14 @@ impl Table {
             queue: VecDeque::new(),
             commands: Vec::new(),
             running: 0,
+            is_running: false,
             enough: usize::MAX,
-            idle: 0,
+            gathered: None,
+            finished: None,
+            waits: false,
+            helper_waits: false,
+            room_in: Vec::new(),
+            room_out: Vec::new(),
             pace: Pace::default(),
             ids: 0,
             failure: None,
@@ -254,10 +281,15 @@ impl Table {
         }
     }
 
-    /// Whether a tick may be taken out of the queue: of whatever waits where none runs, and beside one that does where as many
-    /// wait as are worth it, since what comes meanwhile must wait for the next.
-    pub fn may_begin(&self) -> bool {
-        !self.queue.is_empty() && (self.running == 0 || self.queue.len() >= self.enough)
+    /// Whether there is a tick to run.
+    pub fn has_tick(&self) -> bool {
+        self.gathered.is_some() || !self.queue.is_empty()
+    }
+
+    /// Whether the next tick is to be gathered while one runs: as many wait as it would have, so that those who come meanwhile
+    /// would have to wait for another all the same.
+    pub fn is_ahead(&self) -> bool {
+        self.is_running && self.gathered.is_none() && self.queue.len() >= self.enough
     }
 
     /// Whether nothing runs and nothing is left to do.

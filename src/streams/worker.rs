@@ -1,21 +1,18 @@
-//! The threads that run ticks: one gathers what is ready or hands outputs out while the device runs the other's tick.
+//! The threads of streams. One runs ticks on the device. The other gathers the next tick and hands the outputs of the last one
+//! out meanwhile, where there is so much to do that it pays; else the first does all of it, which is sooner.
 
 use super::engine::Engine;
-use super::exchange::{choose, deliver, gather};
+use super::exchange::{Outputs, deliver, gather};
 use super::journal::Event;
 use super::queue::Shared;
 use super::state::StreamState;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::params::Tensor;
-use crate::scheduler::TickLimits;
+use std::sync::PoisonError;
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// How many there are: the tick on the device, and the one that comes next.
-pub(super) const WORKERS: usize = 2;
-
-/// What handles ask of a worker, done between ticks.
+/// What handles ask of the worker, done between ticks.
 #[derive(Debug)]
 pub(super) enum Command {
     /// The state of a stream once all that was pushed has run.
@@ -26,33 +23,16 @@ pub(super) enum Command {
     Write { slot: usize, rows: Vec<Tensor>, steps: u64, reply: Sender<Result<()>> },
 }
 
-/// One of the threads. Who needs the engine and the table takes the engine first.
+/// Runs ticks and commands.
 pub(super) struct Worker<'a> {
     pub shared: &'a Shared,
-    pub engine: &'a Mutex<Engine>,
-    pub limits: TickLimits,
-    /// The row that new streams begin from.
-    pub zero: u32,
-    /// Room for what a tick reads, and for what it gives.
-    pub x: Vec<u32>,
-    pub y: Vec<f32>,
+    pub engine: Engine,
 }
 
 impl Worker<'_> {
     /// Works until told to stop, or until no device does any more.
     pub fn run(mut self) {
-        let _end = End(self.shared);
-        let why = loop {
-            match self.once() {
-                Ok(true) => {}
-                Ok(false) => break "they were closed".to_string(),
-                Err(error) => {
-                    log::error!("streams: {error}");
-                    break error.to_string();
-                }
-            }
-        };
-        self.shared.fail(why);
+        go_on(self.shared, || self.once());
     }
 
     /// Waits for something to do and does it; false when there is to be no more.
@@ -63,79 +43,71 @@ impl Worker<'_> {
             if table.stops || table.failure.is_some() || table.drains && table.is_done() {
                 return Ok(false);
             }
-            if table.next_command().is_some() {
+            if let Some(at) = table.next_command() {
+                let command = table.commands.remove(at);
                 drop(table);
-                return self.command().map(|()| true);
+                self.command(command);
+                return Ok(true);
             }
-            if table.may_begin() {
+            if table.has_tick() {
                 break;
             }
-            table.idle += 1;
+            table.waits = true;
             table = shared.work.wait(table).unwrap_or_else(PoisonError::into_inner);
-            table.idle -= 1;
+            table.waits = false;
         }
-        let begin = Instant::now();
-        let members = choose(&mut table, &self.limits, shared.options.outputs)?;
-        table.running += 1;
-        // As many as wait again are worth being gathered while this runs.
-        table.enough = if table.queue.is_empty() { usize::MAX } else { members.all.len() };
+        let tick = match table.gathered.take() {
+            Some(tick) => tick,
+            None => {
+                let tick = gather(shared, table, self.engine.zero())?;
+                table = shared.lock();
+                tick
+            }
+        };
+        table.is_running = true;
+        let mut y = table.room_out.pop().unwrap_or_default();
         shared.rouse(&table);
         drop(table);
-        let event = gather(shared, &members, std::mem::take(&mut self.x), self.zero)?;
-        let gathered = begin.elapsed();
-        let mut engine = lock(self.engine)?;
         let begin = Instant::now();
-        self.y.clear();
-        engine.run(event, |y| self.y.extend_from_slice(y))?;
-        let recoveries = engine.recoveries;
-        self.x = engine.spare();
-        drop(engine);
-        deliver(shared, &members, &self.y)?;
-        let seconds = (gathered + begin.elapsed()).as_secs_f64();
+        y.clear();
+        self.engine.run(tick.event, |values| y.extend_from_slice(values))?;
+        let seconds = tick.seconds + begin.elapsed().as_secs_f64();
+        let outputs = Outputs { members: tick.members, y, seconds };
         let mut table = shared.lock();
-        table.running -= 1;
-        table.pace.learn(members.steps(), members.rows(), seconds);
-        let stats = &mut table.stats;
-        (stats.ticks, stats.seconds, stats.recoveries) = (stats.ticks + 1, stats.seconds + seconds, recoveries);
-        if table.drains {
-            // The other waits for the end.
-            shared.work.notify_one();
+        table.is_running = false;
+        table.stats.recoveries = self.engine.recoveries;
+        table.room_in.extend(self.engine.spare());
+        if table.gathered.is_some() && table.finished.is_none() {
+            table.finished = Some(outputs);
+            shared.rouse(&table);
+            return Ok(true);
         }
-        Ok(true)
+        drop(table);
+        deliver(shared, outputs).map(|()| true)
     }
 
-    /// Does the first command that can be done, if there still is one.
-    fn command(&mut self) -> Result<()> {
-        // No tick runs from here on, and those that have run are delivered where their streams do not run.
-        let mut engine = lock(self.engine)?;
-        let mut table = self.shared.lock();
-        let Some(command) = table.next_command().map(|at| table.commands.remove(at)) else { return Ok(()) };
-        let mut state = |slot, id| table.entry(slot, id).map(|entry| (entry.has_state, entry.done));
+    fn command(&mut self, command: Command) {
+        // Of streams that do not run: what has run is delivered, and what is gathered has not run.
+        let state = |slot, id| self.shared.lock().entry(slot, id).map(|entry| (entry.has_state, entry.done));
         match command {
             Command::Save { slot, id, reply } => {
-                let state = state(slot, id);
-                drop(table);
                 // Whoever asked may have gone.
-                let _ = reply.send(state.and_then(|state| save(&mut engine, slot, state)));
+                let _ = reply.send(state(slot, id).and_then(|state| self.save(slot, state)));
             }
             Command::Fork { slot, id, child, reply } => {
-                let parent = state(slot, id);
-                drop(table);
-                let done = parent.and_then(|(has_state, done)| {
+                let done = state(slot, id).and_then(|(has_state, done)| {
                     if has_state {
-                        engine.run(Event::Fork { from: slot as u32, to: child as u32 }, |_| {})?;
+                        self.engine.run(Event::Fork { from: slot as u32, to: child as u32 }, |_| {})?;
                     }
                     Ok((has_state, done))
                 });
                 self.begin(child, &reply, done);
             }
             Command::Write { slot, rows, steps, reply } => {
-                drop(table);
-                let done = engine.run(Event::Write { to: slot as u32, rows }, |_| {}).map(|()| (true, steps));
+                let done = self.engine.run(Event::Write { to: slot as u32, rows }, |_| {}).map(|()| (true, steps));
                 self.begin(slot, &reply, done);
             }
         }
-        Ok(())
     }
 
     /// Lets the new stream in `slot` begin after so many steps, from its slot where that holds a state.
@@ -145,24 +117,61 @@ impl Worker<'_> {
         }
         let _ = reply.send(done.map(drop));
     }
-}
 
-/// The device, once nobody else uses it.
-fn lock(engine: &Mutex<Engine>) -> Result<MutexGuard<'_, Engine>> {
-    engine.lock().map_err(|_| Error::internal("streams: a thread has panicked"))
-}
-
-/// The state in `slot`, of a stream that has one and has run so many steps.
-fn save(engine: &mut Engine, slot: usize, (has_state, steps): (bool, u64)) -> Result<StreamState> {
-    if !has_state {
-        return Ok(StreamState { steps, values: Default::default() });
+    /// The state in `slot`, of a stream that has one and has run so many steps.
+    fn save(&mut self, slot: usize, (has_state, steps): (bool, u64)) -> Result<StreamState> {
+        if !has_state {
+            return Ok(StreamState { steps, values: Default::default() });
+        }
+        let rows = self.engine.read(slot as u32)?;
+        let names = self.engine.tables().iter().map(|t| t.state_name().to_string());
+        Ok(StreamState { steps, values: names.zip(rows).collect() })
     }
-    let rows = engine.read(slot as u32)?;
-    let names = engine.tables().iter().map(|t| t.state_name().to_string());
-    Ok(StreamState { steps, values: names.zip(rows).collect() })
 }
 
-/// Wakes everyone who waits when a worker ends, however it does.
+/// Gathers and delivers while the other runs; new streams begin from the row `zero`.
+pub(super) fn help(shared: &Shared, zero: u32) {
+    go_on(shared, || {
+        let mut table = shared.lock();
+        loop {
+            if table.stops || table.failure.is_some() {
+                return Ok(false);
+            }
+            if let Some(outputs) = table.finished.take() {
+                drop(table);
+                return deliver(shared, outputs).map(|()| true);
+            }
+            if table.is_ahead() {
+                let tick = gather(shared, table, zero)?;
+                let mut table = shared.lock();
+                table.gathered = Some(tick);
+                shared.rouse(&table);
+                return Ok(true);
+            }
+            table.helper_waits = true;
+            table = shared.ahead.wait(table).unwrap_or_else(PoisonError::into_inner);
+            table.helper_waits = false;
+        }
+    });
+}
+
+/// Does `work` until it says that there is to be no more, or fails.
+fn go_on(shared: &Shared, mut work: impl FnMut() -> Result<bool>) {
+    let _end = End(shared);
+    let why = loop {
+        match work() {
+            Ok(true) => {}
+            Ok(false) => break "they were closed".to_string(),
+            Err(error) => {
+                log::error!("streams: {error}");
+                break error.to_string();
+            }
+        }
+    };
+    shared.fail(why);
+}
+
+/// Wakes everyone who waits when a thread ends, however it does.
 struct End<'a>(&'a Shared);
 
 impl Drop for End<'_> {
