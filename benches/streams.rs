@@ -76,9 +76,6 @@ fn main() -> Result<()> {
     // In turn, so that what slows the machine down slows all of them down.
     let (mut rates, mut latency) = ([const { Vec::new() }; 4], Vec::new());
     for _ in 0..arguments.rounds {
-        for b in [(128, 4), (256, 4), (200, 2)] {
-            println!("{b:?} {:.1}", plain(&device, &network, &parameters, b, arguments.seconds)? * FLOPS / 1e9);
-        }
         rates[0].push(plain(&device, &network, &parameters, (64, 64), arguments.seconds)?);
         rates[1].push(plain(&device, &network, &parameters, (1, 1), arguments.seconds)?);
         let (rate, _) = offered(&streams, &all, &pieces, None, arguments.seconds)?;
@@ -166,13 +163,6 @@ fn offered(
     let elapsed = begin.elapsed().as_secs_f64();
     let mut after = streams.stats();
     let rate = (after.steps - before.steps) as f64 / elapsed;
-    let ticks = (after.ticks - before.ticks) as f64;
-    println!(
-        "ticks {ticks} rows {:.0} ms {:.2} wall {:.2}",
-        (after.steps - before.steps) as f64 / ticks,
-        1e3 * (after.seconds - before.seconds) / ticks,
-        1e3 * elapsed / ticks
-    );
     for stream in all {
         while !stream.receive()?.is_empty() {}
     }

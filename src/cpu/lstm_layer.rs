@@ -358,6 +358,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn falling_parts_cover_all_sequences() {
+        for (sequences, threads) in [(0, 2), (1, 2), (130, 2), (256, 2), (1000, 3), (5000, 2)] {
+            let parts: Vec<_> = falling(7..7 + sequences, threads).collect();
+            let covered: Vec<usize> = parts.iter().flat_map(|p| p.clone()).collect();
+            assert_eq!(covered, (7..7 + sequences).collect::<Vec<_>>());
+            assert!(parts.iter().all(|p| p.len() <= TILE) && parts.is_sorted_by_key(|p| std::cmp::Reverse(p.len())));
+            assert!(parts.iter().rev().skip(1).all(|p| p.len() >= LEAST), "{parts:?}");
+        }
+    }
+
+    #[test]
     fn shares_cover_all_sequences_and_cuts_all_rows() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         for wanted in [vec![5, 0, 3, 3, 1, 0], vec![], vec![0, 0], vec![9], vec![4; 7]] {

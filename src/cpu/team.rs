@@ -6,10 +6,12 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Looks at the others before a thread lets the system run another: a meeting takes hundreds of nanoseconds, unless the system
-/// has taken a processor away.
-const PATIENCE: u32 = 10_000;
+/// Looks at the others before a thread sleeps: a meeting takes less than a microsecond and looks some twenty, so that only one that the
+/// system has taken the processor away from is waited for longer. It gets the sleeper's, where a thread that kept looking would
+/// keep it off until its turn comes.
+const PATIENCE: u32 = 1000;
 
 /// Where a number of threads meet, again and again.
 pub(super) struct Meeting {
@@ -17,11 +19,23 @@ pub(super) struct Meeting {
     arrived: AtomicUsize,
     round: AtomicUsize,
     broken: AtomicBool,
+    /// How many sleep; changed under the lock.
+    asleep: AtomicUsize,
+    lock: Mutex<()>,
+    changed: Condvar,
 }
 
 impl Meeting {
     pub fn new(threads: usize) -> Self {
-        Self { threads, arrived: AtomicUsize::new(0), round: AtomicUsize::new(0), broken: AtomicBool::new(false) }
+        Self {
+            threads,
+            arrived: AtomicUsize::new(0),
+            round: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
+            asleep: AtomicUsize::new(0),
+            lock: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// Returns once all threads have come; what each wrote before, all can read after. Where one has failed the others fail
@@ -33,34 +47,52 @@ impl Meeting {
         let round = self.round.load(Ordering::Relaxed);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             self.arrived.store(0, Ordering::Relaxed);
-            self.round.store(round + 1, Ordering::Release);
-            return;
+            // In one order with the count of sleepers: either it is seen here, or who goes to sleep sees the round.
+            self.round.store(round + 1, Ordering::SeqCst);
+            return self.wake();
         }
-        let mut looks = 0;
-        while self.round.load(Ordering::Acquire) == round {
-            assert!(!self.broken.load(Ordering::Relaxed), "another thread of the layer failed");
-            looks += 1;
-            if looks < PATIENCE {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+        let is_over = || {
+            assert!(!self.broken.load(Ordering::SeqCst), "another thread of the layer failed");
+            self.round.load(Ordering::SeqCst) != round
+        };
+        for _ in 0..PATIENCE {
+            if is_over() {
+                return;
             }
+            std::hint::spin_loop();
+        }
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        while !is_over() {
+            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Wakes who sleeps.
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst) > 0 {
+            drop(self.lock.lock());
+            self.changed.notify_all();
         }
     }
 
     /// Runs `work(number)` on every thread of the pool that this is called on, of which there are as many as meet.
     pub fn gather(&self, work: impl Fn(usize) + Sync) {
-        struct Watch<'a>(&'a AtomicBool);
+        struct Watch<'a>(&'a Meeting);
         impl Drop for Watch<'_> {
             fn drop(&mut self) {
-                self.0.fetch_or(std::thread::panicking(), Ordering::Relaxed);
+                if std::thread::panicking() {
+                    self.0.broken.store(true, Ordering::SeqCst);
+                    self.0.wake();
+                }
             }
         }
         if self.threads == 1 {
             return work(0);
         }
         rayon::broadcast(|thread| {
-            let _watch = Watch(&self.broken);
+            let _watch = Watch(self);
             work(thread.index());
         });
     }
@@ -144,12 +176,42 @@ mod tests {
         }
     }
 
+    /// One that comes late finds the others asleep.
+    #[test]
+    fn who_waits_for_long_sleeps_and_is_woken() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let (meeting, late) = (Meeting::new(3), std::time::Duration::from_millis(if cfg!(miri) { 1 } else { 20 }));
+        let met = AtomicUsize::new(0);
+        pool.install(|| {
+            meeting.gather(|number| {
+                for round in 0..3 {
+                    if number == round {
+                        std::thread::sleep(late);
+                    }
+                    met.fetch_add(1, Ordering::Relaxed);
+                    meeting.wait();
+                    assert!(met.load(Ordering::Relaxed) >= 3 * (round + 1));
+                }
+            });
+        });
+        assert_eq!((met.into_inner(), meeting.asleep.into_inner()), (9, 0));
+    }
+
     #[test]
     fn where_one_thread_fails_the_others_do_not_wait() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let meeting = Meeting::new(2);
         let run = || {
-            pool.install(|| meeting.gather(|number| if number == 0 { panic!("as planned") } else { meeting.wait() }))
+            pool.install(|| {
+                meeting.gather(|number| {
+                    if number == 0 {
+                        // The other is asleep by then.
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        panic!("as planned");
+                    }
+                    meeting.wait();
+                });
+            });
         };
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
     }
