@@ -1,9 +1,10 @@
 """Microseconds of one step of one stream with ONNX Runtime on the CPU: the model of `benches/step.rs`.
 
-    python benches/step_onnxruntime.py [THREADS [SIZE]]
+    python benches/step_onnxruntime.py [THREADS [SIZE [STREAMS]]]
 
 Two ways of calling it: `run` with arrays, as a user writes it, and with inputs and outputs bound once, which leaves out what
-Python and copies cost. The call without a layer, which does nothing, is timed as well. JSON lines.
+Python and copies cost. The call without a layer, which does nothing, is timed as well. With STREAMS also a call for a step of
+one of so many streams at random, each with an input and states of its own. JSON lines.
 """
 
 import json
@@ -47,11 +48,13 @@ def report(call, what, threads):
     times = times[STEPS // 10 :]
     median, p99 = np.percentile(times, [50, 99])
     line = {"peer": "onnxruntime", "version": onnxruntime.__version__, "threads": threads, "call": what}
-    print(json.dumps(line | {"median_us": round(median, 2), "p99_us": round(p99, 2)}), flush=True)
+    mean = sum(times) / len(times)
+    print(json.dumps(line | {"mean_us": round(mean, 2), "median_us": round(median, 2), "p99_us": round(p99, 2)}), flush=True)
 
 
 def main():
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    streams = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -64,6 +67,16 @@ def main():
             now["x"] = y[0]
 
         report(run, "run" + suffix, threads)
+        if streams > 0 and layer:
+            rng = np.random.default_rng(1)
+            all_streams = [{n: rng.normal(size=(1, 1, SIZE)).astype(np.float32) for n in "xhc"} for _ in range(streams)]
+            order = iter(rng.integers(streams, size=STEPS).tolist())
+
+            def run_one():
+                stream = all_streams[next(order)]
+                _, stream["h"], stream["c"] = session.run(None, stream)
+
+            report(run_one, f"run, {streams} streams", threads)
         value = lambda *shape: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
         x, y = value(1, 1, SIZE), value(1, 1, 1, SIZE)
         # States change places at each step.
