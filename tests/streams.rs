@@ -176,6 +176,36 @@ fn states_are_saved_restored_and_forked() {
     }
 }
 
+/// There is always more to do than a tick has room for, so that the next is gathered and the last delivered while one runs.
+#[test]
+fn streams_close_and_fork_while_ticks_overlap() {
+    for device in devices() {
+        let count = if device.label() == "cpu" { 60 } else { 15 };
+        let options = StreamOptions { streams: 100, sequences: 4, steps: 2, ..StreamOptions::default() };
+        let (streams, inputs) = (open(&device, options), inputs(count, 21));
+        let twice = |x: &Tensor| {
+            let values = [x.f32s().unwrap(), x.f32s().unwrap()].concat();
+            Tensor::new(&[2 * x.shape()[0], FEATURES], values).unwrap()
+        };
+        let wanted = alone(&streams, &inputs.iter().map(twice).collect::<Vec<_>>());
+        let mut all: Vec<Option<Stream>> = inputs.iter().map(|_| streams.stream().ok()).collect();
+        inputs.iter().zip(&all).for_each(|(x, stream)| stream.as_ref().unwrap().push(x).unwrap());
+        all.iter_mut().step_by(5).for_each(|stream| *stream = None);
+        for (n, ((x, stream), wanted)) in inputs.iter().zip(&all).zip(&wanted).enumerate() {
+            let Some(stream) = stream else { continue };
+            let (steps, fork) = (x.shape()[0], (n % 5 == 1).then(|| stream.fork().unwrap()));
+            if let Some(fork) = fork {
+                assert_bits(&fork.run(x).unwrap(), &rows(wanted, steps, steps), &format!("fork of {n}"));
+                assert_eq!(stream.save().unwrap().steps, steps as u64);
+            }
+            assert_bits(&stream.run(x).unwrap(), wanted, &format!("stream {n}"));
+        }
+        drop(all);
+        let stats = streams.stats();
+        assert_eq!((stats.open, stats.waiting), (0, 0), "{stats:?}");
+    }
+}
+
 #[test]
 fn a_lost_device_loses_and_repeats_no_step() {
     for device in common::gpus() {
