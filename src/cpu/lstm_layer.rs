@@ -27,7 +27,7 @@ const TILE: usize = 128;
 /// Sequences of a thread up to which it has them all in one tile, and the fewest of a tile where it has more: a product of fewer
 /// rows is slower.
 const FEW: usize = 64;
-const LEAST: usize = 16;
+const LEAST: usize = 24;
 /// Multiply-adds of a step that are worth a meeting.
 const MEETING_COST: usize = 50_000;
 /// Packed operands that a layer may keep: each direction's input weights, recurrent weights and projection.
@@ -95,7 +95,9 @@ fn falling(sequences: Range<usize>, threads: usize) -> impl Iterator<Item = Rang
     let mut first = sequences.start;
     std::iter::from_fn(move || {
         let left = sequences.end - first;
-        let len = (left / (2 * threads)).clamp(LEAST, TILE).min(left);
+        let len = (left / (2 * threads)).clamp(LEAST, TILE);
+        // What is left after it is no less than that.
+        let len = if left < len + LEAST { left.min(TILE) } else { len };
         first += len;
         (len > 0).then_some(first - len..first)
     })
@@ -363,8 +365,10 @@ mod tests {
             let parts: Vec<_> = falling(7..7 + sequences, threads).collect();
             let covered: Vec<usize> = parts.iter().flat_map(|p| p.clone()).collect();
             assert_eq!(covered, (7..7 + sequences).collect::<Vec<_>>());
-            assert!(parts.iter().all(|p| p.len() <= TILE) && parts.is_sorted_by_key(|p| std::cmp::Reverse(p.len())));
-            assert!(parts.iter().rev().skip(1).all(|p| p.len() >= LEAST), "{parts:?}");
+            let sizes = LEAST.min(sequences)..=TILE;
+            assert!(parts.iter().all(|p| sizes.contains(&p.len())), "{parts:?}");
+            // The last may be as large as what was left over makes it.
+            assert!(parts.iter().rev().skip(1).is_sorted_by_key(|p| p.len()), "{parts:?}");
         }
     }
 
