@@ -5,7 +5,7 @@ use super::journal::Event;
 use super::queue::{Entry, Shared, Table};
 use crate::error::{Error, Result};
 use crate::params::Tensor;
-use crate::scheduler::{TickLimits, tick};
+use crate::scheduler::{Pace, TickLimits, tick};
 use std::sync::MutexGuard;
 use std::time::Instant;
 
@@ -58,6 +58,27 @@ impl Members {
     }
 }
 
+/// Where ticks stand.
+#[derive(Debug, Default)]
+pub(super) struct Ticks {
+    /// How many were taken out of the queue and are not delivered yet, and whether one of them is on the device.
+    pub running: usize,
+    pub is_running: bool,
+    /// Streams in the queue that are enough for a tick while another runs, if any are.
+    pub enough: Option<usize>,
+    /// The tick that is to run next, and the one that has run and is to be delivered.
+    pub gathered: Option<Tick>,
+    pub finished: Option<Outputs>,
+    /// Whether the worker and its helper wait for something to do.
+    pub waits: bool,
+    pub helper_waits: bool,
+    /// Room for what ticks read and give.
+    pub room_in: Vec<Vec<u32>>,
+    pub room_out: Vec<Vec<f32>>,
+    /// How long they take.
+    pace: Pace,
+}
+
 /// A tick that is ready to run.
 #[derive(Debug)]
 pub(super) struct Tick {
@@ -81,10 +102,10 @@ pub(super) struct Outputs {
 pub(super) fn gather(shared: &Shared, mut table: MutexGuard<'_, Table>, zero: u32) -> Result<Tick> {
     let begin = Instant::now();
     let members = choose(&mut table, &shared.limits, shared.options.outputs)?;
-    table.running += 1;
+    table.ticks.running += 1;
     // As many as this takes are worth being gathered while it runs.
-    table.enough = if table.queue.is_empty() { usize::MAX } else { members.all.len() };
-    let mut x = table.room_in.pop().unwrap_or_default();
+    table.ticks.enough = (!table.queue.is_empty()).then_some(members.all.len());
+    let mut x = table.ticks.room_in.pop().unwrap_or_default();
     shared.rouse(&table);
     drop(table);
     let width = shared.signature.width();
@@ -114,13 +135,13 @@ pub(super) fn gather(shared: &Shared, mut table: MutexGuard<'_, Table>, zero: u3
 
 /// Takes the streams of the next tick out of the queue of `table`.
 fn choose(table: &mut Table, limits: &TickLimits, outputs: usize) -> Result<Members> {
-    let Table { queue, entries, stats, pace, .. } = table;
+    let Table { queue, entries, stats, ticks, .. } = table;
     let mut waiting = Vec::with_capacity(queue.len().min(limits.sequences));
     for &slot in queue.iter().take(limits.sequences) {
         let entry = in_slot(entries, slot)?;
         waiting.push(entry.waiting.min(outputs - entry.ready));
     }
-    let chosen = tick(&waiting, limits, pace);
+    let chosen = tick(&waiting, limits, &ticks.pace);
     let members = Members::new(queue.drain(..chosen.len()).zip(chosen).collect());
     for &(slot, steps) in &members.all {
         let entry = in_slot(entries, slot)?;
@@ -155,10 +176,10 @@ pub(super) fn deliver(shared: &Shared, Outputs { members, y, seconds }: Outputs)
     })?;
     let mut table = shared.lock();
     let seconds = seconds + now.elapsed().as_secs_f64();
-    table.running -= 1;
-    table.pace.learn(members.steps(), members.rows(), seconds);
+    table.ticks.running -= 1;
+    table.ticks.pace.learn(members.steps(), members.rows(), seconds);
     (table.stats.ticks, table.stats.seconds) = (table.stats.ticks + 1, table.stats.seconds + seconds);
-    table.room_out.push(y);
+    table.ticks.room_out.push(y);
     shared.rouse(&table);
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! What waits: inputs and outputs of each stream, which streams are ready, and who is to be woken.
 
 use super::StreamOptions;
-use super::exchange::{Outputs, Tick};
+use super::exchange::Ticks;
 use super::stats::Stats;
 use super::worker::Command;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::{Bound, Pace, TickLimits};
+use crate::scheduler::{Bound, TickLimits};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -75,22 +75,7 @@ pub(super) struct Table {
     /// Slots with steps to run and room for outputs, in the order in which they are served.
     pub queue: VecDeque<usize>,
     pub commands: Vec<Command>,
-    /// Ticks that were taken out of the queue and are not delivered yet, and whether one of them is on the device.
-    pub running: usize,
-    pub is_running: bool,
-    /// Streams in the queue that are enough for a tick while another runs.
-    pub enough: usize,
-    /// The tick that is to run next, and the one that has run and is to be delivered.
-    pub gathered: Option<Tick>,
-    pub finished: Option<Outputs>,
-    /// Whether the worker and its helper wait for something to do.
-    pub waits: bool,
-    pub helper_waits: bool,
-    /// Room for what ticks read and give.
-    pub room_in: Vec<Vec<u32>>,
-    pub room_out: Vec<Vec<f32>>,
-    /// How long ticks take.
-    pub pace: Pace,
+    pub ticks: Ticks,
     pub ids: u64,
     /// What has stopped everything, if it has.
     pub failure: Option<String>,
@@ -157,10 +142,10 @@ impl Shared {
     /// Wakes those that have something to do.
     pub fn rouse(&self, table: &Table) {
         let has_work = || table.has_tick() || table.next_command().is_some() || table.drains && table.is_done();
-        if table.waits && has_work() {
+        if table.ticks.waits && has_work() {
             self.work.notify_one();
         }
-        if table.helper_waits && (table.finished.is_some() || table.is_ahead()) {
+        if table.ticks.helper_waits && (table.ticks.finished.is_some() || table.is_ahead()) {
             self.ahead.notify_one();
         }
     }
@@ -201,16 +186,7 @@ impl Table {
             free: (0..streams).rev().collect(),
             queue: VecDeque::new(),
             commands: Vec::new(),
-            running: 0,
-            is_running: false,
-            enough: usize::MAX,
-            gathered: None,
-            finished: None,
-            waits: false,
-            helper_waits: false,
-            room_in: Vec::new(),
-            room_out: Vec::new(),
-            pace: Pace::default(),
+            ticks: Ticks::default(),
             ids: 0,
             failure: None,
             drains: false,
@@ -283,18 +259,19 @@ impl Table {
 
     /// Whether there is a tick to run.
     pub fn has_tick(&self) -> bool {
-        self.gathered.is_some() || !self.queue.is_empty()
+        self.ticks.gathered.is_some() || !self.queue.is_empty()
     }
 
     /// Whether the next tick is to be gathered while one runs: as many wait as it would have, so that those who come meanwhile
     /// would have to wait for another all the same.
     pub fn is_ahead(&self) -> bool {
-        self.is_running && self.gathered.is_none() && self.queue.len() >= self.enough
+        let Ticks { is_running, gathered, enough, .. } = &self.ticks;
+        *is_running && gathered.is_none() && enough.is_some_and(|enough| self.queue.len() >= enough)
     }
 
     /// Whether nothing runs and nothing is left to do.
     pub fn is_done(&self) -> bool {
-        self.queue.is_empty() && self.commands.is_empty() && self.running == 0
+        self.queue.is_empty() && self.commands.is_empty() && self.ticks.running == 0
     }
 
     /// The first command that can be done: whose stream has nothing left to run, or is gone.

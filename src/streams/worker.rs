@@ -52,11 +52,11 @@ impl Worker<'_> {
             if table.has_tick() {
                 break;
             }
-            table.waits = true;
+            table.ticks.waits = true;
             table = shared.work.wait(table).unwrap_or_else(PoisonError::into_inner);
-            table.waits = false;
+            table.ticks.waits = false;
         }
-        let tick = match table.gathered.take() {
+        let tick = match table.ticks.gathered.take() {
             Some(tick) => tick,
             None => {
                 let tick = gather(shared, table, self.engine.zero())?;
@@ -64,8 +64,8 @@ impl Worker<'_> {
                 tick
             }
         };
-        table.is_running = true;
-        let mut y = table.room_out.pop().unwrap_or_default();
+        table.ticks.is_running = true;
+        let mut y = table.ticks.room_out.pop().unwrap_or_default();
         shared.rouse(&table);
         drop(table);
         let begin = Instant::now();
@@ -74,11 +74,11 @@ impl Worker<'_> {
         let seconds = tick.seconds + begin.elapsed().as_secs_f64();
         let outputs = Outputs { members: tick.members, y, seconds };
         let mut table = shared.lock();
-        table.is_running = false;
+        table.ticks.is_running = false;
         table.stats.recoveries = self.engine.recoveries;
-        table.room_in.extend(self.engine.spare());
-        if table.gathered.is_some() && table.finished.is_none() {
-            table.finished = Some(outputs);
+        table.ticks.room_in.extend(self.engine.spare());
+        if table.ticks.gathered.is_some() && table.ticks.finished.is_none() {
+            table.ticks.finished = Some(outputs);
             shared.rouse(&table);
             return Ok(true);
         }
@@ -137,20 +137,20 @@ pub(super) fn help(shared: &Shared, zero: u32) {
             if table.stops || table.failure.is_some() {
                 return Ok(false);
             }
-            if let Some(outputs) = table.finished.take() {
+            if let Some(outputs) = table.ticks.finished.take() {
                 drop(table);
                 return deliver(shared, outputs).map(|()| true);
             }
             if table.is_ahead() {
                 let tick = gather(shared, table, zero)?;
                 let mut table = shared.lock();
-                table.gathered = Some(tick);
+                table.ticks.gathered = Some(tick);
                 shared.rouse(&table);
                 return Ok(true);
             }
-            table.helper_waits = true;
+            table.ticks.helper_waits = true;
             table = shared.ahead.wait(table).unwrap_or_else(PoisonError::into_inner);
-            table.helper_waits = false;
+            table.ticks.helper_waits = false;
         }
     });
 }
