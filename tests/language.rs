@@ -96,10 +96,12 @@ fn a_lost_device_changes_nothing() {
         }
         assert_eq!(other.loss_so_far().unwrap(), whole.loss_so_far().unwrap());
         assert_eq!(bits(&mut other), bits(&mut whole), "{device:?}");
-        // Lost again and again, without a snapshot between, it is gone for good.
-        lose(&mut other);
-        let (got, wanted) = (other.validate().unwrap().unwrap(), whole.validate().unwrap().unwrap());
-        assert!((got - wanted).abs() < 1e-4, "{got} {wanted}");
+        // Lost again and again, without a snapshot between, it is gone for good; where training took long there may have been one.
+        for _ in 0..3 {
+            lose(&mut other);
+            let (got, wanted) = (other.validate().unwrap().unwrap(), whole.validate().unwrap().unwrap());
+            assert!((got - wanted).abs() < 1e-4, "{got} {wanted}");
+        }
         assert_eq!(other.model().model().device().label(), "cpu");
         other.checkpoint(file("lost.safetensors")).unwrap();
     }
