@@ -74,10 +74,11 @@ pub(super) fn spread(
             }
         });
     } else {
-        let all = 0..layer.lengths.len();
-        let is_many = all.len() > FEW * shares.len() && shares.len() > 1;
-        let tiles: Vec<_> =
-            if is_many { falling(all, shares.len()).collect() } else { shares.iter().flat_map(tiles).collect() };
+        let is_many = layer.lengths.len() > FEW * shares.len() && shares.len() > 1;
+        let tiles: Vec<_> = match is_many {
+            true => falling(layer.lengths, shares.len()).collect(),
+            false => shares.iter().flat_map(tiles).collect(),
+        };
         threads::each(tiles.into_iter(), |tile| work(tile, 0..panels, &Meeting::new(1)));
     }
 }
@@ -89,17 +90,24 @@ fn tiles(sequences: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<>
     (0..count).map(move |n| first + n * len / count..first + (n + 1) * len / count)
 }
 
-/// Parts of `sequences`, each smaller than those before: threads take one after the other, and one that the system holds up takes
-/// fewer.
-fn falling(sequences: Range<usize>, threads: usize) -> impl Iterator<Item = Range<usize>> {
-    let mut first = sequences.start;
+/// Parts of sequences of these lengths, which descend, each with fewer rows than those before: threads take one after the other, and
+/// one that the system holds up takes fewer.
+fn falling(lengths: &[usize], threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let all = lengths.iter().sum::<usize>();
+    let (mut first, mut left) = (0, all);
     std::iter::from_fn(move || {
-        let left = sequences.end - first;
-        let len = (left / (2 * threads)).clamp(LEAST, TILE);
-        // What is left after it is no less than that.
-        let len = if left < len + LEAST { left.min(TILE) } else { len };
-        first += len;
-        (len > 0).then_some(first - len..first)
+        let (begin, mut rows) = (first, 0);
+        while first < lengths.len() && first - begin < TILE {
+            // No more than a thread's share, however few have it; and what is left after it is not too few.
+            let is_enough = first - begin >= LEAST && 2 * threads * rows >= left;
+            if (is_enough && lengths.len() - first >= LEAST) || first > begin && threads * rows >= all {
+                break;
+            }
+            rows += lengths[first];
+            first += 1;
+        }
+        left -= rows;
+        (first > begin).then_some(begin..first)
     })
 }
 
@@ -362,14 +370,25 @@ mod tests {
     #[test]
     fn falling_parts_cover_all_sequences() {
         for (sequences, threads) in [(0, 2), (1, 2), (130, 2), (256, 2), (1000, 3), (5000, 2)] {
-            let parts: Vec<_> = falling(7..7 + sequences, threads).collect();
+            let parts: Vec<_> = falling(&vec![3; sequences], threads).collect();
             let covered: Vec<usize> = parts.iter().flat_map(|p| p.clone()).collect();
-            assert_eq!(covered, (7..7 + sequences).collect::<Vec<_>>());
+            assert_eq!(covered, (0..sequences).collect::<Vec<_>>());
             let sizes = LEAST.min(sequences)..=TILE;
             assert!(parts.iter().all(|p| sizes.contains(&p.len())), "{parts:?}");
             // The last may be as large as what was left over makes it.
             assert!(parts.iter().rev().skip(1).is_sorted_by_key(|p| p.len()), "{parts:?}");
         }
+    }
+
+    #[test]
+    fn falling_parts_are_shared_by_rows() {
+        // Eight sequences have two thirds of the rows.
+        let lengths = [vec![200; 8], vec![5; 152], vec![0; 40]].concat();
+        let parts: Vec<_> = falling(&lengths, 2).collect();
+        let covered: Vec<usize> = parts.iter().flat_map(|p| p.clone()).collect();
+        assert_eq!(covered, (0..200).collect::<Vec<_>>());
+        let rows: Vec<usize> = parts.iter().map(|p| lengths[p.clone()].iter().sum()).collect();
+        assert!(rows.iter().all(|&n| n <= 2360 / 2 + 200), "{rows:?}");
     }
 
     #[test]

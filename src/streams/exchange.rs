@@ -1,11 +1,12 @@
 //! Steps from the queues of streams into a tick, and its outputs back, a few streams at a time, so that who pushes and receives
 //! meanwhile never waits long.
 
+use super::StreamOptions;
 use super::journal::Event;
 use super::queue::{Entry, Shared, Table};
 use crate::error::{Error, Result};
 use crate::params::Tensor;
-use crate::scheduler::{Pace, TickLimits, tick};
+use crate::scheduler::{Pace, tick};
 use std::sync::MutexGuard;
 use std::time::Instant;
 
@@ -101,7 +102,7 @@ pub(super) struct Outputs {
 /// Takes the next tick's steps out of the queue of `table`. New streams begin from the row `zero`.
 pub(super) fn gather(shared: &Shared, mut table: MutexGuard<'_, Table>, zero: u32) -> Result<Tick> {
     let begin = Instant::now();
-    let members = choose(&mut table, &shared.limits, shared.options.outputs)?;
+    let members = choose(&mut table, &shared.options)?;
     table.ticks.running += 1;
     // As many as this takes are worth being gathered while it runs.
     table.ticks.enough = (!table.queue.is_empty()).then_some(members.all.len());
@@ -134,14 +135,15 @@ pub(super) fn gather(shared: &Shared, mut table: MutexGuard<'_, Table>, zero: u3
 }
 
 /// Takes the streams of the next tick out of the queue of `table`.
-fn choose(table: &mut Table, limits: &TickLimits, outputs: usize) -> Result<Members> {
+fn choose(table: &mut Table, options: &StreamOptions) -> Result<Members> {
+    let limits = options.limits();
     let Table { queue, entries, stats, ticks, .. } = table;
     let mut waiting = Vec::with_capacity(queue.len().min(limits.sequences));
     for &slot in queue.iter().take(limits.sequences) {
         let entry = in_slot(entries, slot)?;
-        waiting.push(entry.waiting.min(outputs - entry.ready));
+        waiting.push(entry.waiting.min(options.outputs - entry.ready));
     }
-    let chosen = tick(&waiting, limits, &ticks.pace);
+    let chosen = tick(&waiting, &limits, &ticks.pace);
     let members = Members::new(queue.drain(..chosen.len()).zip(chosen).collect());
     for &(slot, steps) in &members.all {
         let entry = in_slot(entries, slot)?;

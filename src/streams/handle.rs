@@ -49,10 +49,10 @@ impl Streams {
         let (input, output) = engine.features()?;
         let signature = Signature { input, output, bounds: engine.bounds(), pads };
         let (tables, device) = (Arc::new(engine.tables().to_vec()), engine.device().name());
-        let (limits, zero) = (options.limits(), engine.zero());
+        let zero = engine.zero();
         let table = Table::new(options.streams).into();
         let (work, ahead) = Default::default();
-        let shared = Arc::new(Shared { table, work, ahead, signature, options, limits });
+        let shared = Arc::new(Shared { table, work, ahead, signature, options });
         // Stops those that have begun where another cannot.
         let mut all = Self { shared, tables, device, workers: Vec::new() };
         let shared = Arc::clone(&all.shared);

@@ -6,7 +6,7 @@ use super::stats::Stats;
 use super::worker::Command;
 use crate::error::{Error, Result};
 use crate::params::{DType, Tensor};
-use crate::scheduler::{Bound, TickLimits};
+use crate::scheduler::Bound;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -131,7 +131,6 @@ pub(super) struct Shared {
     pub ahead: Condvar,
     pub signature: Signature,
     pub options: StreamOptions,
-    pub limits: TickLimits,
 }
 
 impl Shared {

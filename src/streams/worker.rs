@@ -77,7 +77,9 @@ impl Worker<'_> {
         table.ticks.is_running = false;
         table.stats.recoveries = self.engine.recoveries;
         table.ticks.room_in.extend(self.engine.spare());
-        if table.ticks.gathered.is_some() && table.ticks.finished.is_none() {
+        // The helper may have ended where all is to stop; what has run is delivered all the same.
+        let helps = !table.stops && table.failure.is_none();
+        if helps && table.ticks.gathered.is_some() && table.ticks.finished.is_none() {
             table.ticks.finished = Some(outputs);
             shared.rouse(&table);
             return Ok(true);
@@ -134,12 +136,12 @@ pub(super) fn help(shared: &Shared, zero: u32) {
     go_on(shared, || {
         let mut table = shared.lock();
         loop {
-            if table.stops || table.failure.is_some() {
-                return Ok(false);
-            }
             if let Some(outputs) = table.ticks.finished.take() {
                 drop(table);
                 return deliver(shared, outputs).map(|()| true);
+            }
+            if table.stops || table.failure.is_some() {
+                return Ok(false);
             }
             if table.is_ahead() {
                 let tick = gather(shared, table, zero)?;
